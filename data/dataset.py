@@ -1,0 +1,204 @@
+"""A dataset: a folder of shards, tables, indexes and a tokenizer, and `dataset.json`, which says what it is.
+
+That file is written last: without it the folder is not a dataset but a build that was interrupted. Everything in
+it is the same for the same recipe, input and library versions: no dates, durations or host names.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.shards import SPLITS, Index, MappedShard
+from data.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+
+FORMAT = "luban-dataset"
+VERSION = 1
+FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class DocumentRow:
+    """One line of a shard's document table."""
+
+    id: str
+    source: str
+    shard: int
+    """Number of the shard in its split."""
+    start: int
+    """First token, counted from the shard's."""
+    tokens: int
+    """How many, EOS included."""
+    text_bytes: int
+    digest: str
+    """xxh3_128 of the text, hex."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A complete dataset."""
+
+    folder: Path
+    info: dict[str, Any]
+    """The content of `dataset.json`."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the recipe that built it."""
+        return self.info["name"]
+
+    @property
+    def kind(self) -> str:
+        """ "text" or "examples"."""
+        return self.info["kind"]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text a token stands for on average, over all splits."""
+        return self.info["bytes_per_token"]
+
+    def index(self, split: str) -> Index:
+        """The shards of "train", "valid" or "heldout" (none, where the split is empty).
+
+        Raises:
+            UserError: no such split, a shard missing or of another size, an index of another build.
+        """
+        index = Index.load(self.folder, split)
+        recorded = self.info["splits"].get(split, {}).get("fingerprint")
+        if index.fingerprint != recorded:
+            raise UserError(
+                f"{split}.index.json in {self.folder} belongs to another build than its {FILE}: "
+                f"{index.fingerprint[:12]} there, {str(recorded)[:12]} here. Copy the dataset again, or rebuild it."
+            )
+        return index
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the shards."""
+        return self._tokenizer
+
+    def rows(self, split: str) -> Iterator[DocumentRow]:
+        """The split's documents in the order of their tokens."""
+        from pyarrow import parquet
+
+        for number, shard in enumerate(self.index(split).shards):
+            path = self.folder / f"{shard.url.removesuffix('.tar')}.docs.parquet"
+            try:
+                table = parquet.read_table(path)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read the document table {path}: {error}") from None
+            for row in table.to_pylist():
+                yield DocumentRow(
+                    row["id"], row["source"], number, row["start"], row["tokens"], row["bytes"], row["xxh3"]
+                )
+
+    def documents(self, split: str) -> Iterator[tuple[DocumentRow, np.ndarray]]:
+        """Each document of the split with its tokens, EOS included."""
+        index = self.index(split)
+        shard: tuple[int, MappedShard] | None = None
+        for row in self.rows(split):
+            if shard is None or shard[0] != row.shard:
+                shard = (row.shard, MappedShard(self.folder, index.shards[row.shard], index.dtype))
+            yield row, shard[1].tokens(row.start, row.start + row.tokens)
+
+    def verify(self) -> list[str]:
+        """Re-read every shard against its sha256 and its table; what is wrong, one line each."""
+        problems = []
+        for split in SPLITS:
+            try:
+                index = self.index(split)
+            except UserError as error:
+                problems += str(error).splitlines()
+                continue
+            damaged = index.verify()
+            problems += damaged
+            if not damaged:
+                problems += self._table_problems(split, index)
+        return problems
+
+    def _table_problems(self, split: str, index: Index) -> list[str]:
+        starts: dict[int, list[int]] = {number: [] for number in range(len(index.shards))}
+        try:
+            for row in self.rows(split):
+                starts[row.shard].append(row.start)
+        except UserError as error:
+            return [str(error)]
+        return [
+            f"the document table of {shard.url} in {self.folder} doesn't match the shard"
+            for number, shard in enumerate(index.shards)
+            if not np.array_equal(MappedShard(self.folder, shard, index.dtype).document_starts(), starts[number])
+        ]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder)
+
+
+def load_dataset(folder: Path | str) -> Dataset:
+    """Open a complete dataset. Shards are looked at by `index`.
+
+    Raises:
+        UserError: no dataset there, an interrupted build, a newer version, a tokenizer other than the shards'.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / FILE
+    try:
+        info = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(_absent(folder)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise UserError(f"{path} doesn't describe a Luban dataset: its format should be {FORMAT!r}")
+    if info.get("version") != VERSION:
+        raise UserError(
+            f"{path} has version {info.get('version')} of {FORMAT}; this Luban reads version {VERSION}. "
+            "Use the Luban that wrote it, or rebuild the dataset."
+        )
+    dataset = Dataset(folder, info)
+    _check_tokenizer(dataset)
+    return dataset
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `dataset.json` says of its tokenizer."""
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "model_sha256": hashlib.sha256(tokenizer.model).hexdigest(),
+        "vocab_size": tokenizer.vocab_size,
+        "padded_vocab_size": tokenizer.padded_vocab_size,
+        "files": [MODEL_FILE, JSON_FILE],
+    }
+
+
+def _check_tokenizer(dataset: Dataset) -> None:
+    """Compare bytes first: parsing the model is only needed to say what differs."""
+    path = dataset.folder / MODEL_FILE
+    recorded = dataset.info["tokenizer"]
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the dataset's tokenizer {path}: {error.strerror or error}") from None
+    if found == recorded["model_sha256"]:
+        return
+    fingerprint = dataset.tokenizer().fingerprint
+    if fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"{path} is not the tokenizer that made these shards: its fingerprint is {fingerprint[:12]}, theirs "
+            f"{recorded['fingerprint'][:12]}. Put the right one back, or rebuild the dataset."
+        )
+
+
+def _absent(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no dataset at {folder}. Build one with: luban data build RECIPE --out {folder}"
+    if any(folder.glob("*.tar")) or (folder / ".building").is_dir():
+        return (
+            f"the dataset {folder} is incomplete: its build was interrupted before {FILE} was written. Build it again."
+        )
+    return f"{folder} is not a dataset: it holds no {FILE}"

@@ -1,0 +1,41 @@
+"""Files that appear under their names only when they are whole: temporary name, fsync, rename, fsync the folder.
+
+A reader or a rerun after a crash or a full disk therefore never meets half a file.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Publish `content` as JSON, keys sorted, the same bytes each time."""
+    text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
+    with published(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")

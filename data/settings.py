@@ -1,0 +1,194 @@
+"""Recipes: pydantic sections read from YAML and `key=value`, every mistake named at once.
+
+A recipe is a tree of `Section`s. Each field is followed by its docstring, which is its reference manual and
+states its unit. A field's type says what may happen to it once a run has begun:
+
+    Fixed[int]    part of what the run *is*; another value is another run
+    Branch[int]   changes what comes after; allowed in a new run that starts from this one (`--from`)
+    Free[int]     where and how it runs; may differ at every start
+
+PyYAML reads `3e-4` as a string (YAML 1.1); pydantic turns it into the number that was meant.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from data.errors import UserError
+
+T = TypeVar("T")
+Fixed = Annotated[T, "fixed"]
+Branch = Annotated[T, "branch"]
+Free = Annotated[T, "free"]
+KINDS = ("fixed", "branch", "free")
+
+
+class Section(BaseModel):
+    """One level of a recipe: unknown names are errors, defaults are checked, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(section: type[S], path: Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """The recipe in `path` (YAML; none: all defaults) with `key.sub=value` overrides on top.
+
+    Raises:
+        UserError: naming every unknown key (with the nearest known one) and every bad value at once.
+    """
+    return validate(section, apply(read_yaml(path) if path else {}, overrides), str(path) if path else "the recipe")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping at its top level.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict | None):
+        raise UserError(f"{path} must hold `name: value` lines at its top level, not {type(tree).__name__}")
+    return tree or {}
+
+
+def apply(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`tree` with each `a.b=value` set; the value is read as YAML, so `x=null` and `x=[1, 2]` mean what they say."""
+    problems = []
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            problems.append(f"{item}: write a setting as key=value, such as optimizer.lr=3e-4")
+            continue
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            child = node.get(parent)
+            if not isinstance(child, dict):
+                child = node[parent] = {}
+            node = child
+        try:
+            node[leaf] = yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            node[leaf] = text
+    if problems:
+        raise UserError("\n".join(problems))
+    return tree
+
+
+def validate(section: type[S], tree: dict[str, Any], source: str) -> S:
+    """`tree` as a `section`; `source` names it in the message. Raises UserError listing every problem."""
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(section, problem) for problem in error.errors()]
+        raise UserError(
+            f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n  " + "\n  ".join(lines)
+        ) from None
+
+
+def fields(section: type[Section] | Section) -> Iterator[tuple[str, FieldInfo]]:
+    """Every leaf setting as (dotted name, field), in the order of the source."""
+    cls = section if isinstance(section, type) else type(section)
+    for name, field in cls.model_fields.items():
+        inner = _section_of(field)
+        if inner is None:
+            yield name, field
+        else:
+            yield from ((f"{name}.{deeper}", found) for deeper, found in fields(inner))
+
+
+def kind(field: FieldInfo) -> str:
+    """ "fixed", "branch" or "free"."""
+    return next((mark for mark in field.metadata if mark in KINDS), "free")
+
+
+def differences(old: S, new: S) -> list[tuple[str, str, Any, Any]]:
+    """(dotted name, kind, old value, new value) of each setting that differs."""
+    return [
+        (name, kind(field), value(old, name), value(new, name))
+        for name, field in fields(old)
+        if value(old, name) != value(new, name)
+    ]
+
+
+def given(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the leaf settings that a recipe's YAML and overrides state."""
+    for name, held in tree.items():
+        if isinstance(held, dict):
+            yield from given(held, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def value(section: Section, name: str) -> Any:
+    """The setting called `a.b.c`."""
+    for part in name.split("."):
+        section = getattr(section, part)
+    return section
+
+
+def dump(section: Section) -> str:
+    """The resolved recipe as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def manual(section: Section) -> str:
+    """The resolved recipe as YAML, each setting under its own documentation."""
+    return "\n".join(_documented(section, 0)) + "\n"
+
+
+def _documented(section: Section, depth: int) -> Iterable[str]:
+    pad = "  " * depth
+    for name, field in type(section).model_fields.items():
+        held = getattr(section, name)
+        if isinstance(held, Section):
+            yield f"{pad}{name}:"
+            yield from _documented(held, depth + 1)
+            continue
+        text = " ".join((field.description or "").split())
+        shown = yaml.safe_dump({name: section.model_dump(mode="json")[name]}, allow_unicode=True, width=10**6)
+        yield f"{pad}# [{kind(field)}] {text}"
+        yield from (pad + line for line in shown.rstrip().splitlines())
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    """The Section class that a field holds (also behind `| None` or a mark), or none."""
+    for option in (field.annotation, *get_args(field.annotation)):
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _explain(section: type[Section], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or "the recipe as a whole"
+    if problem["type"] != "extra_forbidden":
+        seen = problem["input"]
+        shown = "" if isinstance(seen, dict | Section) else f" (got {seen!r})"
+        return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    owner = section
+    for part in path[:-1]:
+        inner = _section_of(owner.model_fields[part]) if part in owner.model_fields else None
+        if inner is None:
+            return f"{where}: no such setting"
+        owner = inner
+    prefix = [*path[:-1]]
+    near = difflib.get_close_matches(path[-1], owner.model_fields, 1)
+    if near:
+        return f"{where}: no such setting. Did you mean {'.'.join([*prefix, near[0]])}?"
+    elsewhere = [name for name, _ in fields(section) if name.split(".")[-1] == path[-1]]
+    if elsewhere:
+        return f"{where}: no such setting. Did you mean {elsewhere[0]}?"
+    return f"{where}: no such setting. Known here: {', '.join(owner.model_fields)}"

@@ -1,0 +1,220 @@
+"""The shard format, written: documents -> tars, document tables and an index, the same bytes every time.
+
+Every byte is a function of the documents: fixed owner, mode and time in the tar, keys that count blocks, no
+host names. A file gets its name only when it is whole (temporary name, fsync, rename), so a reader never
+meets half a shard. The digest is taken on the way to the disk; tars are written at some 300 Mtok/s per core.
+
+Where shards are cut is decided before the first is written (`plan_shards`): at document ends, evenly, so that
+no last shard is too short to hold a row. Shards are then independent and can be written by several processes.
+"""
+
+import hashlib
+import io
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from data.publish import published, write_json
+from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
+
+BLOCK_TOKENS = 1 << 20
+SHARD_TOKENS = 1 << 22
+_TAR_HEADER = 512
+
+
+@dataclass(frozen=True)
+class TokenDocument:
+    """One document on its way into a shard."""
+
+    id: str
+    source: str
+    tokens: np.ndarray
+    """1-D integers, EOS at the end."""
+    text_bytes: int
+    """UTF-8 bytes of the text that the tokens stand for."""
+    digest: str
+    """xxh3_128 of that text, hex."""
+    uses: np.ndarray | None = None
+    """uint8, one a token; only in a dataset of examples."""
+
+
+def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> list[slice]:
+    """Consecutive runs of documents, one a shard, each as near to an equal share of the tokens as documents allow.
+
+    Args:
+        lengths: tokens of each document.
+        shard_tokens: the size to aim at; there are total // shard_tokens shards, at least one if there is a document.
+    """
+    ends = np.cumsum(np.asarray(lengths, np.int64))
+    if not len(ends):
+        return []
+    count = max(1, int(ends[-1]) // shard_tokens)
+    wanted = int(ends[-1]) * np.arange(1, count + 1) / count
+    after = np.minimum(np.searchsorted(ends, wanted), len(ends) - 1)
+    before = np.maximum(after - 1, 0)
+    nearer = np.where(np.abs(ends[before] - wanted) < np.abs(ends[after] - wanted), before, after)
+    cuts = sorted({0, *(int(cut) + 1 for cut in nearer[:-1]), len(ends)})
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    documents: Iterable[TokenDocument],
+    dtype: np.dtype,
+    first_block: int = 0,
+    block_tokens: int = BLOCK_TOKENS,
+) -> ShardEntry:
+    """Write one tar and its document table `NAME.docs.parquet`; both appear under their names when whole.
+
+    Args:
+        first_block: the number of the shard's first block in its split, which is its key in the tar.
+
+    Raises:
+        OSError: the disk is full or not writable; no file of that name is left.
+    """
+    columns: dict[str, list[Any]] = {key: [] for key in ("id", "source", "start", "tokens", "bytes", "xxh3")}
+    with published(folder / name) as path, path.open("wb") as file:
+        tar = _TarBlocks(file, np.dtype(dtype), first_block, block_tokens)
+        for document in documents:
+            values = (document.id, document.source, tar.tokens, len(document.tokens))
+            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=True):
+                columns[key].append(value)
+            tar.add(document.tokens, document.uses)
+        sha256, size = tar.close()
+    _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
+    text_bytes = sum(columns["bytes"])
+    return ShardEntry(
+        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, tuple(tar.blocks)
+    )
+
+
+def write_index(index: Index, name: str) -> None:
+    """Write `SPLIT.index.json` for shards that are already in place; `name` is the dataset's."""
+    write_json(index.folder / f"{index.split}.index.json", index.to_json(name))
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    documents: Sequence[TokenDocument],
+    dtype: np.dtype,
+    tokenizer: str,
+    kind: str = "text",
+    shard_tokens: int = SHARD_TOKENS,
+    block_tokens: int = BLOCK_TOKENS,
+) -> Index:
+    """Write a whole split from documents in memory, in their order, in this process.
+
+    `tokenizer` is a fingerprint. `data.build` writes the same files shard by shard from disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[ShardEntry] = []
+    first_block = 0
+    for number, part in enumerate(plan_shards([len(document.tokens) for document in documents], shard_tokens)):
+        name = shard_name(split, number)
+        shards.append(write_shard(folder, name, documents[part], dtype, first_block, block_tokens))
+        first_block += shards[-1].samples
+    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards))
+    write_index(index, folder.name)
+    return index
+
+
+class _HashedFile:
+    """What TarWriter writes to: a file that is digested and counted on the way."""
+
+    def __init__(self, file: io.BufferedWriter):
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, piece: bytes) -> int:
+        self.sha256.update(piece)
+        self.size += len(piece)
+        return self._file.write(piece)
+
+
+class _TarBlocks:
+    """Documents in, blocks out; remembers at which byte each array begins."""
+
+    def __init__(self, file: io.BufferedWriter, dtype: np.dtype, first_block: int, block_tokens: int):
+        from webdataset.writer import TarWriter
+
+        self._file = _HashedFile(file)
+        writable = cast(Any, self._file)  # TarWriter asks no more of it than write()
+        self._tar = TarWriter(writable, user="luban", group="luban", mode=0o444, mtime=0, encoder=False)
+        self._dtype = dtype
+        self._key = first_block
+        self._block_tokens = block_tokens
+        self._pending: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._pending_tokens = 0
+        self._starts: list[int] = []
+        self.tokens = 0
+        self.blocks: list[Block] = []
+
+    def add(self, tokens: np.ndarray, uses: np.ndarray | None) -> None:
+        self._starts.append(self._pending_tokens)
+        self._pending.append((tokens, uses))
+        self._pending_tokens += len(tokens)
+        self.tokens += len(tokens)
+        while self._pending_tokens >= self._block_tokens:
+            self._write_block(self._block_tokens)
+
+    def close(self) -> tuple[str, int]:
+        """Write what is pending and the tar's end; (sha256 hex, bytes)."""
+        if self._pending_tokens:
+            self._write_block(self._pending_tokens)
+        self._tar.close()
+        return self._file.sha256.hexdigest(), self._file.size
+
+    def _write_block(self, count: int) -> None:
+        tokens = np.concatenate([part for part, _ in self._pending])
+        starts = [start for start in self._starts if start < count]
+        members = {
+            "doc.npy": np.array(starts, START_DTYPE),
+            "tok.npy": tokens[:count].astype(self._dtype),
+        }
+        rest_uses = None
+        if self._pending[0][1] is not None:
+            uses = np.concatenate([part for _, part in self._pending if part is not None]).astype(USE_DTYPE)
+            members["use.npy"] = uses[:count]
+            rest_uses = uses[count:]
+        encoded = {name: _npy(array) for name, array in members.items()}
+        offset = self._tar.tarstream.offset
+        places = {}
+        for name in sorted(encoded):  # the order in which TarWriter writes them
+            places[name] = offset + _TAR_HEADER + len(encoded[name]) - members[name].nbytes
+            offset += _TAR_HEADER + -(-len(encoded[name]) // _TAR_HEADER) * _TAR_HEADER
+        self._tar.write({"__key__": f"{self._key:09d}", **encoded})
+        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), places.get("use.npy", -1)))
+        self._key += 1
+        self._starts = [start - count for start in self._starts if start >= count]
+        self._pending_tokens -= count
+        self._pending = [(tokens[count:], rest_uses)] if self._pending_tokens else []
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {"start": pyarrow.int64(), "tokens": pyarrow.int64(), "bytes": pyarrow.int64()}
+    table = pyarrow.table(
+        {key: pyarrow.array(values, types.get(key, pyarrow.string())) for key, values in columns.items()}
+    )
+    with published(path) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")

@@ -1,0 +1,281 @@
+"""The front door: one command, a few lines a verb; what is heavy is imported inside the verb that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="luban",
+    help="Pretrain and fine-tune language models. Every token is accounted for.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+RecipeArgument = Annotated[
+    str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Luban.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, such as optimizer.lr=3e-4.", show_default=False)
+]
+Show = Annotated[bool, typer.Option("--show", help="Print the resolved recipe, each setting documented, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
+On = Annotated[str, typer.Option("--on", help="Where to run: local.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
+PointArgument = Annotated[
+    str, typer.Argument(help="RUN, RUN@STEP or RUN@best; without a point, its newest checkpoint.", show_default=False)
+]
+
+
+@data_app.command("build")
+def data_build(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The dataset's folder; default: datasets/NAME.")] = None,
+    show: Show = False,
+) -> None:
+    """Corpus -> clean -> deduplicate -> tokenize -> shards, with a report of what was dropped and why.
+
+    Without a recipe: the running Python's standard library. The same input gives the same bytes, at any number of
+    processes.
+    """
+    from data.build import build
+    from data.recipe import RECIPES, DatasetRecipe
+    from data.settings import manual
+
+    settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
+    if show:
+        typer.echo(manual(settings), nl=False)
+        return
+    build(settings, out or _home() / "datasets" / settings.name)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
+    check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
+) -> None:
+    """Counts, shares, lengths, what was dropped and why, and decoded samples."""
+    from data.inspect import inspect
+
+    found = dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
+    if not inspect(found, check=check):
+        raise typer.Exit(1)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The tokenizer's folder; default: tokenizers/NAME.")] = None,
+) -> None:
+    """Train a SentencePiece tokenizer on a dataset recipe's sources, without building the dataset."""
+    from data.build import train_tokenizer
+    from data.recipe import RECIPES, DatasetRecipe
+
+    settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
+    train_tokenizer(settings, out or _home() / "tokenizers" / settings.name)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Start from the weights of RUN[@STEP], as a new run.")
+    ] = None,
+    on: On = "local",
+    show: Show = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a model. Called again for the same run, it goes on where it left off.
+
+    Ends with 0 done, 2 a mistake in what was asked, 75 stopped early and resumable, 1 a fault.
+    """
+    _train("stdlib", recipe, overrides, source, on, show, dry_run)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="The run whose weights to start from: RUN, RUN@STEP, RUN@best.")
+    ] = None,
+    on: On = "local",
+    show: Show = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a pretrained model on a dataset of examples; only their completions count in the loss.
+
+    Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
+    """
+    from data.errors import UserError
+
+    if source is None and not show:
+        raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
+    _train("docstrings", recipe, overrides, source, on, show, dry_run)
+
+
+@app.command()
+def evaluate(
+    run: PointArgument,
+    dataset: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
+    generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
+) -> None:
+    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples."""
+    from trainer.scores import evaluate_run
+
+    typer.echo(evaluate_run(run, dataset, rows, generations))
+
+
+@app.command()
+def generate(
+    run: PointArgument,
+    prompt: Annotated[list[str], typer.Argument(help="Texts to continue.", show_default=False)],
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a continuation.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among the K likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this mass.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Continue prompts with a run's model."""
+    from trainer.scores import generate_texts
+
+    for text, alternatives in zip(
+        prompt, generate_texts(run, prompt, tokens, samples, temperature, top_k, top_p, seed), strict=True
+    ):
+        for alternative in alternatives:
+            typer.echo(f"{text}{alternative}" if samples == 1 else f"--- {text}{alternative}")
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    against: Annotated[
+        str | None, typer.Option(help="Another run of the same recipe: compare weights, moments, rows of each step.")
+    ] = None,
+) -> None:
+    """Re-read every checkpoint and shard against its digest, and check that each sample was seen exactly once.
+
+    Ends with 1 if anything is not as it was promised, naming the first thing that isn't.
+    """
+    from trainer.verify import verify_run
+
+    if not verify_run(run, against, typer.echo):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """Where a run stands: step, loss, speed, attempts, checkpoints. Reads nothing but its folder."""
+    from trainer.console import status as describe
+    from trainer.run import find
+
+    typer.echo(describe(find(run)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="One run, or several to lay over each other.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first run.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run, or about several side by side."""
+    from trainer.report import write
+    from trainer.run import find
+
+    found = [find(name) for name in runs]
+    typer.echo(write(found, out or found[0] / "report.html"))
+
+
+@app.command()
+def demo(
+    short: Annotated[bool, typer.Option("--short", help="The same road in at most three minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Where datasets/ and runs/ of the demo go.")] = Path("demo"),
+) -> None:
+    """Raw text to a pretrained, killed, resumed, verified, fine-tuned and evaluated model, on this machine."""
+    from cluster.demo import run_demo
+
+    raise typer.Exit(run_demo(out, short))
+
+
+def _train(
+    default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, show: bool, dry_run: bool
+) -> None:
+    from data import settings
+    from data.errors import UserError
+    from trainer.recipe import RECIPES, Recipe
+    from trainer.run import folder, open_run, with_ancestor
+
+    if on != "local":
+        raise UserError(f"--on {on}: no such launcher; known: local")
+    tree = _tree(name, overrides, RECIPES, default)
+    recipe = settings.validate(Recipe, tree, name or default)
+    if source is not None:
+        recipe = with_ancestor(recipe, source, set(settings.given(tree)))
+    if show:
+        typer.echo(settings.manual(recipe), nl=False)
+        return
+    from cluster.job import training_job
+    from cluster.on_local import Local
+
+    if dry_run:
+        typer.echo(Local().render(training_job(folder(recipe.name), recipe)), nl=False)
+        return
+    run = open_run(recipe)
+    raise typer.Exit(Local().submit(training_job(run, recipe)))
+
+
+def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:
+    from data.settings import validate
+
+    return validate(section, _tree(name, overrides, recipes, default), name or default)
+
+
+def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> dict[str, object]:
+    """The recipe called `name` (a file, a shipped one, or `default`) with the overrides on top."""
+    from data.errors import UserError
+    from data.settings import apply, read_yaml
+
+    overrides = list(overrides or [])
+    if name is not None and "=" in name and not Path(name).exists():
+        overrides.insert(0, name)  # settings alone: the default recipe
+        name = None
+    path = Path(name) if name is not None and name.endswith((".yaml", ".yml")) else recipes / f"{name or default}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
+        raise UserError(f"there is no recipe {name}: give a YAML file, or one of those that come with Luban: {shipped}")
+    return apply(read_yaml(path), overrides)
+
+
+def _home() -> Path:
+    from trainer.run import home
+
+    return home()
+
+
+def main() -> None:
+    """Run the command line; a person's mistake is one message and exit code 2, never a traceback."""
+    from data.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        print(f"luban: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""One rank: `python -P -m trainer RUN`, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set.
+
+It knows nothing of who started it. Its outcome (done, stopped, user_error, fault) is the last line of its attempt,
+written by rank 0; it exits 0 for all but a fault, and 2 for a mistake of the user that could not be written there.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from data.errors import UserError
+from trainer.signals import Stop
+
+
+def main() -> int:
+    """Train; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
+    arguments = parser.parse_args()
+    stop = Stop()  # first of all: a signal during the imports is a stop too
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from trainer.loop import Loop
+    from trainer.run import read_recipe
+    from trainer.session import begin
+    from trainer.world import join, leave
+
+    session = None
+    try:
+        world = join(read_recipe(arguments.run).engine.timeout_s)
+        session = begin(arguments.run, world, arguments.restart)
+        outcome, message = Loop(session, stop).train()
+        code = 0
+    except UserError as error:
+        outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2
+        print(f"luban: error: {message}", file=sys.stderr, flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        outcome, message, code = "fault", f"{type(error).__name__}: {error}", 1
+    if session and session.writer:
+        session.writer.append("outcome", outcome=outcome, message=message)
+    if session and session.tracker:
+        session.tracker.finish({"done": 0, "stopped": 75, "user_error": 2}.get(outcome, 1))
+    if session and session.writer:
+        session.writer.close()
+    if code == 1:
+        sys.stdout.flush()
+        os._exit(1)  # no collective after an error: destructors of process groups would wait for the others
+    if session:
+        session.feed.close()
+        leave()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Validation: the same rows every time, the same number of forwards on every rank, no effect on anything else.
+
+Bits per byte divides the loss by the UTF-8 bytes that the label tokens stand for, counted piece by piece, so it is
+exact for completions too and compares models with different tokenizers. The yardstick beside it is the unigram model:
+the training split's token frequencies, with one added to each count.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.order import deal
+from data.reader import LocalReader
+from data.shards import Index, MappedShard
+from data.tokenizer import Tokenizer
+from trainer.objectives.base import Objective
+from trainer.world import World
+
+LOGITS = 64 * 2**20  # most logits of one forward, in elements (256 MiB in fp32)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class FixedSet:
+    """Rows that are always the same ones."""
+
+    reader: LocalReader
+    rows: int
+    objective: Objective
+    tokenizer: Tokenizer
+    micro_batch: int
+    """Rows of one forward."""
+
+    def measure(self, model: nn.Module, world: World) -> dict[str, float]:
+        """loss (nats a label token), perplexity, bits_per_byte, accuracy, tokens. Collective; rows divided by rank."""
+        piece_bytes = torch.from_numpy(self.tokenizer.piece_bytes)
+        loss = correct = labels = text_bytes = 0.0
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for positions in deal(0, self.rows, self.micro_batch, world.rank, world.size):
+                batch = self.objective.batch(self.reader.rows(positions), world.device)
+                logits = model(batch.input_ids, None, batch.documents).float().flatten(0, 1)
+                targets = batch.labels.flatten()
+                counted = targets != IGNORED
+                loss += (
+                    nn.functional.cross_entropy(logits, targets, reduction="sum").item() if batch.label_tokens else 0
+                )
+                correct += ((logits.argmax(-1) == targets) & counted).sum().item()
+                labels += batch.label_tokens
+                text_bytes += piece_bytes[targets[counted].cpu()].sum().item()
+        model.train(was_training)
+        return _figures(*world.total_floats([loss, correct, labels, text_bytes]))
+
+
+def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
+    """Rows of one evaluation forward, so that its logits stay within bounds."""
+    return max(1, min(micro_batch, LOGITS // (context * vocab_size)))
+
+
+def unigram_baseline(train: Index, fixed: FixedSet) -> dict[str, float]:
+    """What a model that knows only the training split's token frequencies reaches on the fixed set."""
+    counts = np.ones(fixed.tokenizer.padded_vocab_size)
+    for shard in train.shards:
+        held = MappedShard(train.folder, shard, train.dtype).tokens(0, shard.tokens)
+        counts += np.bincount(held, minlength=len(counts))
+    surprise = -np.log(counts / counts.sum())
+    best = int(counts.argmax())
+    loss = correct = labels = text_bytes = 0.0
+    for positions in deal(0, fixed.rows, fixed.micro_batch, 0, 1):
+        targets = fixed.objective.batch(fixed.reader.rows(positions), torch.device("cpu")).labels.numpy()
+        targets = targets[targets != IGNORED]
+        loss += float(surprise[targets].sum())
+        correct += float((targets == best).sum())
+        labels += len(targets)
+        text_bytes += float(fixed.tokenizer.piece_bytes[targets].sum())
+    return _figures(loss, correct, labels, text_bytes)
+
+
+def _figures(loss: float, correct: float, labels: float, text_bytes: float) -> dict[str, float]:
+    mean = loss / labels if labels else math.nan
+    return {
+        "loss": mean,
+        "perplexity": math.exp(min(mean, 700)),
+        "bits_per_byte": loss / math.log(2) / text_bytes if text_bytes else math.nan,
+        "accuracy": correct / labels if labels else math.nan,
+        "tokens": labels,
+    }

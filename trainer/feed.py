@@ -1,0 +1,91 @@
+"""Positions -> rows -> batches, one update after the other, made ready by one thread while the device computes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+
+from data.order import deal
+from data.reader import LocalReader, Prefetch, Rows
+from trainer.objectives.base import Batch, Objective
+from trainer.recipe import Recipe
+from trainer.world import WORD
+
+MOST_ROWS = 16  # rows of one forward where the recipe leaves it open
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a global batch lies on the ranks."""
+
+    micro_batch: int
+    """Rows of one forward on one rank."""
+    accumulation: int
+    """Forwards of one rank in one update."""
+    filler: int
+    """Rows of no weight, where the ranks and micro-batches don't divide the batch."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: int) -> "Shape":
+        """The recipe's batch on so many ranks; a micro-batch is never larger than a rank's share."""
+        rows = recipe.train.batch_rows
+        micro_batch = min(recipe.engine.micro_batch or MOST_ROWS, -(-rows // ranks))
+        accumulation = -(-rows // (micro_batch * ranks))
+        return cls(micro_batch, accumulation, accumulation * micro_batch * ranks - rows)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's part of one update."""
+
+    start: int
+    stop: int
+    """The update's positions are [start, stop), over all ranks."""
+    batches: list[Batch]
+    first: list[int]
+    """Position of the first row of each batch: with the seed it decides every random draw of that forward."""
+    label_tokens: int
+    """Of this rank."""
+    digest: int
+    """Sum over this rank's rows of a 64-bit hash of each row's position and tokens, modulo 2**64."""
+
+
+class Feed:
+    """The updates of an attempt, in order, from a position on. Iterate it; `close` it."""
+
+    def __init__(self, reader: LocalReader, objective: Objective, recipe: Recipe, shape: Shape, rank: int, ranks: int,
+                 device: torch.device, consumed: int):  # fmt: skip
+        self._reader, self._objective, self._device = reader, objective, device
+        self._rows, self._shape, self._rank, self._ranks = recipe.train.batch_rows, shape, rank, ranks
+        self._consumed = consumed
+        self._prefetch = Prefetch(self._produce, 2**62, recipe.data.prefetch)
+
+    def __next__(self) -> Step:
+        return next(self._prefetch)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._prefetch.close()
+
+    def _produce(self, number: int) -> Step:
+        start = self._consumed + number * self._rows
+        stop = start + self._rows
+        mine = deal(start, stop, self._shape.micro_batch, self._rank, self._ranks)
+        rows = [self._reader.rows(positions) for positions in mine]
+        batches = [self._objective.batch(held, self._device) for held in rows]
+        digest = sum(row_digest(held) for held in rows) & WORD
+        first = [int(positions[0]) for positions in mine]
+        return Step(start, stop, batches, first, sum(batch.label_tokens for batch in batches), digest)
+
+
+def row_digest(rows: Rows) -> int:
+    """The sum over rows of xxh3 of the row's tokens, seeded by its position, modulo 2**64; fillers count nothing.
+
+    A sum, so that it doesn't depend on which rank read which row.
+    """
+    total = 0
+    for tokens, length, position in zip(rows.tokens.astype(np.uint32), rows.lengths, rows.positions, strict=True):
+        if position >= 0:
+            total += xxhash.xxh3_64_intdigest(tokens[:length].tobytes(), seed=int(position))
+    return total & WORD

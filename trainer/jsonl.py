@@ -1,0 +1,85 @@
+"""Append-only files of one JSON object a line, which may lose power in the middle of a line.
+
+A line is one `write` of one buffer that ends in a newline, so whoever reads sees whole lines and at most one torn one
+at the end. Figures that are not finite become null: NaN is not JSON, and a gap in a curve is what a reader can show.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 16
+
+
+class Appender:
+    """Writes lines to the end of a file; a torn last line, left by a process that was killed, is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.cut = _cut_torn_tail(self._file)
+        """Bytes of a torn last line that were there."""
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """One line, handed to the kernel before this returns."""
+        data = (json.dumps(finite(values), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def close(self) -> None:
+        """Nothing can be appended any more."""
+        os.close(self._file)
+
+
+def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of `path` from byte `offset` on, and the offset to go on from.
+
+    A missing file has no lines, a torn last line is not read yet, and a line that is no JSON object is passed over.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    parsed = (_object(line) for line in whole.split(b"\n")[:-1])
+    return [found for found in parsed if found is not None], offset + len(whole)
+
+
+def finite(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(held) for held in value]
+    return value
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _cut_torn_tail(file: int) -> int:
+    """Truncate after the last newline; the number of bytes cut."""
+    size = os.fstat(file).st_size
+    end = size
+    while end:
+        begin = max(0, end - BLOCK)
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    if end < size:
+        os.ftruncate(file, end)
+    return size - end

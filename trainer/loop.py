@@ -1,0 +1,192 @@
+"""The story of one step: rows, agreement, forward and backward, verdict, record.
+
+Two things cross between ranks on the CPU beside the engine's own collectives: before the step, five integers (label
+tokens, three flags, the digest of what was read); after it, one float, the loss of the step before, read when it has
+long arrived. Nothing else waits for the device. Learning rate, tokens and the step number advance only on applied
+updates; the positions of a skipped one are passed over and recorded as skipped.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import UserError
+from trainer.feed import Step
+from trainer.policies import Checkpoints, Diagnostics, Evaluations
+from trainer.schedule import learning_rate
+from trainer.session import Session
+from trainer.signals import Stop
+
+DONE, STOPPED = "done", "stopped"
+
+
+class Fenced(Exception):
+    """A newer attempt of the run has begun; this one must not write any more."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know before an update."""
+
+    label_tokens: int
+    stop: bool
+    fenced: bool
+    save: bool
+    digest: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An update whose loss is still on its way to the host."""
+
+    event: dict[str, Any]
+    loss: Tensor
+    grad_norm: Tensor | float
+    label_tokens: int
+    tokens: int
+    skipped: int
+
+
+class Loop:
+    """Drives a session to its end."""
+
+    def __init__(self, session: Session, stop: Stop):
+        self.s, self.stop = session, stop
+        self.pending: Pending | None = None
+        self.checkpoints = Checkpoints(session)
+        self.evaluations = Evaluations(session)
+        self.diagnostics = Diagnostics(session)
+
+    def train(self) -> tuple[str, str]:
+        """Train until the last step, a stop, or the end of patience. Returns (outcome, why).
+
+        Raises:
+            UserError: too many updates in a row were skipped, or the disk is full.
+            Fenced: a newer attempt has begun.
+        """
+        progress, last = self.s.progress, self.s.recipe.train.steps
+        reason = f"step {last} reached"
+        while progress.step < last:
+            rows, waited = self.next_rows()
+            agreed = self.agree(rows)
+            if agreed.fenced:
+                raise Fenced(f"attempt {self.s.attempt + 1} has begun")
+            if agreed.stop:
+                self.settle()
+                self.checkpoints.save()
+                return STOPPED, f"{self.stop.reason or 'asked to stop'} at step {progress.step}"
+            loss = self.forward_backward(rows, agreed.label_tokens)
+            self.diagnostics.before_update(progress.step + 1)
+            self.update(rows, agreed, loss)
+            self.s.meter.step(agreed.label_tokens, waited)
+            if self.after_update(agreed):
+                reason = f"no better validation loss in {progress.worse} evaluations"
+                break
+        self.settle()
+        self.checkpoints.save()
+        return DONE, reason
+
+    def next_rows(self) -> tuple[Step, float]:
+        """This rank's rows of the next update, and the seconds they were waited for."""
+        began = time.perf_counter()
+        rows = next(self.s.feed)
+        return rows, time.perf_counter() - began
+
+    def agree(self, rows: Step) -> Agreed:
+        """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
+        fenced = self.s.writer is not None and self.s.writer.fenced()
+        flags = (self.stop.asked, fenced, self.s.world.rank == 0 and self.checkpoints.time_is_up())
+        labels, stop, fence, save, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
+        return Agreed(labels, stop > 0, fence > 0, save > 0, digest)
+
+    def forward_backward(self, rows: Step, label_tokens: int) -> Tensor:
+        """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""
+        total = torch.zeros((), device=self.s.world.device)
+        for number, (batch, first) in enumerate(zip(rows.batches, rows.first, strict=True), 1):
+            self.s.seed(first)
+            loss = self.s.objective.loss(self.s.engine.model, batch)
+            self.s.engine.backward(loss, max(label_tokens, 1), last=number == len(rows.batches))
+            total += loss.detach()
+        return total
+
+    def update(self, rows: Step, agreed: Agreed, loss: Tensor) -> None:
+        """Apply the gradient, or don't; then settle the update before."""
+        progress, recipe = self.s.progress, self.s.recipe
+        lr = learning_rate(progress.step, recipe.schedule, recipe.optimizer.lr, recipe.train.steps)
+        verdict = self.s.engine.step(lr)
+        progress.consumed = rows.stop
+        if verdict.applied:
+            progress.step += 1
+            progress.tokens += agreed.label_tokens
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped.append([rows.start, rows.stop])
+            progress.skipped_in_a_row += 1
+        self.settle()
+        event = {
+            "step": progress.step,
+            "positions": [rows.start, rows.stop],
+            "labels": agreed.label_tokens,
+            "rows": f"{agreed.digest:016x}",
+            "verdict": "applied" if verdict.applied else "skipped",
+            "reason": verdict.reason,
+            "lr": lr,
+        }
+        skipped = len(progress.skipped)
+        self.pending = Pending(event, loss, verdict.grad_norm, agreed.label_tokens, progress.tokens, skipped)
+
+    def settle(self) -> None:
+        """Write down the pending update, whose loss has arrived by now."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        (total,) = self.s.world.total_floats([float(pending.loss)])
+        if self.s.writer is None or self.s.tracker is None:
+            return
+        loss, norm = total / max(pending.label_tokens, 1), float(pending.grad_norm)
+        step = pending.event["step"]
+        self.s.writer.append("step", **pending.event, loss=finite(loss), grad_norm=finite(norm))
+        if pending.event["verdict"] == "skipped":
+            self.s.say(
+                f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
+            )
+        if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps):
+            line = self.s.meter.line(
+                step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
+                applied=step, skipped=pending.skipped,
+            )  # fmt: skip
+            self.s.tracker.log(line | self.diagnostics.take())
+
+    def after_update(self, agreed: Agreed) -> bool:
+        """Evaluate and save where it is time; returns whether patience has run out."""
+        progress, recipe = self.s.progress, self.s.recipe
+        if progress.skipped_in_a_row:
+            if progress.skipped_in_a_row >= recipe.engine.max_skipped:
+                self.settle()
+                raise UserError(
+                    f"{progress.skipped_in_a_row} updates in a row had a non-finite gradient, after step "
+                    f"{progress.step}: lower optimizer.lr, or clip, and start from an earlier checkpoint with --from"
+                )
+            return False
+        self.diagnostics.after_update(progress.step)
+        impatient = False
+        improved = False
+        if self.evaluations.due(progress.step):
+            self.settle()
+            with self.s.meter.pause():
+                improved = self.evaluations.run()
+            impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
+        if self.checkpoints.due(progress.step, improved) or agreed.save:
+            self.settle()
+            with self.s.meter.pause():
+                self.checkpoints.save()
+        return impatient
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None

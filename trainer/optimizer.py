@@ -1,0 +1,58 @@
+"""Which parameters learn, and which of them decay. The optimizer itself is torch's fused AdamW, made by the engine.
+
+Decay shrinks matrices only. A norm's weight pulled towards 0 would fight the normalisation (no decay of vectors:
+Megatron-LM, nanoGPT), and an embedding row is pulled at every step but pushed back only where its token occurs, so
+that rare tokens would fade (no decay of embeddings: OLMo 2, arXiv:2501.00656). A tied embedding is an embedding.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from data.errors import UserError
+
+
+def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups of the parameters that learn: those that decay, then those that don't, in the order given.
+
+    A group without parameters is left out.
+    """
+    learning = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    decayed = [parameter for name, parameter in learning if decays(name, parameter)]
+    kept = [parameter for name, parameter in learning if not decays(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, except embeddings."""
+    return parameter.dim() >= 2 and "embed" not in name
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Lets only the parameters learn whose name matches one of the shell `patterns` (`train.trainable`).
+
+    A tied parameter answers to each of its names.
+
+    Raises:
+        UserError: a pattern matches no parameter, or nothing is left to learn.
+    """
+    names = dict(model.named_parameters(remove_duplicate=False))
+    lost = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    if lost:
+        raise UserError("\n".join(_unmatched(pattern, list(names)) for pattern in lost))
+    if not patterns:
+        raise UserError('train.trainable is empty, so nothing would learn; ["*"] trains every parameter')
+    for parameter in names.values():
+        parameter.requires_grad_(False)
+    for name, parameter in names.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(True)
+
+
+def _unmatched(pattern: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
+    return f"train.trainable: {pattern!r} matches no parameter; names near it: {', '.join(near)}"

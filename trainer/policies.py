@@ -1,0 +1,161 @@
+"""What the loop does beside training: save, evaluate, diagnose. Each is a small object asked at named moments."""
+
+import time
+from typing import Any
+
+import torch
+
+from data.order import key
+from trainer import checkpoint
+from trainer.generate import generate
+from trainer.session import Session
+
+SAMPLES = 12  # what a key is for
+
+
+class Checkpoints:
+    """When to save, and what to keep."""
+
+    def __init__(self, session: Session):
+        self.s = session
+        self._last = time.monotonic()
+        self._saved = (session.progress.step, session.progress.consumed) if session.progress.consumed else None
+
+    def due(self, step: int, improved: bool) -> bool:
+        """Whether the state after `step` is to be saved."""
+        policy = self.s.recipe.checkpoint
+        by_steps = bool(policy.every_steps) and step % policy.every_steps == 0
+        return by_steps or (improved and policy.keep_best)
+
+    def time_is_up(self) -> bool:
+        """Whether the last one is too long ago, by this rank's clock; rank 0's counts."""
+        minutes = self.s.recipe.checkpoint.every_minutes
+        return bool(minutes) and time.monotonic() - self._last > 60 * minutes
+
+    def save(self) -> None:
+        """Save the state as it is, unless it was already. Collective. Raises UserError for a full disk."""
+        s, progress = self.s, self.s.progress
+        if (progress.step, progress.consumed) == self._saved:
+            return
+        began = time.monotonic()
+        name = checkpoint.folder_name(progress.step, s.attempt)
+        size = checkpoint.save(s.run, name, self._state(), s.engine.spans(), s.frozen, s.world)
+        self._last, self._saved = time.monotonic(), (progress.step, progress.consumed)
+        s.saved.append(name)
+        if s.writer is None:
+            return
+        best = progress.best is not None and progress.best["step"] == progress.step
+        seconds = time.monotonic() - began
+        s.writer.append("checkpoint", step=progress.step, name=name, seconds=seconds, bytes=size, best=best)
+        policy = s.recipe.checkpoint
+        kept_best = None
+        if policy.keep_best and progress.best is not None:
+            at_best = [held for held in s.saved if int(held[5:14]) == progress.best["step"]]
+            kept_best = at_best[-1] if at_best else None
+        removed = checkpoint.retain(s.run, s.saved, policy.keep_last, policy.keep_every, kept_best)
+        s.saved = [held for held in s.saved if held not in removed]
+
+    def _state(self) -> dict[str, Any]:
+        s = self.s
+        return {
+            "step": s.progress.step,
+            "attempt": s.attempt,
+            "progress": vars(s.progress).copy(),
+            "adam_step": s.engine.adam_step(),
+            "groups": s.engine.hyperparameters(),
+            "schedule": s.recipe.schedule.model_dump(mode="json") | {"steps": s.recipe.train.steps},
+            "order": s.inputs.order.describe(),
+            "random": {"seed": s.recipe.seed, "rule": "torch.manual_seed(key(seed, 11, first position)) per forward"},
+            "tokenizer": s.inputs.tokenizer.fingerprint,
+            "vocab_size": s.inputs.vocab_size,
+            "zero_stage": s.recipe.engine.zero_stage,
+        }
+
+
+class Evaluations:
+    """Validation and samples, at the same moments on every rank."""
+
+    def __init__(self, session: Session):
+        self.s = session
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after `step`."""
+        every = self.s.recipe.evaluate.every_steps
+        at_step = bool(every) and step % every == 0
+        return self.s.fixed is not None and (at_step or step == self.s.recipe.train.steps)
+
+    def run(self) -> bool:
+        """Measure and sample, without touching order or random state. Returns whether the loss is the best so far."""
+        s, progress = self.s, self.s.progress
+        assert s.fixed is not None
+        began = time.monotonic()
+        random_state = torch.get_rng_state()
+        figures = s.fixed.measure(s.engine.module, s.world)
+        samples = self._samples()
+        torch.set_rng_state(random_state)
+        improved = progress.best is None or figures["loss"] < progress.best["loss"]
+        if improved:
+            progress.best, progress.worse = {"step": progress.step, "loss": figures["loss"]}, 0
+        else:
+            progress.worse += 1
+        if s.writer and s.tracker:
+            seconds = time.monotonic() - began
+            s.writer.append(
+                "evaluation", step=progress.step, set="valid", metrics=figures, seconds=seconds, best=improved,
+                samples=samples,
+            )  # fmt: skip
+            named = {f"evaluation/valid/{name}": value for name, value in figures.items()}
+            axes = {"train/step": progress.step, "train/tokens": progress.tokens}
+            s.tracker.log(axes | named | {"samples": samples}, kind="evaluation")
+        return improved
+
+    def _samples(self) -> list[dict[str, str]]:
+        """Continuations of the fixed prompts; every rank makes the same ones, because ZeRO 3 needs them all."""
+        s = self.s
+        recipe = s.recipe.evaluate
+        if not recipe.prompts:
+            return []
+        prompts = [s.inputs.encode_prompt(text) for text in recipe.prompts]
+        made = generate(
+            s.engine.module, prompts, max_new_tokens=recipe.sample_tokens, eos_id=s.inputs.tokenizer.eos_id,
+            temperature=recipe.temperature, seed=key(s.recipe.seed, SAMPLES) >> 1, lockstep=True,
+        )  # fmt: skip
+        texts = [s.inputs.tokenizer.decode(alternatives[0]) for alternatives in made]
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(recipe.prompts, texts, strict=True)]
+
+
+class Diagnostics:
+    """Norms of each layer, and a profiler trace of a few steps."""
+
+    def __init__(self, session: Session):
+        self.s = session
+        self._values: dict[str, float] = {}
+        self._profiler: Any = None
+
+    def before_update(self, step: int) -> None:
+        """The gradient of `step` is whole, its update not yet applied."""
+        window = self.s.recipe.log.profile
+        if window and step == window[0] + 1 and self.s.world.rank == 0:
+            self._profiler = torch.profiler.profile(record_shapes=True)
+            self._profiler.start()
+        every = self.s.recipe.log.norms_every
+        if every and step % every == 0:
+            gradients = self.s.engine.gradient_norms()
+            weights = self.s.engine.weight_norms()
+            self._values = {f"grad_norm/{name}": norm for name, norm in gradients.items()}
+            self._values |= {f"weight_norm/{name}": norm for name, norm in weights.items()}
+
+    def after_update(self, step: int) -> None:
+        """`step` has been applied."""
+        window = self.s.recipe.log.profile
+        if self._profiler is not None and window and step >= window[1]:
+            self._profiler.stop()
+            folder = self.s.run / "logs" / f"attempt-{self.s.attempt}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(folder / f"profile-{window[0]}-{window[1]}.json.gz"))
+            self._profiler = None
+
+    def take(self) -> dict[str, float]:
+        """The norms measured since the last line."""
+        values, self._values = self._values, {}
+        return values

@@ -1,0 +1,259 @@
+"""The whole configuration of a run, and its reference manual.
+
+A recipe is YAML plus `key=value`; `luban pretrain RECIPE --show` prints it resolved, each setting under its text.
+Every setting is marked with what may become of it once the run has begun: [fixed] never, [branch] only in a new run
+that starts from this one (`--from`), [free] at any start. Names of the model's settings are Hugging Face's.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from data.settings import Branch, Fixed, Free, Section
+
+RECIPES = Path(__file__).with_name("recipes")
+"""Recipes that come with Luban."""
+
+
+def _multiple_of_8(value: int) -> int:
+    if value % 8:
+        raise ValueError("must be a multiple of 8")
+    return value
+
+
+class Data(Section):
+    """What is read, and in which order."""
+
+    dataset: Free[str] = "datasets/stdlib"
+    """Folder of a built dataset (`luban data build`), relative to the working directory or absolute. The folder may
+    move; its content may not: the run remembers the digest of the shards."""
+    window: Fixed[int] = Field(default=16, ge=1)
+    """Shards shuffled together, in shards. A streaming reader holds one window; a larger one shuffles better."""
+    prefetch: Free[int] = Field(default=2, ge=1, le=64)
+    """Steps whose rows the reading thread keeps ready, in steps."""
+
+
+class Model(Section):
+    """A Llama-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocab_size: Fixed[int | None] = Field(default=None, ge=2)
+    """Rows of the embedding, in tokens. null: the tokenizer's pieces, padded to a multiple of 128."""
+    context: Fixed[int] = Field(default=256, ge=8)
+    """Longest sequence, in tokens; a pretraining row holds one token more, so that each token is a label once."""
+    hidden_size: Annotated[Fixed[int], AfterValidator(_multiple_of_8)] = Field(default=192, ge=8)
+    """Width of the residual stream, in features."""
+    intermediate_size: Fixed[int | None] = Field(default=None, ge=8)
+    """Width of the SwiGLU layer, in features. null: 8/3 of hidden_size, rounded up to a multiple of 64."""
+    num_hidden_layers: Fixed[int] = Field(default=6, ge=1)
+    """Decoder blocks."""
+    num_attention_heads: Fixed[int] = Field(default=6, ge=1)
+    """Query heads; hidden_size must divide by it, and each head's width must be even."""
+    num_key_value_heads: Fixed[int] = Field(default=2, ge=1)
+    """Key and value heads (grouped-query attention); must divide num_attention_heads."""
+    rope_theta: Fixed[float] = Field(default=10000.0, gt=0)
+    """Base of the rotary position frequencies."""
+    rms_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
+    """Added to the mean square in RMSNorm."""
+    tie_word_embeddings: Fixed[bool] = True
+    """Use the embedding as the output projection too."""
+    attention: Fixed[Literal["document", "full"]] = "document"
+    """document: a token sees only its own document; full: the whole row before it."""
+    residual_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
+    """Probability of dropping a block's output before it joins the residual stream, in training."""
+    initializer_range: Fixed[float] = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights; the projections into the residual stream get 1/sqrt(2 layers)."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"a head's width, hidden_size / num_attention_heads = {self.head_size}, must be even")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} does not divide by "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, in features."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """`intermediate_size`, or its default, in features."""
+        return self.intermediate_size or -(-self.hidden_size * 8 // 3 // 64) * 64
+
+
+class Train(Section):
+    """How long, and how much at once."""
+
+    steps: Branch[int] = Field(default=600, ge=1)
+    """Optimizer updates of the whole run."""
+    batch_rows: Branch[int] = Field(default=32, ge=1)
+    """Rows of one update, over all ranks and accumulation, in rows."""
+    trainable: Fixed[tuple[str, ...]] = ("*",)
+    """Parameters that learn, as shell patterns over their names, such as `model.layers.5.*`; the rest is frozen."""
+    patience: Branch[int] = Field(default=0, ge=0)
+    """Stop after this many evaluations in a row without a better validation loss; 0: never."""
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), torch's own."""
+
+    lr: Branch[float] = Field(default=2e-3, gt=0)
+    """Peak learning rate."""
+    betas: Branch[tuple[float, float]] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: Branch[float] = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: Branch[float] = Field(default=0.1, ge=0)
+    """Decoupled decay of matrices; norms, biases and embeddings are not decayed."""
+    clip: Branch[float | None] = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; larger ones are scaled down to it. null: no clipping."""
+
+
+class Schedule(Section):
+    """The learning rate as a pure function of the step."""
+
+    kind: Branch[Literal["cosine", "linear", "wsd", "constant"]] = "cosine"
+    """Shape after the warm-up; wsd stays at the peak and decays linearly in the last decay_steps."""
+    warmup_steps: Branch[int] = Field(default=40, ge=0)
+    """Linear rise from peak/warmup_steps at the first update to the peak, in steps."""
+    decay_steps: Branch[int] = Field(default=100, ge=0)
+    """Length of the final decay of wsd, in steps; unused by the other kinds."""
+    final_ratio: Branch[float] = Field(default=0.1, ge=0, le=1)
+    """The last update's learning rate as a fraction of the peak; unused by constant."""
+
+
+class Engine(Section):
+    """How the training state is sharded and computed."""
+
+    zero_stage: Free[Literal[0, 1, 2, 3]] = 2
+    """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing (for comparison, fp32 only)."""
+    micro_batch: Free[int | None] = Field(default=None, ge=1)
+    """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most."""
+    precision: Branch[Literal["auto", "fp32", "bf16"]] = "auto"
+    """bf16 keeps fp32 master weights. auto: bf16 on a GPU, fp32 on a CPU."""
+    exact: Free[Literal["topology", "samples"]] = "topology"
+    """topology: bitwise the same run at the same ranks, stage, micro-batch and versions (deterministic kernels);
+    samples: only which samples each step sees is promised, with the fastest kernels."""
+    activation_checkpointing: Free[bool] = False
+    """Recompute each block in the backward pass: less memory, about a third more compute."""
+    timeout_s: Free[int] = Field(default=600, ge=5)
+    """A collective that waits longer than this is a fault, in seconds."""
+    max_skipped: Free[int] = Field(default=5, ge=1)
+    """Skipped updates in a row (non-finite gradients) after which the run stops."""
+
+
+class Launch(Section):
+    """Processes on this machine."""
+
+    ranks: Free[int] = Field(default=1, ge=1, le=1024)
+    """Processes that train together, in ranks. With GPUs: one GPU each."""
+    threads: Free[int] = Field(default=1, ge=1)
+    """CPU threads of one rank; ranks on one machine share its cores."""
+    max_restarts: Free[int] = Field(default=3, ge=0)
+    """Restarts after a fault without a new checkpoint in between; then the run ends with an error."""
+    backoff_s: Free[float] = Field(default=1.0, ge=0)
+    """Wait before the first restart, in seconds; doubled at each further one, a minute at most."""
+
+
+class Checkpoint(Section):
+    """When the state is saved, and what is kept."""
+
+    every_steps: Free[int] = Field(default=100, ge=0)
+    """Save after each Nth update, in steps; 0: not by steps."""
+    every_minutes: Free[float] = Field(default=30.0, ge=0)
+    """Save when this long has passed since the last one, in minutes; 0: not by time."""
+    keep_last: Free[int] = Field(default=2, ge=1)
+    """Newest checkpoints kept; the last verified one is never removed."""
+    keep_every: Free[int] = Field(default=0, ge=0)
+    """Also keep those of each Nth step, in steps; 0: none."""
+    keep_best: Free[bool] = True
+    """Also save and keep the one with the best validation loss."""
+
+
+class Evaluate(Section):
+    """Validation and samples while training; neither moves the order of samples or a random state."""
+
+    every_steps: Free[int] = Field(default=100, ge=0)
+    """Evaluate after each Nth update and at the end, in steps; 0: only at the end."""
+    rows: Free[int] = Field(default=128, ge=0)
+    """Rows of the validation split, always the same ones, in rows; 0: all."""
+    prompts: Free[tuple[str, ...]] = ()
+    """Texts to continue at each evaluation."""
+    sample_tokens: Free[int] = Field(default=48, ge=1)
+    """Length of each continuation, in tokens."""
+    temperature: Free[float] = Field(default=0.8, ge=0)
+    """Temperature of the continuations; 0: greedy."""
+
+
+class Log(Section):
+    """What is shown while it runs."""
+
+    every_steps: Free[int] = Field(default=10, ge=1)
+    """Write a line of metrics each Nth update, in steps."""
+    norms_every: Free[int] = Field(default=0, ge=0)
+    """Log each layer's weight and gradient norm each Nth update, in steps; 0: never."""
+    profile: Free[tuple[int, int] | None] = None
+    """Write a torch profiler trace of the steps [from, to) to the run's logs."""
+    wandb: Free[Literal["auto", "online", "offline", "off"]] = "auto"
+    """Weights & Biases on rank 0. auto: online where a key is configured, else offline into the run folder."""
+    wandb_project: Free[str] = "luban"
+    """The project its runs appear in."""
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: Free[str] = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder under runs/: letters, digits, dot, dash and underscore."""
+    seed: Fixed[int] = Field(default=1, ge=0, lt=2**63)
+    """Decides the initial weights, the order of samples and every random draw."""
+    objective: Fixed[Literal["causal"]] = "causal"
+    """What is predicted: causal, the next token. In a dataset of examples only their marked tokens count."""
+    ancestor: Fixed[str | None] = None
+    """The checkpoint whose weights this run starts from, as RUN@STEP; set by `--from`."""
+    data: Data = Data()
+    """The dataset."""
+    model: Model = Model()
+    """The network."""
+    train: Train = Train()
+    """Length and batch."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW."""
+    schedule: Schedule = Schedule()
+    """The learning rate."""
+    engine: Engine = Engine()
+    """DeepSpeed."""
+    launch: Launch = Launch()
+    """Processes."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Checkpoints."""
+    evaluate: Evaluate = Evaluate()
+    """Validation."""
+    log: Log = Log()
+    """Metrics."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if self.schedule.kind != "constant" and self.schedule.warmup_steps >= self.train.steps:
+            problems.append(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} must be below train.steps {self.train.steps}"
+            )
+        if self.schedule.kind == "wsd" and self.schedule.warmup_steps + self.schedule.decay_steps > self.train.steps:
+            problems.append("schedule.warmup_steps + schedule.decay_steps must not exceed train.steps")
+        if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
+            problems.append("engine.zero_stage 0 is for comparison in fp32: with bf16 take stage 1, 2 or 3")
+        if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1]:
+            problems.append(f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,252 @@
+"""The record of a run: attempts, and the lineage of its weights.
+
+An attempt is one distributed life. It owns one file, `attempts/0003.jsonl`, created exclusively by its rank 0: events,
+append-only. Its first line names the checkpoint it adopts and how many bytes of each earlier attempt it accepts; what
+an older attempt writes after that is void for every reader, and nobody deletes it.
+
+The *lineage* of the weights is the chain of applied steps that made them: an attempt's own, then those of the attempt
+whose checkpoint it adopted, up to that checkpoint, and so on. Exactly-once is a claim about the lineage. Steps applied
+after an adopted checkpoint are *lost*: their weights are gone, and their positions are read again.
+"""
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from trainer import checkpoint
+
+FORMAT, VERSION = "luban-attempt", 1
+BEAT_S = 2.0  # how often a living attempt touches its heartbeat
+STALE_S = 15.0  # a heartbeat older than this is a dead attempt's
+DURABLE = {"start", "checkpoint", "outcome"}  # events flushed to the disk before going on
+
+
+class Held(UserError):
+    """Another start of the run is alive."""
+
+
+@dataclass
+class Attempt:
+    """What one attempt wrote, as far as later ones accept it."""
+
+    number: int
+    events: list[dict[str, Any]]
+    void: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Its first event."""
+        return self.events[0]
+
+    @property
+    def applied(self) -> list[dict[str, Any]]:
+        """Its step events that changed the weights."""
+        return [event for event in self.of("step") if event["verdict"] == "applied"]
+
+    @property
+    def outcome(self) -> str | None:
+        """done, stopped, user_error or fault; None where it was killed, or still runs."""
+        return next((event["outcome"] for event in reversed(self.of("outcome"))), None)
+
+    @property
+    def message(self) -> str:
+        """What its outcome says."""
+        return next((event["message"] for event in reversed(self.of("outcome"))), "")
+
+    @property
+    def last_step(self) -> int:
+        """Updates applied when it ended, those it adopted included."""
+        return self.applied[-1]["step"] if self.applied else self.start["step"]
+
+    @property
+    def ended(self) -> float:
+        """Unix time of its last event."""
+        return self.events[-1]["time"]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Its events of one kind, in order."""
+        return [event for event in self.events if event["event"] == kind]
+
+
+@dataclass
+class History:
+    """All attempts of a run."""
+
+    run: Path
+    attempts: list[Attempt]
+
+    def lineage(self, consumed: int | None = None) -> list[dict[str, Any]]:
+        """The step events, applied and skipped, that led to the newest weights, in order.
+
+        Args:
+            consumed: only up to this position; for the weights of an older checkpoint.
+        """
+        chain: list[list[dict[str, Any]]] = []
+        limit = float("inf") if consumed is None else consumed
+        attempt = self.attempts[-1] if self.attempts else None
+        while attempt is not None:
+            chain.append([event for event in attempt.of("step") if event["positions"][1] <= limit])
+            adopted = attempt.start["adopts"]
+            limit = min(limit, attempt.start["consumed"])
+            attempt = None if adopted is None else self.attempt(int(adopted.rpartition(".a")[2]))
+        return [event for part in reversed(chain) for event in part]
+
+    def attempt(self, number: int) -> Attempt:
+        """By number. Raises UserError if its file is gone."""
+        for attempt in self.attempts:
+            if attempt.number == number:
+                return attempt
+        raise UserError(f"{self.run} lacks attempts/{number:04d}.jsonl: its record is incomplete")
+
+    @cached_property
+    def lost(self) -> list[tuple[int, int, int]]:
+        """(attempt, first step, last step) of applied steps that are in no lineage: rolled back, and redone."""
+        kept = {id(event) for event in self.lineage()}
+        spans = []
+        for attempt in self.attempts:
+            steps = [event["step"] for event in attempt.applied if id(event) not in kept]
+            if steps:
+                spans.append((attempt.number, min(steps), max(steps)))
+        return spans
+
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints on disk that an accepted event vouches for, oldest first."""
+        known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
+        return [name for name in checkpoint.names(self.run) if name in known]
+
+
+def load(run: Path) -> History:
+    """The record of a run; a torn last line of a killed attempt is not yet an event.
+
+    Raises:
+        UserError: a file of the record is damaged or of a newer format.
+    """
+    texts = {int(path.stem): path.read_bytes() for path in sorted((run / "attempts").glob("[0-9]*.jsonl"))}
+    attempts = []
+    accepted = {number: len(text) for number, text in texts.items()}
+    for number in sorted(texts, reverse=True):
+        text, limit = texts[number], min(accepted[number], len(texts[number]))
+        events = _events(run, number, text[:limit])
+        if not events:
+            continue  # killed before its first line
+        for earlier, size in events[0]["accepts"].items():
+            accepted[int(earlier)] = min(accepted.get(int(earlier), 0), size)
+        attempts.append(Attempt(number, events, _events(run, number, text[limit:])))
+    return History(run, attempts[::-1])
+
+
+def alive(run: Path) -> int | None:
+    """The number of the newest attempt if it still runs: no outcome, and a fresh heartbeat."""
+    newest = max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")), default=None)
+    if newest is None:
+        return None
+    try:
+        age = time.time() - (run / "attempts" / f"{newest:04d}.alive").stat().st_mtime
+    except OSError:
+        return None
+    ended = b'{"event": "outcome"' in (run / "attempts" / f"{newest:04d}.jsonl").read_bytes()
+    return newest if age < STALE_S and not ended else None
+
+
+def refuse_if_held(run: Path) -> None:
+    """Raise Held where another start of the run is alive; waits for a heartbeat that may be a killed one's last."""
+    number = alive(run)
+    if number is None:
+        return
+    beat = run / "attempts" / f"{number:04d}.alive"
+    seen = beat.stat().st_mtime
+    deadline = time.time() + 3 * BEAT_S
+    while time.time() < deadline:
+        if alive(run) != number:
+            return
+        if beat.stat().st_mtime != seen:
+            first = load(run).attempt(number).start
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first["time"]))
+            holder = first["ranks"][0]
+            raise Held(
+                f"{run} is already running: attempt {number} since {since}, rank 0 is process {holder['pid']} on "
+                f"{holder['host']}. Stop it first, or take another name=..."
+            )
+        time.sleep(0.2)
+
+
+class Writer:
+    """The file of the attempt that now begins; rank 0 alone has one. `close` ends it and its heartbeat."""
+
+    def __init__(self, run: Path, start: dict[str, Any]):
+        """
+        Args:
+            start: the first event, without what this class adds (format, attempt, accepts, time).
+
+        Raises:
+            Held: another start created the same attempt first.
+        """
+        self.run, folder = run, run / "attempts"
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = load(run)
+        numbers = [int(path.stem) for path in folder.glob("[0-9]*.jsonl")]
+        self.number = max(numbers, default=0) + 1
+        path = folder / f"{self.number:04d}.jsonl"
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        except FileExistsError:
+            raise Held(f"{run} is being started by another process at this moment; wait for it, or stop it") from None
+        self._beat_path = folder / f"{self.number:04d}.alive"
+        self._ended = threading.Event()
+        self._beat_path.touch()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        accepts = {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
+        head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
+        self.append("start", **head, **start, accepts=accepts)
+        checkpoint.sync_folder(folder)
+
+    def append(self, event: str, **values: Any) -> None:
+        """Write one event, in one write."""
+        line = json.dumps({"event": event, **values, "time": time.time()}) + "\n"
+        os.write(self._file, line.encode())
+        if event in DURABLE:
+            os.fsync(self._file)
+
+    def fenced(self) -> bool:
+        """Whether a newer attempt has begun: from then on nothing this one does counts."""
+        return (self.run / "attempts" / f"{self.number + 1:04d}.jsonl").exists()
+
+    def close(self) -> None:
+        """Stop the heartbeat."""
+        self._ended.set()
+        self._beat_path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            os.utime(self._beat_path)
+
+
+def _accepted_size(folder: Path, attempt: Attempt) -> int:
+    """Bytes of an earlier attempt that make up its accepted events."""
+    text = (folder / f"{attempt.number:04d}.jsonl").read_bytes()
+    end = 0
+    for _ in attempt.events:
+        end = text.index(b"\n", end) + 1
+    return end
+
+
+def _events(run: Path, number: int, text: bytes) -> list[dict[str, Any]]:
+    events = []
+    for line in text.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break  # torn by a kill
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            where = f"{run}/attempts/{number:04d}.jsonl line {len(events) + 1}"
+            raise UserError(f"{where} is damaged: restore the file from a copy") from None
+    if events and (events[0].get("format", FORMAT) != FORMAT or events[0].get("version", 0) > VERSION):
+        raise UserError(f"{run}/attempts/{number:04d}.jsonl is of a newer format: use a newer Luban")
+    return events

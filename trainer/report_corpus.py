@@ -1,0 +1,57 @@
+"""The report's chapter on the corpus: what came in, what each stage dropped and why, what was left."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.report_page import Html, details, section, table, tag
+from trainer.report_story import Story
+from trainer.units import short, size
+
+
+def chapter(story: Story) -> Html:
+    info = story.dataset
+    if info is None:
+        return section("Corpus", tag("p", f"There is no dataset at {story.recipe.data.dataset} now.", class_="note"))
+    held = f"{info['documents']:,} documents, {size(info['text_bytes'])} of text, {short(info['tokens'])} tokens"
+    tokenizer = info.get("tokenizer", {})
+    shape = f"{info['bytes_per_token']:.2f} bytes a token, {tokenizer.get('vocab_size', 0):,} pieces"
+    about = f"{info['name']}: {held}, {shape}."
+    licences = info.get("licences", {})
+    sources = [
+        [name, f"{each['documents']:,}", size(each["text_bytes"]), short(each["tokens"]), licences.get(name, "")]
+        for name, each in info.get("sources", {}).items()
+    ]
+    splits = [
+        [name, f"{each['documents']:,}", size(each["text_bytes"]), short(each["tokens"]), each["shards"]]
+        for name, each in info.get("splits", {}).items()
+    ]
+    return section(
+        "Corpus",
+        tag("p", about),
+        table(["stage", "documents in", "text in", "documents out", "text out", "dropped"], _stages(info)),
+        tag("h3", "Dropped, and why", style="margin-top:18px"),
+        table(["stage", "rule", "documents", "of those in", "text", "such as"], _drops(info)),
+        details("Sources and splits", table(["source", "documents", "text", "tokens", "licence"], sources),
+                table(["split", "documents", "text", "tokens", "shards"], splits)),
+    )  # fmt: skip
+
+
+def _stages(info: Mapping[str, Any]) -> Iterator[list[object]]:
+    for stage in info.get("stages", []):
+        gone = stage["documents_in"] - stage["documents_out"]
+        yield [
+            stage["name"],
+            f"{stage['documents_in']:,}",
+            size(stage["bytes_in"]),
+            f"{stage['documents_out']:,}",
+            size(stage["bytes_out"]),
+            f"{gone / max(1, stage['documents_in']):.1%}" if gone > 0 else "",
+        ]
+
+
+def _drops(info: Mapping[str, Any]) -> Iterator[list[object]]:
+    for stage in info.get("stages", []):
+        for rule, held in stage["dropped"].items():
+            share = held["documents"] / max(1, stage["documents_in"])
+            such_as = ", ".join(held.get("ids", []))
+            yield [stage["name"], rule, f"{held['documents']:,}", f"{share:.2%}", size(held["bytes"]), such_as]

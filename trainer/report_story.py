@@ -1,0 +1,255 @@
+"""What the report tells of one run: its files, read once, and the figures and curves made of them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trainer import jsonl, record
+from trainer.console import best_evaluation, state_of
+from trainer.recipe import Recipe
+from trainer.report_charts import Piece, Point
+from trainer.run import FILE, read_recipe
+from trainer.units import duration, short
+
+AXES = {"steps": "train/step", "tokens": "train/tokens"}
+
+
+@dataclass(frozen=True)
+class Story:
+    """One run folder."""
+
+    run: Path
+    recipe: Recipe
+    recipe_text: str
+    history: record.History
+    lines: list[dict[str, Any]]
+    """Of metrics.jsonl."""
+    dataset: dict[str, Any] | None
+    """dataset.json, where the dataset is still in its place."""
+    proof: dict[str, Any] | None
+    """proof.json."""
+
+    @classmethod
+    def load(cls, run: Path) -> "Story":
+        """Raises UserError where `run` is no run folder, or its record is damaged."""
+        recipe = read_recipe(run)
+        return cls(
+            run,
+            recipe,
+            (run / FILE).read_text("utf-8", "replace"),
+            record.load(run),
+            jsonl.read(run / "metrics.jsonl")[0],
+            _json(Path(recipe.data.dataset) / "dataset.json"),
+            _json(run / "proof.json"),
+        )
+
+    @property
+    def name(self) -> str:
+        """What the recipe calls it."""
+        return self.recipe.name
+
+    @cached_property
+    def state(self) -> str:
+        """not started, running, done, stopped, failed or killed."""
+        return state_of(self.history)
+
+    @cached_property
+    def lineage(self) -> list[dict[str, Any]]:
+        """The step events that made the newest weights."""
+        return self.history.lineage()
+
+    @cached_property
+    def tokens_at(self) -> dict[int, int]:
+        """Label tokens behind each step of the lineage."""
+        total, found = 0, {0: 0}
+        for event in self.lineage:
+            if event["verdict"] == "applied":
+                total += event["labels"]
+                found[event["step"]] = total
+        return found
+
+    @cached_property
+    def lost_steps(self) -> int:
+        """Applied updates that were rolled back."""
+        return sum(last - first + 1 for _, first, last in self.history.lost)
+
+    def is_lost(self, attempt: int, step: int) -> bool:
+        """Whether what `attempt` did at `step` is in no lineage, or was written when it no longer counted."""
+        rolled_back = any(number == attempt and first <= step <= last for number, first, last in self.history.lost)
+        return rolled_back or step > self._accepted.get(attempt, -1)
+
+    @cached_property
+    def _accepted(self) -> dict[int, int]:
+        """Last step of each attempt that later ones accept."""
+        return {attempt.number: attempt.last_step for attempt in self.history.attempts}
+
+    def curve(self, name: str, axis: str, kind: str = "train") -> list[Piece]:
+        """The metric `name` over "steps" or "tokens", as one line of what counts and one for each lost part."""
+        samples = [
+            (line["attempt"], line["train/step"], line.get(AXES[axis]), line.get(name))
+            for line in self.lines
+            if line.get("kind", "train") == kind and isinstance(line.get("train/step"), int) and "attempt" in line
+        ]
+        kept: dict[int, Point] = {}
+        lost: dict[int, list[Point]] = {}
+        for attempt, step, x, y in samples:
+            if not isinstance(x, int | float) or not isinstance(y, int | float):
+                continue
+            if self.is_lost(attempt, step):
+                if attempt not in lost:  # it parts from what counts at the last point before
+                    lost[attempt] = [kept[before] for before in sorted(kept) if before < step][-1:]
+                lost[attempt].append((x, y))
+            else:
+                kept[step] = (x, y)
+        pieces = [Piece(points, lost=True) for points in lost.values()]
+        return [*pieces, Piece([kept[step] for step in sorted(kept)])] if kept else pieces
+
+    def restarts(self, axis: str) -> list[tuple[float, str]]:
+        """(x, name) of each attempt after the first."""
+        return [
+            (self._x(attempt.start["step"], axis), f"attempt {attempt.number}") for attempt in self.history.attempts[1:]
+        ]
+
+    def bands(self, axis: str) -> list[tuple[float, float]]:
+        """Intervals of x that were done more than once."""
+        return [(self._x(first - 1, axis), self._x(last, axis)) for _, first, last in self.history.lost]
+
+    def _x(self, step: int, axis: str) -> float:
+        if axis == "steps":
+            return step
+        known = self.tokens_at
+        return known.get(step, max(known.values()) if step > max(known) else 0)
+
+    @cached_property
+    def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
+        """(attempt, event) of every evaluation, oldest first."""
+        return [(attempt.number, event) for attempt in self.history.attempts for event in attempt.of("evaluation")]
+
+    @cached_property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation with the lowest validation loss."""
+        return best_evaluation(self.history)
+
+    def values(self, name: str) -> list[float]:
+        """All logged values of a metric, lost steps included."""
+        return [line[name] for line in self.lines if isinstance(line.get(name), int | float)]
+
+    @cached_property
+    def spent(self) -> list[tuple[str, float]]:
+        """(what, seconds) of the run's whole wall-clock, from its first start to its last event."""
+        return time_spent(self.history)
+
+    def figures(self) -> Iterator[tuple[str, str, str]]:
+        """(name, value, remark) of what matters most; "n/a" where it is not known."""
+        train = next((line for line in reversed(self.lines) if isinstance(line.get("train/loss"), float)), {})
+        best = self.best["metrics"] if self.best else {}
+        steps = self.history.attempts[-1].last_step if self.history.attempts else 0
+        yield "Training loss", _shown(train.get("train/loss"), 4), f"nats a token, at step {train.get('train/step', 0)}"
+        yield "Best validation loss", _shown(best.get("loss"), 4), f"at step {self.best['step']}" if self.best else ""
+        yield "Perplexity", _shown(best.get("perplexity"), 2), "validation"
+        yield "Bits per byte", _shown(best.get("bits_per_byte"), 4), "validation"
+        yield "Next-token accuracy", _percent(best.get("accuracy")), "validation"
+        yield "Steps", f"{steps:,}", f"of {self.recipe.train.steps:,}"
+        yield "Tokens", short(self.tokens_at.get(steps, max(self.tokens_at.values()))), "label tokens in the weights"
+        parameters = self.history.attempts[-1].start.get("parameters") if self.history.attempts else None
+        yield "Parameters", short(parameters) if parameters else "n/a", ""
+        speeds = self.values("speed/tokens_per_s")
+        yield "Speed", f"{short(median(speeds))}/s" if speeds else "n/a", "tokens, median"
+        mfu = self.values("speed/mfu_pct")
+        yield (
+            "MFU",
+            f"{median(mfu):.1f} %" if mfu else "n/a",
+            "causal attention" if mfu else "the device's peak is unknown",
+        )
+        waits = self.values("speed/data_wait_pct")
+        yield "Data wait", f"{median(waits):.1f} %" if waits else "n/a", "of a step, median"
+        memory = self.values("memory/peak_gib")
+        yield "Peak memory", f"{max(memory):.2f} GiB" if memory else "n/a", "of rank 0"
+        yield "Wall-clock", duration(sum(seconds for _, seconds in self.spent)), "over all attempts"
+        yield "Attempts", str(len(self.history.attempts)), ""
+        yield "Lost steps", f"{self.lost_steps:,}", "rolled back and done again" if self.lost_steps else ""
+
+
+def time_spent(history: record.History) -> list[tuple[str, float]]:
+    """Where the wall-clock went, in seconds; the parts add up to the whole.
+
+    Start-up is from an attempt's first event to its first step; lost work from the last step that counts to the last
+    that does not; waiting is between an attempt's last event and the next one's first. The rest is training, waiting
+    for data and saving included.
+    """
+    attempts = history.attempts
+    if not attempts:
+        return []
+    lost = {number: (first, last) for number, first, last in history.lost}
+    startup = evaluation = redone = 0.0
+    for attempt in attempts:
+        first, last = lost.get(attempt.number, (None, None))
+        steps = attempt.of("step")
+        begun = steps[0]["time"] if steps else attempt.ended
+        startup += begun - attempt.start["time"]
+        if first is not None and last is not None:
+            before = [event["time"] for event in steps if event["step"] < first]
+            redone += attempt.ended - (before[-1] if before else begun)
+        evaluation += sum(
+            event.get("seconds", 0.0) for event in attempt.of("evaluation") if first is None or event["step"] < first
+        )
+    waiting = sum(max(0.0, after.start["time"] - before.ended) for before, after in pairwise(attempts))
+    whole = attempts[-1].ended - attempts[0].start["time"]
+    training = max(0.0, whole - startup - evaluation - redone - waiting)
+    parts = [("training", training), ("evaluation", evaluation), ("start-up", startup)]
+    return [*parts, ("lost work", redone), ("between attempts", waiting)]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which positions the weights were made of."""
+
+    consumed: int
+    updates: int
+    skipped: list[tuple[int, int]]
+    gaps: list[tuple[int, int]]
+    repeated: list[tuple[int, int]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every position up to `consumed` was read once and only once."""
+        return not self.gaps and not self.repeated
+
+
+def coverage(lineage: list[dict[str, Any]]) -> Coverage:
+    """What a lineage's steps read, interval by interval."""
+    skipped, gaps, repeated = [], [], []
+    reached = updates = 0
+    for event in lineage:
+        first, last = event["positions"]
+        if first > reached:
+            gaps.append((reached, first))
+        elif first < reached:
+            repeated.append((first, min(reached, last)))
+        if event["verdict"] == "applied":
+            updates += 1
+        else:
+            skipped.append((first, last))
+        reached = max(reached, last)
+    return Coverage(reached, updates, skipped, gaps, repeated)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f} %"

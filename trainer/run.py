@@ -1,0 +1,164 @@
+"""Run folders: where they are, which recipe they hold, and whether another recipe may go on with one."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import settings
+from data.errors import UserError
+from data.publish import published
+from trainer import checkpoint, record
+from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.inputs import open_inputs
+from trainer.recipe import Model, Recipe
+
+FILE = "recipe.yaml"
+FREE_OF_ANCESTOR = ("attention", "residual_dropout")  # settings of the model that a run may set anew
+
+
+def home() -> Path:
+    """Where `datasets/` and `runs/` lie: LUBAN_HOME, or the working directory."""
+    return Path(os.environ.get("LUBAN_HOME") or ".")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A point in a run's life: RUN, RUN@STEP or RUN@best."""
+
+    run: Path
+    point: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """Raises UserError where there is no such run or the point is neither a step nor "best"."""
+        name, _, point = text.partition("@")
+        if point and point != "best" and not re.fullmatch(r"\d+", point):
+            raise UserError(f"{text}: after the @ comes a step such as 400, or best")
+        return cls(find(name), point or None)
+
+    def checkpoint(self) -> Checkpoint:
+        """The newest whole checkpoint, or that of the point; a corrupt one is an error here, never a substitute.
+
+        Raises:
+            UserError: there is none.
+        """
+        history = record.load(self.run)
+        held = history.checkpoints()
+        if self.point == "best":
+            best = [event for attempt in history.attempts for event in attempt.of("checkpoint") if event.get("best")]
+            held = [event["name"] for event in best if event["name"] in held][-1:]
+        elif self.point is not None:
+            held = [name for name in held if int(name[5:14]) == int(self.point)]
+        if not held:
+            steps = ", ".join(str(int(name[5:14])) for name in history.checkpoints()) or "none"
+            raise UserError(f"{self.run} has no checkpoint {self.point or 'yet'}; steps with one: {steps}")
+        try:
+            found = Checkpoint(self.run / checkpoint.FOLDER / held[-1])
+        except CorruptCheckpoint as error:
+            raise UserError(f"{error}: name an older one as {self.run.name}@STEP") from None
+        problems = found.problems()
+        if problems:
+            raise UserError(f"{'; '.join(problems)}: name an older one as {self.run.name}@STEP")
+        return found
+
+
+def folder(name: str) -> Path:
+    """The folder of the run called `name`."""
+    return home() / "runs" / name
+
+
+def find(name: str) -> Path:
+    """An existing run, by its name under `runs/` or by its path.
+
+    Raises:
+        UserError: there is none; near names are offered.
+    """
+    for candidate in (folder(name), Path(name)):
+        if (candidate / FILE).is_file():
+            return candidate
+    known = sorted(path.parent.name for path in folder("").glob(f"*/{FILE}"))
+    raise UserError(f"there is no run {name}; known under {folder('')}: {', '.join(known) or 'none'}")
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe that a run was made with."""
+    return settings.load(Recipe, run / FILE)
+
+
+def dataset_path(recipe: Recipe) -> Recipe:
+    """`recipe` with its dataset resolved: as given, or under LUBAN_HOME; absolute, so that ranks find it anywhere."""
+    given = Path(recipe.data.dataset)
+    found = next((path for path in (given, home() / given) if path.exists()), home() / given)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(found.absolute())})})
+
+
+def open_run(recipe: Recipe) -> Path:
+    """Check everything that can be checked beforehand, and write or accept the run's folder.
+
+    Called again for an existing run, settings marked free may differ and are written anew.
+
+    Raises:
+        UserError: the dataset doesn't fit, the run is of another recipe, or another start of it is alive.
+    """
+    recipe = dataset_path(recipe)
+    run = folder(recipe.name)
+    if (run / FILE).exists():
+        changed = [entry for entry in settings.differences(read_recipe(run), recipe) if entry[1] != "free"]
+        if changed:
+            lines = [f"  {name} ({kind}): {old!r} there, {new!r} here" for name, kind, old, new in changed]
+            raise UserError(
+                f"{run} was begun with another recipe:\n" + "\n".join(lines) + "\nfixed settings make another run: "
+                "take another name=...; branch settings start one from this one: --from " + recipe.name
+            )
+        record.refuse_if_held(run)
+    inputs = open_inputs(recipe)
+    if recipe.ancestor:
+        _check_ancestor(recipe, inputs.tokenizer.fingerprint)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with published(run / FILE) as draft:
+            draft.write_text(settings.dump(recipe))
+    except OSError as error:
+        raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
+    return run
+
+
+def with_ancestor(recipe: Recipe, source: str, given: set[str]) -> Recipe:
+    """`recipe` starting from the weights of `source` (RUN[@STEP]), whose model it takes over.
+
+    Args:
+        given: dotted names that the caller set by hand.
+
+    Raises:
+        UserError: there is no such checkpoint, or the caller asks for another model.
+    """
+    parsed = Source.parse(source)
+    found = parsed.checkpoint()
+    model = read_recipe(parsed.run).model
+    other = sorted(
+        name
+        for name in Model.model_fields
+        if name not in FREE_OF_ANCESTOR
+        and f"model.{name}" in given
+        and getattr(recipe.model, name) != getattr(model, name)
+    )
+    if other:
+        raise UserError(
+            f"model.{other[0]} is {getattr(model, other[0])!r} in {parsed.run.name} and can't become "
+            f"{getattr(recipe.model, other[0])!r}: leave the model's settings out, --from brings them"
+        )
+    free = {name: getattr(recipe.model, name) for name in FREE_OF_ANCESTOR if f"model.{name}" in given}
+    origin = f"{parsed.run.absolute()}@{found.step}"
+    return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free)})
+
+
+def _check_ancestor(recipe: Recipe, tokenizer: str) -> None:
+    assert recipe.ancestor is not None
+    made_with = Source.parse(recipe.ancestor).checkpoint().state["tokenizer"]
+    if made_with != tokenizer:
+        raise UserError(
+            f"the weights of {recipe.ancestor} were trained with the tokenizer {made_with[:12]}, and "
+            f"{recipe.data.dataset} was made with {tokenizer[:12]}: build the dataset with the tokenizer of that run's "
+            "dataset (tokenizer.reuse)"
+        )

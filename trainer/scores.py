@@ -1,0 +1,139 @@
+"""A trained model out of its checkpoint: figures and texts, in one process without an engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.errors import UserError
+from data.order import deal
+from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
+from trainer.feed import MOST_ROWS
+from trainer.generate import generate
+from trainer.inputs import Inputs, open_inputs
+from trainer.models.decoder import Decoder
+from trainer.objectives.causal import Causal
+from trainer.recipe import Recipe
+from trainer.run import Source, dataset_path, read_recipe
+from trainer.world import World
+
+COMPLETION_TOKENS = 64  # of a generated completion at most
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as a checkpoint holds it, in fp32, with the data of its run."""
+
+    model: Decoder
+    recipe: Recipe
+    inputs: Inputs
+    step: int
+    device: torch.device
+
+
+def load_model(point: str, dataset: Path | None = None) -> Loaded:
+    """The model of RUN[@STEP], and its dataset or another of the same tokenizer.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or a dataset of another tokenizer.
+    """
+    source = Source.parse(point)
+    found = source.checkpoint()
+    recipe = read_recipe(source.run)
+    if dataset is not None:
+        recipe = dataset_path(
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(dataset)})})
+        )
+    inputs = open_inputs(recipe)
+    if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
+        raise UserError(f"{recipe.data.dataset} was made with another tokenizer than {point}: its figures mean nothing")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Decoder(recipe.model, found.state["vocab_size"])
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in found.weights().items():
+            parameters[name].copy_(tensor)
+    return Loaded(model.to(device).eval(), recipe, inputs, found.step, device)
+
+
+def measure(loaded: Loaded, rows: int = 0) -> tuple[dict[str, float], FixedSet]:
+    """Figures of the validation split (`rows` of it; 0: all), and the set itself.
+
+    Raises:
+        UserError: the split has no row of this context.
+    """
+    fixed = loaded.inputs.fixed
+    if fixed is None:
+        raise UserError(f"{loaded.inputs.dataset.folder} has no validation row of {loaded.recipe.model.context} tokens")
+    reader, held = fixed
+    forward = forward_rows(MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size)
+    objective = Causal(loaded.recipe.model.attention)
+    chosen = FixedSet(reader, min(rows or held, held), objective, loaded.inputs.tokenizer, forward)
+    return chosen.measure(loaded.model, World(0, 1, loaded.device)), chosen
+
+
+def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple[str, str, str]]]:
+    """Corpus BLEU (sacrebleu, 13a) of greedy completions of the first `count` validation examples.
+
+    Returns:
+        The score, and (prompt, reference, generated) of each.
+    """
+    import sacrebleu
+
+    tokenizer = loaded.inputs.tokenizer
+    prompts, references = [], []
+    for positions in deal(0, min(count, fixed.rows), fixed.micro_batch, 0, 1):
+        rows = fixed.reader.rows(positions)
+        assert rows.use is not None
+        for tokens, length, use in zip(rows.tokens, rows.lengths, rows.use, strict=True):
+            answer = np.flatnonzero(use[:length] & 1)
+            if len(answer) and answer[0] + 1 < loaded.recipe.model.context:
+                prompts.append(tokens[: answer[0]].tolist())
+                references.append(tokenizer.decode(tokens[answer]))
+    made = generate(loaded.model, prompts, max_new_tokens=COMPLETION_TOKENS, eos_id=tokenizer.eos_id)
+    texts = [tokenizer.decode(alternatives[0]) for alternatives in made]
+    score = sacrebleu.corpus_bleu(texts, [references]).score
+    return score, list(zip(map(tokenizer.decode, prompts), references, texts, strict=True))
+
+
+def evaluate_run(point: str, dataset: Path | None, rows: int, generations: int) -> str:
+    """What `luban evaluate` prints."""
+    loaded = load_model(point, dataset)
+    figures, fixed = measure(loaded, rows)
+    baseline = unigram_baseline(loaded.inputs.train, fixed)
+    examples = loaded.inputs.dataset.kind == "examples"
+    what = "completions of the validation examples" if examples else "validation split"
+    lines = [
+        f"{point} at step {loaded.step} on the {what} of {loaded.inputs.dataset.folder.name}",
+        f"  {'':16} {'model':>10} {'unigram':>10}",
+    ]
+    for name, label in (
+        ("loss", "loss, nats/token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"),
+        ("accuracy", "next token right"),
+    ):  # fmt: skip
+        lines.append(f"  {label:16} {figures[name]:10.4f} {baseline[name]:10.4f}")
+    lines.append(f"  over {figures['tokens']:,.0f} label tokens in {fixed.rows:,} rows")
+    if examples and generations:
+        score, made = bleu(loaded, fixed, generations)
+        lines.append(f"  BLEU {score:.2f} over {len(made)} greedy completions (sacrebleu, 13a)")
+    return "\n".join(lines)
+
+
+def generate_texts(
+    point: str, prompts: list[str], tokens: int, samples: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> list[list[str]]:
+    """Continuations of `prompts` by the model of RUN[@STEP]: `samples` of each."""
+    loaded = load_model(point)
+    made = generate(
+        loaded.model,
+        [loaded.inputs.encode_prompt(text) for text in prompts],
+        max_new_tokens=tokens,
+        eos_id=loaded.inputs.tokenizer.eos_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_samples=samples,
+    )
+    return [[loaded.inputs.tokenizer.decode(each) for each in alternatives] for alternatives in made]

@@ -1,0 +1,282 @@
+"""The start of an attempt: from a run folder to an engine that stands where the adopted checkpoint left off."""
+
+import os
+import platform
+import socket
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from data.order import key
+from trainer import checkpoint, record
+from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.engine import Engine
+from trainer.evaluate import FixedSet, forward_rows
+from trainer.feed import Feed, Shape
+from trainer.inputs import Inputs, open_inputs
+from trainer.meters import Meter, flops_per_token
+from trainer.models.decoder import Decoder
+from trainer.models.initialize import initialize
+from trainer.objectives.base import Objective
+from trainer.objectives.causal import Causal
+from trainer.optimizer import freeze, parameter_groups
+from trainer.recipe import Recipe
+from trainer.run import Source, read_recipe
+from trainer.tracker import Tracker
+from trainer.world import World
+
+DROPOUT = 11  # what a key is for
+TOPOLOGY = ("world", "zero_stage", "micro_batch", "precision", "device", "threads", "versions")
+
+
+@dataclass
+class Progress:
+    """Where the run stands; with the weights and moments, all its state. The same on every rank."""
+
+    step: int = 0
+    """Applied updates."""
+    consumed: int = 0
+    """Positions behind it: the next row read is this one."""
+    tokens: int = 0
+    """Label tokens of the applied updates."""
+    skipped: list[list[int]] = field(default_factory=list)
+    """Intervals [from, to) of positions whose update was not applied."""
+    skipped_in_a_row: int = 0
+    best: dict[str, Any] | None = None
+    """Step and loss of the best evaluation so far."""
+    worse: int = 0
+    """Evaluations since."""
+
+
+@dataclass
+class Session:
+    """Everything one rank holds while it trains."""
+
+    run: Path
+    recipe: Recipe
+    world: World
+    inputs: Inputs
+    objective: Objective
+    engine: Engine
+    shape: Shape
+    feed: Feed
+    progress: Progress
+    frozen: str | None
+    fixed: FixedSet | None
+    writer: record.Writer | None
+    """Rank 0's alone."""
+    tracker: Tracker | None
+    """Rank 0's alone."""
+    meter: Meter
+    attempt: int = 0
+    saved: list[str] = field(default_factory=list)
+    """Names of the verified checkpoints, oldest first."""
+
+    def say(self, text: str) -> None:
+        """Put a note in the record, from rank 0: anything degraded is said."""
+        if self.writer:
+            self.writer.append("note", text=text)
+            print(text, flush=True)
+
+    def seed(self, position: int) -> None:
+        """Make every random draw of the next forward a function of (seed, position of its first row)."""
+        torch.manual_seed(key(self.recipe.seed, DROPOUT, max(position, 0)) >> 1)
+
+
+def begin(run: Path, world: World, restart: bool) -> Session:
+    """Assemble a session: adopt the newest whole checkpoint, build the model, open the record.
+
+    Args:
+        restart: a supervisor starts the run anew after a fault: an older attempt is fenced, not respected.
+
+    Raises:
+        UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
+    """
+    recipe = read_recipe(run)
+    _agree(world, lambda: None if restart or world.rank else record.refuse_if_held(run))
+    torch.set_num_threads(recipe.launch.threads)
+    if recipe.engine.exact == "topology":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if world.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = recipe.engine.exact == "samples"
+    notes: list[str] = []
+    inputs = open_inputs(recipe)
+    objective = Causal(recipe.model.attention)
+    history = record.load(run) if world.rank == 0 else None
+    found = _adopt(run, world, world.gather(history.checkpoints() if history else None)[0], notes)
+    bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
+    shape = Shape.of(recipe, world.size)
+    model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
+    freeze(model, recipe.train.trainable)
+    frozen = _weights(run, recipe, model, found, world)
+    counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kernel = model.loss_kernel
+    groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
+    engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
+    progress = Progress()
+    if found:
+        if found.state["order"] != inputs.order.describe():
+            raise UserError(
+                f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
+                f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
+            )
+        engine.load(found.read, found.state["adam_step"])
+        progress = Progress(**found.state["progress"])
+    feed = Feed(
+        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed
+    )  # fmt: skip
+    session = Session(
+        run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
+        _fixed_set(recipe, inputs, objective, shape), None, None, _meter(recipe, inputs, counted, world, bf16),
+    )  # fmt: skip
+    me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
+    start = {
+        "adopts": found.name if found else None,
+        "step": progress.step,
+        "consumed": progress.consumed,
+        "world": world.size,
+        "zero_stage": recipe.engine.zero_stage,
+        "micro_batch": shape.micro_batch,
+        "accumulation": shape.accumulation,
+        "precision": "bf16 with fp32 master weights" if bf16 else "fp32",
+        "device": _device_name(world),
+        "threads": recipe.launch.threads,
+        "exact": recipe.engine.exact,
+        "dataset": inputs.train.fingerprint,
+        "parameters": counted[0],
+        "trainable": counted[1],
+        "loss_kernel": kernel,
+        "versions": _versions(),
+        "ranks": world.gather(me),
+        "supervisor": "restart" if restart else "start",
+    }
+    _open_record(session, start, history, notes)
+    return session
+
+
+def _agree(world: World, action: Any) -> Any:
+    """Do `action` here; if it was refused on any rank, refuse on all, with the same words."""
+    result, problem = None, None
+    try:
+        result = action()
+    except UserError as error:
+        problem = str(error)
+    refused = next((text for text in world.gather(problem) if text), None)
+    if refused:
+        raise UserError(refused)
+    return result
+
+
+def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Checkpoint | None:
+    """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly."""
+    for name in reversed(names):
+        try:
+            found = Checkpoint(run / checkpoint.FOLDER / name)
+            problems = found.problems(world.rank, world.size)
+        except CorruptCheckpoint as error:
+            found, problems = None, [str(error)] if world.rank == 0 else []
+        problems = [problem for part in world.gather(problems) for problem in part]
+        if found and not problems:
+            return found
+        notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
+    if names:
+        notes.append("No checkpoint of this run is whole: it begins again at step 0")
+    return None
+
+
+def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
+    """Give the model its weights; returns the file in `base/` of those that don't train."""
+    if recipe.ancestor:
+        weights = Source.parse(recipe.ancestor).checkpoint().weights() if not found else found.frozen()
+    else:
+        weights = found.frozen() if found else {}
+    if not found and not recipe.ancestor:
+        initialize(model, recipe.seed, recipe.model)
+    parameters = dict(model.named_parameters())
+    if recipe.ancestor and not found and set(weights) != set(parameters):
+        odd = sorted(set(weights) ^ set(parameters))
+        raise UserError(f"{recipe.ancestor} is of another model: it and this one don't share {odd[0]}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)
+    if found:
+        return found.manifest["base"]
+    still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
+    name = _agree(world, lambda: checkpoint.save_frozen(run, still) if world.rank == 0 else None)
+    return world.gather(name)[0]
+
+
+def _fixed_set(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> FixedSet | None:
+    if inputs.fixed is None:
+        return None
+    reader, rows = inputs.fixed
+    rows = min(rows, recipe.evaluate.rows or rows)
+    forward = forward_rows(shape.micro_batch, recipe.model.context, inputs.vocab_size)
+    return FixedSet(reader, rows, objective, inputs.tokenizer, forward)
+
+
+def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool) -> Meter:
+    text = inputs.dataset.kind == "text"
+    return Meter(
+        steps=recipe.train.steps,
+        ranks=world.size,
+        tokens_per_byte=inputs.tokens_per_byte if text else None,
+        epoch_tokens=inputs.order.rows_per_epoch * recipe.model.context if text else None,
+        flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1]),
+        device=world.device.type,
+        device_name=_device_name(world),
+        precision="bf16" if bf16 else "fp32",
+    )
+
+
+def _device_name(world: World) -> str:
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    names = ("luban", "torch", "deepspeed", "numpy", "safetensors", "sentencepiece")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _open_record(s: Session, start: dict[str, Any], history: record.History | None, notes: list[str]) -> None:
+    """Create the attempt on rank 0, say what is degraded, and tell every rank its number."""
+
+    def create() -> int:
+        s.writer = record.Writer(s.run, start)
+        return s.writer.number
+
+    number = _agree(s.world, lambda: create() if s.world.rank == 0 else 0)
+    s.attempt = s.world.gather(number)[0]
+    if s.writer is None or history is None:
+        return
+    s.saved = history.checkpoints()
+    if start["adopts"] is not None and start["adopts"] in s.saved:
+        s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
+    checkpoint.clear_partial(s.run)
+    s.tracker = Tracker(s.run, s.attempt, s.recipe)
+    for note in notes:
+        s.say(note)
+    if s.shape.filler:
+        rows = s.recipe.train.batch_rows
+        s.say(
+            f"{s.shape.filler} filler rows in every update: {s.world.size} ranks x {s.shape.micro_batch} rows x "
+            f"{s.shape.accumulation} don't divide the batch of {rows} ({s.shape.filler / rows:.0%} wasted)"
+        )
+    if history.attempts and start["adopts"]:
+        before = history.attempts[-1].start
+        changed = [
+            f"{name} {before.get(name)} -> {start[name]}" for name in TOPOLOGY if before.get(name) != start[name]
+        ]
+        if changed and s.recipe.engine.exact == "topology":
+            s.say(f"the same rows from here on, but not bitwise the same sums: {'; '.join(changed)}")
+    if s.fixed is None:
+        s.say("the validation split holds no row of this context: nothing is evaluated")
+    s.say(
+        f"attempt {s.attempt}: {s.world.size} rank(s), ZeRO {start['zero_stage']}, {start['precision']} on "
+        f"{start['device']}, {start['trainable']:,} of {start['parameters']:,} parameters train, "
+        f"{s.shape.accumulation} x {s.shape.micro_batch} rows a rank, loss by {start['loss_kernel']}"
+    )

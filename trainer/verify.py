@@ -1,0 +1,233 @@
+"""What a run claims, checked: checkpoints against their manifests, the record's chain, the dataset, another run.
+
+The claim: the steps that made the weights read each position of [0, consumed) exactly once, minus the intervals that
+the record names as skipped. Each step's event holds a digest of the tokens that its ranks really read; here the order
+is computed anew, the rows are read again, and the digests must agree.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data import settings
+from data.publish import write_json
+from trainer import checkpoint, record
+from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
+from trainer.feed import row_digest
+from trainer.inputs import Inputs, open_inputs
+from trainer.run import find, read_recipe
+from trainer.world import WORD
+
+PROOF = "proof.json"
+CHUNK = 4096  # rows read at once
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing compared."""
+
+    name: str
+    compared: str
+    """How much of it, in words."""
+    equal: bool
+    largest_difference: float = 0.0
+    detail: str = ""
+    """The first thing that isn't as it should be."""
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.equal else "FAIL"
+        more = f": {self.detail}" if self.detail else ""
+        return f"{mark} {self.name} ({self.compared}){more}"
+
+
+def verify_run(name: str, against: str | None, say: Callable[[str], Any]) -> bool:
+    """Check a run, and compare it with another where one is named; writes `proof.json` for the latter.
+
+    Returns:
+        Whether everything is as it was promised.
+    """
+    run = find(name)
+    checks = []
+    for check in check_run(run):
+        say(str(check))
+        checks.append(check)
+    if against is not None:
+        compared = []
+        for check in compare(run, find(against)):
+            say(str(check))
+            compared.append(check)
+        passed = all(check.equal for check in compared)
+        proof = {
+            "format": "luban-proof", "version": 1, "run": run.name, "against": find(against).name, "passed": passed,
+            "checks": [asdict(check) for check in compared], "time": time.time(),
+        }  # fmt: skip
+        write_json(run / PROOF, proof)
+        checks += compared
+    passed = all(check.equal for check in checks)
+    say(f"{run.name}: {'everything holds' if passed else 'NOT as promised'}, {len(checks)} checks")
+    return passed
+
+
+def check_run(run: Path) -> Iterator[Check]:
+    """Checkpoints, lineage, what was read, and the dataset, one check after the other."""
+    history = record.load(run)
+    names = history.checkpoints()
+    problems = [problem for name in names for problem in _checkpoint_problems(run, name)]
+    yield Check("checkpoints", f"{len(names)} re-read", not problems and bool(names), detail="; ".join(problems[:3]))
+    whole = [name for name in names if not any(problem.startswith(name) for problem in problems)]
+    if not whole:
+        return
+    state = Checkpoint(run / checkpoint.FOLDER / whole[-1]).state["progress"]
+    lineage = history.lineage(state["consumed"])
+    yield _lineage(lineage, state)
+    inputs = open_inputs(read_recipe(run))
+    yield _once(inputs, state["consumed"])
+    yield _rows(inputs, lineage)
+    damaged = inputs.dataset.verify()
+    yield Check(
+        "dataset", f"{inputs.dataset.folder.name}: every shard re-read", not damaged, detail="; ".join(damaged[:3])
+    )
+    lost = sum(last - first + 1 for _, first, last in history.lost)
+    attempts = len(history.attempts)
+    yield Check("record", f"{attempts} attempts, {len(lineage)} updates kept, {lost} lost and redone", True)
+
+
+def compare(run: Path, other: Path) -> Iterator[Check]:
+    """Everything that two runs of one recipe must share, at the newest step of which both have a checkpoint."""
+    recipes = settings.differences(read_recipe(other), read_recipe(run))
+    odd = [f"{name} {old!r} and {new!r}" for name, kind, old, new in recipes if kind != "free"]
+    yield Check("recipes", "every setting but the free ones", not odd, detail="; ".join(odd))
+    mine, theirs = (_by_step(path) for path in (run, other))
+    steps = sorted(set(mine) & set(theirs))
+    if not steps:
+        yield Check("checkpoints", "steps of which both have one", False, detail="none")
+        return
+    a, b = mine[steps[-1]], theirs[steps[-1]]
+    events = [record.load(held.folder.parent.parent).lineage(held.state["progress"]["consumed"]) for held in (a, b)]
+    yield from _events(*events)
+    yield from _tensors(a, b)
+    for name in ("adam_step", "groups", "schedule", "order", "random", "tokenizer"):
+        same = a.state[name] == b.state[name]
+        yield Check(name, f"at step {steps[-1]}", same, detail="" if same else f"{a.state[name]} and {b.state[name]}")
+    counters = ("step", "consumed", "tokens", "skipped")
+    odd = [name for name in counters if a.state["progress"][name] != b.state["progress"][name]]
+    yield Check("counters", ", ".join(counters), not odd, detail=", ".join(odd))
+
+
+def _checkpoint_problems(run: Path, name: str) -> list[str]:
+    try:
+        return Checkpoint(run / checkpoint.FOLDER / name).problems()
+    except CorruptCheckpoint as error:
+        return [str(error)]
+
+
+def _lineage(lineage: list[dict[str, Any]], state: dict[str, Any]) -> Check:
+    """The record covers [0, consumed) without gap or overlap, and its skipped intervals are the checkpoint's."""
+    reached = step = 0
+    problem = ""
+    skipped = []
+    for event in lineage:
+        first, last = event["positions"]
+        step += event["verdict"] == "applied"
+        if event["verdict"] == "skipped":
+            skipped.append([first, last])
+        if first != reached:
+            problem = problem or f"positions {min(first, reached)} to {max(first, reached)} before step {event['step']}"
+        if event["step"] != step:
+            problem = problem or f"step {event['step']} where {step} was expected"
+        reached = last
+    if not problem and (reached, step) != (state["consumed"], state["step"]):
+        problem = f"it ends at position {reached}, step {step}; the checkpoint at {state['consumed']}, {state['step']}"
+    if not problem and skipped != state["skipped"]:
+        problem = f"skipped intervals {skipped}, in the checkpoint {state['skipped']}"
+    return Check(
+        "lineage", f"positions [0, {reached:,}) in {len(lineage)} updates, once each", not problem, detail=problem
+    )
+
+
+def _once(inputs: Inputs, consumed: int) -> Check:
+    """No row of the dataset twice in an epoch."""
+    rows, order = inputs.order.rows_per_epoch, inputs.order
+    repeated = 0
+    for epoch in range(math.ceil(consumed / rows)):
+        places = order.places(np.arange(epoch * rows, min(consumed, (epoch + 1) * rows)))
+        repeated += len(places.row) - len(np.unique(places.shard * (1 << 40) + places.row))
+    return Check(
+        "exactly once", f"{consumed:,} rows of {consumed / rows:.2f} epochs, no row twice in one", not repeated,
+        detail=f"{repeated} repetitions" if repeated else "",
+    )  # fmt: skip
+
+
+def _rows(inputs: Inputs, lineage: list[dict[str, Any]]) -> Check:
+    """The tokens each update read, read again."""
+    reader = inputs.reader()
+    for event in lineage:
+        first, last = event["positions"]
+        total = 0
+        for start in range(first, last, CHUNK):
+            total += row_digest(reader.rows(np.arange(start, min(start + CHUNK, last))))
+        if f"{total & WORD:016x}" != event["rows"]:
+            return Check("rows", "digest of each update's tokens", False, detail=f"step {event['step']} read others")
+    return Check("rows", f"tokens of {len(lineage)} updates read again, digests equal", True)
+
+
+def _by_step(run: Path) -> dict[int, Checkpoint]:
+    found = {}
+    for name in record.load(run).checkpoints():
+        if not _checkpoint_problems(run, name):
+            held = Checkpoint(run / checkpoint.FOLDER / name)
+            found[held.step] = held
+    return found
+
+
+def _events(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Iterator[Check]:
+    for name in ("positions", "rows", "labels", "verdict", "lr", "loss", "grad_norm"):
+        odd = next((x["step"] for x, y in zip(a, b, strict=False) if x[name] != y[name]), None)
+        if odd is None and len(a) != len(b):
+            odd = min(len(a), len(b)) + 1
+        difference = 0.0
+        if name in ("lr", "loss", "grad_norm"):
+            difference = max((abs((x[name] or 0) - (y[name] or 0)) for x, y in zip(a, b, strict=False)), default=0.0)
+        yield Check(
+            f"{name} of each step", f"{len(a)} updates", odd is None, difference,
+            "" if odd is None else f"first differs at step {odd}, largest difference {difference:.3g}",
+        )  # fmt: skip
+
+
+def _tensors(a: Checkpoint, b: Checkpoint) -> Iterator[Check]:
+    shapes = {name: tuple(shape) for name, shape in a.manifest["parameters"].items()}
+    if shapes != {name: tuple(shape) for name, shape in b.manifest["parameters"].items()}:
+        yield Check("parameters", "names and shapes", False, detail="of different models")
+        return
+    largest = dict.fromkeys((WEIGHT, *MOMENTS), 0.0)
+    first: dict[str, str] = {}
+    values = 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        values += count
+        x, y = a.read(name, shape, 0, count), b.read(name, shape, 0, count)
+        for part in largest:
+            if not torch.equal(x[part].view(torch.int32), y[part].view(torch.int32)):
+                first.setdefault(part, name)
+                largest[part] = max(largest[part], float((x[part] - y[part]).abs().max()))
+    for part, difference in largest.items():
+        label = "weights" if part == WEIGHT else f"moments {part}"
+        detail = (
+            f"{first[part]} is the first that differs, largest difference {difference:.3g}" if part in first else ""
+        )
+        yield Check(
+            label, f"{len(shapes)} tensors, {values:,} values, bit by bit", part not in first, difference, detail
+        )
+
+
+def read_proof(run: Path) -> dict[str, Any] | None:
+    """The last comparison of a run with another, if there was one."""
+    path = run / PROOF
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,97 @@
+"""This process among the others: who it is, where it computes, and the small agreements between ranks.
+
+Counts and flags travel on a CPU group of their own, so that agreeing on a step never waits for the device.
+"""
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+WORD = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's view of its distributed life."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None
+    """The CPU process group for counts and flags; a world of one needs none."""
+
+    def total(self, values: Iterable[int]) -> list[int]:
+        """Each of `values` (equally many on every rank) summed over the ranks, modulo 2**64."""
+        if self.size == 1:
+            return [value & WORD for value in values]
+        tensor = torch.from_numpy(np.array([value & WORD for value in values], np.uint64).view(np.int64))
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.numpy().view(np.uint64).tolist()
+
+    def total_floats(self, values: Iterable[float]) -> list[float]:
+        """Each of `values` (equally many on every rank) summed over the ranks in float64."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def gather(self, value: object) -> list[Any]:
+        """`value` of every rank, in the order of ranks; for small things outside the step."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value, group=self.control)
+        return everyone
+
+
+def join(timeout_s: int) -> World:
+    """Meet the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Where they meet on loopback, every socket is bound to loopback: torch by itself would listen on all addresses.
+    """
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=timeout_s)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if cuda else "gloo"
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = _loopback_store(host, port, rank, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    return World(rank, size, device, dist.new_group(backend="gloo", timeout=timeout))
+
+
+def _loopback_store(host: str, port: int, rank: int, timeout: timedelta) -> dist.Store:
+    """The store at `host`; rank 0 serves it, unless a supervisor already does."""
+    if rank == 0:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+        else:
+            handle = listener.detach()
+            return dist.TCPStore(
+                host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=handle
+            )
+    return dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+
+
+def leave() -> None:
+    """Part from the other ranks; only after success, because after an error no collective may be issued."""
+    dist.destroy_process_group()

@@ -46,6 +46,7 @@ def data_build(
     processes.
     """
     from data.build import build
+    from data.progress import for_this_stream
     from data.recipe import RECIPES, DatasetRecipe
     from data.settings import manual
 
@@ -53,7 +54,7 @@ def data_build(
     if show:
         typer.echo(manual(settings), nl=False)
         return
-    build(settings, out or _home() / "datasets" / settings.name)
+    build(settings, out or _home() / "datasets" / settings.name, progress=for_this_stream())
 
 
 @data_app.command("inspect")
@@ -62,11 +63,10 @@ def data_inspect(
     check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
 ) -> None:
     """Counts, shares, lengths, what was dropped and why, and decoded samples."""
-    from data.inspect import inspect
+    from data.inspect import report
 
     found = dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
-    if not inspect(found, check=check):
-        raise typer.Exit(1)
+    typer.echo(report(found, check))
 
 
 @tokenizer_app.command("train")
@@ -77,10 +77,11 @@ def tokenizer_train(
 ) -> None:
     """Train a SentencePiece tokenizer on a dataset recipe's sources, without building the dataset."""
     from data.build import train_tokenizer
+    from data.progress import for_this_stream
     from data.recipe import RECIPES, DatasetRecipe
 
     settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
-    train_tokenizer(settings, out or _home() / "tokenizers" / settings.name)
+    train_tokenizer(settings, out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
 
 
 @app.command()

@@ -1,11 +1,12 @@
-"""The parts of a build that run in workers: plain functions from files to files, one chunk or one shard each.
+"""The parts of a build that run in workers: plain functions from files to files, a chunk of documents each.
 
 Chunks are cut by size, never by the number of workers, and results come back in the order of the chunks: that is
-why the bytes don't depend on who did the work. Text and tokens travel through files in the build's folder, so the
-parent holds some 300 bytes a document and the executor may be a process pool or anything that shares that folder.
+why the bytes don't depend on who did the work. Text and tokens travel through files in the build's folder: the
+parent holds about half a kilobyte a document, and the executor may be a process pool or anything that shares the
+folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +17,8 @@ from data.clean import fault, normalise
 from data.corpus import Document
 from data.dedup import band_keys, exact_digest
 from data.recipe import DatasetRecipe
-from data.shard_writer import BLOCK_TOKENS, TokenDocument, write_shard
-from data.shards import ShardEntry, token_dtype
+from data.shard_writer import TokenDocument
+from data.shards import token_dtype
 from data.tasks import Example, example_uses, join_example, make_examples
 from data.tokenizer import Tokenizer
 
@@ -175,17 +176,12 @@ class Placed:
     digest: str
 
 
-def gather(
-    name: str, placed: Sequence[Placed], work: Path, dtype: np.dtype, examples: bool, first_block: int
-) -> ShardEntry:
-    """Write one shard and its table into `work` from the chunks' token files."""
+def gathered(placed: Sequence[Placed], work: Path, dtype: np.dtype, examples: bool) -> Iterator[TokenDocument]:
+    """The documents' tokens, out of the chunks' token files."""
     maps: dict[int, np.ndarray] = {}
-
-    def document(place: Placed) -> TokenDocument:
+    for place in placed:
         if place.chunk not in maps:
             maps[place.chunk] = np.memmap(token_file(work, place.chunk), dtype, "r")
         tokens = maps[place.chunk][place.first : place.first + place.tokens]
         uses = example_uses(place.prompt_tokens, place.tokens) if examples else None
-        return TokenDocument(place.id, place.source, tokens, place.text_bytes, place.digest, uses)
-
-    return write_shard(work, name, map(document, placed), dtype, first_block, BLOCK_TOKENS)
+        yield TokenDocument(place.id, place.source, tokens, place.text_bytes, place.digest, uses)

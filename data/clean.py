@@ -1,9 +1,9 @@
 """Normalisation and quality rules. Each rule is a question with a name; the report counts drops by that name.
 
-The thresholds are set so that good source code, English and Chinese prose all pass: of 1,790 standard library
-files they drop the empty ones and the tables of data, of 2,830 technical documents and 14,591 Chinese poems
-almost none. A rule costs C-speed passes over the text or one numpy pass over its code points, which is why
-languages aren't told apart by word lists: word-based filters run at 0.2-0.4 MB/s, these at some 30.
+The thresholds are set so that good source code, English and Chinese all pass: of 1,790 standard library files
+they drop 41 (35 of them empty), of 17,490 documents of technical English and Chinese poetry 18. The rules are passes
+of C code over the text or of numpy over its code points, all ten together 61 MB/s on code and 20 on Chinese;
+word-based filters run at 0.2-0.4 MB/s.
 """
 
 import re
@@ -144,7 +144,7 @@ _TABLE: list[np.ndarray] = []
 
 
 def _kind_table() -> np.ndarray:
-    """The kind of every code point (uint8), made from the Unicode database at first use (0.2 s a process)."""
+    """The kind of every code point (uint8), made from the Unicode database at first use (0.03 s a process)."""
     if not _TABLE:
         table = np.zeros(0x30000, np.uint8)
         for code in range(len(table)):

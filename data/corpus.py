@@ -1,8 +1,9 @@
 """Documents, streamed from where they are: the standard library, files, folders, JSON lines, earlier datasets.
 
 An id is the source's name and a path relative to it, never an absolute path, so that a dataset's splits, order
-and bytes are the same on every machine. Reading stays in one process: at some 1 GB/s for files and 100 MB/s
-for JSON lines it feeds many workers that clean (10 MB/s) and tokenize (6 MB/s).
+and bytes are the same on every machine. Reading stays in one process, at some 45 MB/s (small files and gzipped
+JSON lines alike): enough for four workers that clean and hash at 13 MB/s each. Tokenizing, the longer stage,
+reads what those left and isn't bound by it.
 """
 
 import gzip

@@ -90,6 +90,8 @@ class Dataset:
             path = self.folder / f"{shard.url.removesuffix('.tar')}.docs.parquet"
             try:
                 table = parquet.read_table(path)
+            except FileNotFoundError:
+                raise UserError(f"the document table {path.name} is missing from {self.folder}") from None
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read the document table {path}: {error}") from None
             for row in table.to_pylist():
@@ -113,7 +115,7 @@ class Dataset:
             try:
                 index = self.index(split)
             except UserError as error:
-                problems += str(error).splitlines()
+                problems.append(str(error))
                 continue
             damaged = index.verify()
             problems += damaged

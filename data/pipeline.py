@@ -5,7 +5,7 @@
     split             by a hash of the source document's id, so a file and what was made of it are on one side only
     tokenizer         learns from a sample of `train` alone
     tokenize          chunks again, surviving documents only
-    shuffle, write    documents in the order of a keyed hash, one shard a task
+    shuffle, write    documents in the order of a keyed hash; here too: one process writes what a hundred tokenize
 
 Nothing here depends on the number of workers: chunks are cut by size and their results taken in order.
 """
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from data import corpus
-from data.chunks import Drop, Placed, Prepared, Slice, encode, gather, prepare, text_file
+from data.chunks import Drop, Placed, Prepared, Slice, encode, gathered, prepare, text_file
 from data.dedup import exact_copies, near_copies
 from data.errors import UserError
 from data.ledger import Ledger
 from data.progress import Progress
 from data.recipe import DatasetRecipe
-from data.shard_writer import BLOCK_TOKENS, plan_shards, shard_name, write_index
+from data.shard_writer import plan_shards, shard_name, write_index, write_shard
 from data.shards import SPLITS, Index, ShardEntry, token_dtype
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import train
@@ -178,28 +178,23 @@ class Pipeline:
     def write(self, columns: Columns, tokenized: Tokenized, tokenizer: Tokenizer) -> list[Index]:
         """Shuffle the rows of each split and write shards, tables and indexes into the folder."""
         dtype = token_dtype(tokenizer.vocab_size)
-        examples = self.recipe.kind == "examples"
         splits = self.splits(columns)
         order = np.lexsort((columns.ids, _draws(self._key("order"), columns.ids)))
-        calls = []
+        self._progress.begin("write shards", int(tokenized.lengths.sum()), "tokens")
+        indexes = []
         for number, split in enumerate(SPLITS):
             rows = order[splits[order] == number]
-            first_block = 0
-            for shard, part in enumerate(plan_shards(tokenized.lengths[rows], self.recipe.shard_tokens)):
+            shards: list[ShardEntry] = []
+            blocks = 0
+            for part in plan_shards(tokenized.lengths[rows], self.recipe.shard_tokens):
                 placed = _placed(columns, tokenized, rows[part])
-                calls.append((gather, shard_name(split, shard), placed, self._work, dtype, examples, first_block))
-                first_block += -(-int(tokenized.lengths[rows[part]].sum()) // BLOCK_TOKENS)
-        self._progress.begin("write shards", len(calls), "shards")
-        entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
-        for entry in in_order(self._hands, calls, 2 * self._workers + 2):
-            entries[entry.url.split("-")[0]].append(entry)
-            self._progress.advance(1)
-        indexes = [
-            Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, tuple(entries[split]))
-            for split in SPLITS
-        ]
-        for index in indexes:
+                documents = gathered(placed, self._work, dtype, self.recipe.kind == "examples")
+                shards.append(write_shard(self._work, shard_name(split, len(shards)), documents, dtype, blocks))
+                blocks += shards[-1].samples
+                self._progress.advance(shards[-1].tokens)
+            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, tuple(shards))
             write_index(index, self.recipe.name)
+            indexes.append(index)
         self._progress.end(", ".join(f"{index.split} {index.tokens:,} tokens" for index in indexes))
         return indexes
 

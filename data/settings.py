@@ -7,10 +7,12 @@ states its unit. A field's type says what may happen to it once a run has begun:
     Branch[int]   changes what comes after; allowed in a new run that starts from this one (`--from`)
     Free[int]     where and how it runs; may differ at every start
 
-PyYAML reads `3e-4` as a string (YAML 1.1); pydantic turns it into the number that was meant.
+YAML is read as its version 1.2 means it: `off` and `no` are words, `3e-4` is a number. PyYAML by itself still reads
+version 1.1, where `off` is false and `3e-4` a string.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -20,6 +22,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from data.errors import UserError
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's core schema, as far as it differs in recipes."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF|nan|NaN))$"
+    ),
+    list("-+.0123456789"),
+)
 
 T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]
@@ -53,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not YAML, or is not a mapping at its top level.
     """
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = yaml.load(path.read_text("utf-8"), _Yaml)
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -79,7 +102,7 @@ def apply(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 child = node[parent] = {}
             node = child
         try:
-            node[leaf] = yaml.safe_load(text) if text else None
+            node[leaf] = yaml.load(text, _Yaml) if text else None
         except yaml.YAMLError:
             node[leaf] = text
     if problems:

@@ -138,6 +138,8 @@ class _HashedFile:
         self.size = 0
 
     def write(self, piece: bytes) -> int:
+        if self._file.closed:
+            return len(piece)  # after a failure, tarfile still flushes when it is collected
         self.sha256.update(piece)
         self.size += len(piece)
         return self._file.write(piece)

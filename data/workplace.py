@@ -56,7 +56,7 @@ def workplace(out: Path) -> Iterator[Path]:
         if error.errno in _FULL:
             raise UserError(
                 f"the disk that holds {out} is full: {error.strerror}. What was made so far is removed. A build needs "
-                "about twice the text's size there; free some, or choose another --out."
+                "about three times the text's size there; free some, or choose another --out."
             ) from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise UserError(f"cannot write the dataset to {out}: {error.strerror}. Choose another --out.") from error

@@ -15,6 +15,8 @@ manifest is renamed into place; a folder without a valid one doesn't exist for a
 and are stored once a run, in `base/`, named by their digest.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -23,15 +25,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from trainer.world import World
+from data.publish import sync_folder
+
+if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and start in half the time without torch
+    from torch import Tensor
+
+    from trainer.world import World
 
 FORMAT, VERSION = "luban-checkpoint", 1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
@@ -55,7 +57,7 @@ class Span:
         return self.tensors[WEIGHT].numel()
 
 
-SpanReader = Callable[[str, tuple[int, ...], int, int], dict[str, Tensor]]
+SpanReader = Callable[[str, tuple[int, ...], int, int], "dict[str, Tensor]"]
 """(name, shape, start, count) -> the three tensors of that piece."""
 
 
@@ -77,6 +79,8 @@ def save(run: Path, name: str, state: dict[str, Any], spans: list[Span], frozen:
     Raises:
         UserError: the disk is full or not writable; the partial folder is removed, earlier checkpoints stay.
     """
+    from safetensors.torch import save_file
+
     folder = run / FOLDER / name
     file = f"spans-{world.rank:05d}.safetensors"
     try:
@@ -112,6 +116,8 @@ def save_frozen(run: Path, weights: Mapping[str, Tensor]) -> str | None:
     """Store weights that never change in `base/`, once; returns the file's name, or None if there are none."""
     if not weights:
         return None
+    from safetensors.torch import save_file
+
     folder = run / "base"
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"draft-{os.getpid()}.safetensors"
@@ -185,6 +191,8 @@ class Checkpoint:
         Raises:
             UserError: the parameter isn't there, or has another shape.
         """
+        import torch
+
         if name not in self.manifest["spans"]:
             raise UserError(f"{self.folder} holds no parameter {name}: it is of another model")
         held = tuple(self.manifest["parameters"][name])
@@ -201,6 +209,8 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter whole, in fp32, the frozen ones included."""
+        import torch
+
         out = {}
         for name, shape in self.manifest["parameters"].items():
             flat = torch.empty(shape).view(-1)
@@ -213,11 +223,15 @@ class Checkpoint:
         """The weights that don't train, in fp32."""
         if not self.manifest["base"]:
             return {}
+        from safetensors import safe_open
+
         with safe_open(self.base, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
 
     def _open(self, number: int) -> Any:
         if number not in self._files:
+            from safetensors import safe_open
+
             self._files[number] = safe_open(self.folder / f"spans-{number:05d}.safetensors", "pt")
         return self._files[number]
 
@@ -307,15 +321,6 @@ def _settle(path: Path) -> dict[str, Any]:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,8 @@
 Prompts of different lengths share their forward passes without touching each other (`Cache`). Each sequence draws
 from its own generator, keyed by (seed, its prompt, the number of the sample), one number a token: its text stays the
 same in any batch, and a longer continuation begins with the shorter one. With the cache, 64 tokens after a prompt of
-192 cost 0.25 s for a 3 M parameter model on one thread; reading everything anew at each token, 2.1 s.
+192 cost 0.25 s for a 3 M parameter model on one thread, 64 such sequences at once 3.8 s; reading everything anew at
+each token costs 1.9 s for one.
 """
 
 import hashlib

@@ -25,7 +25,8 @@ class Appender:
 
     def append(self, values: Mapping[str, Any]) -> None:
         """One line, handed to the kernel before this returns."""
-        data = (json.dumps(finite(values), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(finite(values), ensure_ascii=False, allow_nan=False)
+        data = f"{text}\n".encode("utf-8", "backslashreplace")  # half a surrogate pair becomes JSON's own escape
         while data:
             data = data[os.write(self._file, data) :]
 

@@ -160,6 +160,8 @@ class Loop:
                 applied=step, skipped=pending.skipped,
             )  # fmt: skip
             self.s.tracker.log(line | self.diagnostics.take())
+            while self.s.meter.notes:
+                self.s.say(self.s.meter.notes.pop(0))
 
     def after_update(self, agreed: Agreed) -> bool:
         """Evaluate and save where it is time; returns whether patience has run out."""

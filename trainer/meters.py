@@ -159,14 +159,18 @@ class Meter:
         self._steps, self._ranks, self._flops, self._device = steps, ranks, flops, device
         self._tokens_per_byte, self._epoch_tokens, self._clock = tokens_per_byte, epoch_tokens, clock
         self._began: float | None = None
-        self._since = self._paused = self._waited = 0.0
+        self._last = self._paused = self._seconds = self._waited = 0.0
         self._tokens = self._counted = self._all_counted = 0
 
     def step(self, tokens: int, waited_s: float) -> None:
         """One update was launched: label tokens over all ranks, and seconds that this rank waited for its rows."""
+        now, before = self._clock(), self._last
+        self._last = now
+        paused, self._paused = self._paused, 0.0
         if self._began is None:
-            self._began = self._since = self._clock()
+            self._began = now
             return
+        self._seconds += now - before - paused
         self._tokens += tokens
         self._waited += waited_s
         self._counted += 1
@@ -206,20 +210,19 @@ class Meter:
         return values
 
     def _speed(self, step: int) -> dict[str, float | int]:
-        """Figures of the interval that ends here, which it then begins anew."""
-        now = self._clock()
-        seconds = now - self._since - self._paused
-        counted, tokens, waited = self._counted, self._tokens, self._waited
+        """Figures of the steps counted since the last time, by when they were launched: a line may come early, before
+        a save, or late, in the middle of the step after it."""
+        seconds, counted, tokens, waited = self._seconds, self._counted, self._tokens, self._waited
         if self._began is None or not counted or seconds <= 0:
             return {}
-        self._since, self._paused, self._waited, self._tokens, self._counted = now, 0.0, 0.0, 0, 0
+        self._seconds, self._waited, self._tokens, self._counted = 0.0, 0.0, 0, 0
         rate = tokens / seconds
         values: dict[str, float | int] = {
             "speed/tokens_per_s": rate,
             "speed/tokens_per_s_per_rank": rate / self._ranks,
             "speed/step_ms": 1000 * seconds / counted,
             "speed/data_wait_pct": min(100.0, 100 * waited / seconds),
-            "eta_s": max(0, self._steps - step) * (now - self._began) / self._all_counted,
+            "eta_s": max(0, self._steps - step) * (self._last - self._began) / self._all_counted,
         }
         if self._flops and self.peak:
             try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.publish import sync_folder
 from trainer import checkpoint
 
 FORMAT, VERSION = "luban-attempt", 1
@@ -204,7 +205,7 @@ class Writer:
         accepts = {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
         head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
         self.append("start", **head, **start, accepts=accepts)
-        checkpoint.sync_folder(folder)
+        sync_folder(folder)
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, in one write."""

@@ -29,7 +29,7 @@ def learning_rate(step: int, schedule: Schedule, peak: float, steps: int) -> flo
     last = steps - 1
     step = min(max(step, 0), last)
     if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
+        return peak * ((step + 1) / schedule.warmup_steps)
     if schedule.kind == "constant":
         return peak
     top = last - schedule.decay_steps if schedule.kind == "wsd" else max(schedule.warmup_steps - 1, 0)

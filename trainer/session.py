@@ -257,7 +257,8 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
     checkpoint.clear_partial(s.run)
-    s.tracker = Tracker(s.run, s.attempt, s.recipe)
+    facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
+    s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)
     for note in notes:
         s.say(note)
     if s.shape.filler:

@@ -146,10 +146,10 @@ class WandB:
     def finish(self, code: int) -> None:
         """Send what is left and end the W&B run, within the deadline."""
         deadline = time.monotonic() + self._finish_timeout
-        if self._thread.is_alive():
+        while self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Full):
-                self._queue.put(("finish", code), timeout=self._finish_timeout)
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+                self._queue.put(("finish", code), timeout=0.2)
+                self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             unsent = self._queue.qsize()
             self._gave_up.set()
@@ -172,9 +172,10 @@ class WandB:
                 self._say(f"is slower than the run: {self._queue.maxsize} lines wait, newer ones are dropped")
 
     def _say(self, text: str) -> None:
-        for key in self._keys:
+        for key in tuple(self._keys):
             text = text.replace(key, "[key]")
-        self._say_aloud(f"W&B: {text}")
+        with contextlib.suppress(OSError):  # a full disk is not W&B's to report
+            self._say_aloud(f"W&B: {text}")
 
     def _work(self) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -193,7 +194,7 @@ class WandB:
                 "x_graphql_retry_max": 3,
             }
             self._serve(Session(wandb, self._folder, self._recipe, self._facts, settings))
-        except Exception as error:
+        except BaseException as error:  # wandb.teardown raises SystemExit where its service was killed
             self._heard(f"stopped: {_brief(error)}; the run goes on without it")
 
     def _serve(self, session: Session) -> None:
@@ -208,7 +209,7 @@ class WandB:
             try:
                 session.do(what, value)
             except Exception as error:
-                self._heard(f"logging failed ({_brief(error)})")
+                self._heard(f"logging failed ({_brief(error)}); {_what_next(modes)}")
                 session.drop()
                 running = self._open(session, modes)
                 if running:
@@ -241,8 +242,7 @@ class WandB:
             try:
                 address = session.start(mode, self._keys)
             except Exception as error:
-                next_ = "keeping the run offline" if modes else "the run goes on without it"
-                self._heard(f"{mode} failed ({_brief(error)}); {next_}")
+                self._heard(f"{mode} failed ({_brief(error)}); {_what_next(modes)}")
                 session.drop()
                 continue
             offline = f"offline; to upload it later: wandb sync {self._folder}/wandb/offline-run-*"
@@ -269,6 +269,10 @@ def _next_line(path: Path) -> int:
     highest = max((line["line"] for line in lines if isinstance(line.get("line"), int)), default=-1)
     written = path.read_bytes().count(b"\n")
     return max(highest + 1, written)
+
+
+def _what_next(modes: list[str]) -> str:
+    return "keeping the run offline" if modes else "the run goes on without it"
 
 
 def _brief(error: BaseException) -> str:

@@ -81,7 +81,7 @@ class Session:
 
     def drop(self) -> None:
         """Forget a run that failed; without it the next `init` finds its id in use."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):  # SystemExit, where its service was killed
             self._wandb.teardown()
 
 

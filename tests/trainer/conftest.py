@@ -63,6 +63,7 @@ class FakeRun:
                     "train/perplexity": math.exp(loss), "train/bits_per_byte": loss / 2, "train/grad_norm": 1 / step,
                     "train/lr": 1e-3 * min(1, step / 10), "speed/tokens_per_s": 250.0 + step % 5,
                     "speed/step_ms": 1000.0, "speed/data_wait_pct": 0.4, "memory/peak_gib": 0.5, "eta_s": 60.0 - step,
+                    "time": self.clock,
                 }
             )  # fmt: skip
 
@@ -79,7 +80,7 @@ class FakeRun:
         self.event("evaluation", step=step, set="valid", metrics=figures, seconds=2.0, best=best, samples=samples)
         axes = {"train/step": step, "train/tokens": step * ROWS * CONTEXT}
         named = {f"evaluation/valid/{name}": value for name, value in figures.items()}
-        self.metrics.write({**axes, **named, "samples": samples}, "evaluation")
+        self.metrics.write({**axes, **named, "samples": samples, "time": self.clock}, "evaluation")
 
     def outcome(self, outcome: str, message: str = "") -> None:
         """The attempt's last word."""

@@ -1,0 +1,232 @@
+"""The promises of a run, on real ranks started by the real command: killed, stopped, resized, damaged, held."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine, kill_rank
+from trainer import checkpoint, record
+from trainer.checkpoint import Checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="session")
+def straight(luban: CommandLine) -> CommandLine:
+    """A run `straight` that was never interrupted."""
+    luban.pretrain("straight")
+    return luban
+
+
+def lineage(luban: CommandLine, name: str) -> list[dict]:
+    return record.load(luban.run(name)).lineage()
+
+
+def test_an_uninterrupted_run_holds_what_it_promises(straight: CommandLine) -> None:
+    text = straight("verify", "straight")
+    assert "everything holds" in text
+    assert "positions [0, 288) in 24 updates, once each" in text
+    losses = [event["loss"] for event in lineage(straight, "straight")]
+    assert losses[-1] < losses[0] - 0.2
+    assert "done" in straight("status", "straight")
+
+
+def test_a_run_that_is_called_again_when_done_does_nothing(straight: CommandLine) -> None:
+    before = checkpoint.names(straight.run("straight"))
+    straight.pretrain("straight")
+    assert checkpoint.names(straight.run("straight")) == before
+    assert len(record.load(straight.run("straight")).lineage()) == 24
+
+
+def test_a_killed_rank_is_noticed_and_the_run_ends_bitwise_as_the_uninterrupted_one(straight: CommandLine) -> None:
+    process = straight.start_pretrain("killed")
+    events = straight.wait_for("killed", 1, lambda event: event["event"] == "step" and event["step"] >= 11)
+    killed_at = time.time()
+    kill_rank(events, 1)
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    assert "rank 1 was killed by SIGKILL" in text
+    history = record.load(straight.run("killed"))
+    assert len(history.attempts) == 2
+    assert history.attempts[1].start["adopts"] == "step-000000008.a1"
+    ranks_died = (straight.run("killed") / "logs" / "attempt-2").stat().st_ctime
+    assert ranks_died - killed_at < 10
+    assert history.lost
+    text = straight("verify", "killed", "--against", "straight")
+    assert "everything holds" in text
+    assert re.search(r"ok +weights \(\d+ tensors, [\d,]+ values, bit by bit\)", text)
+    proof = json.loads((straight.run("killed") / "proof.json").read_text())
+    assert proof["passed"]
+    assert {"weights", "moments exp_avg", "rows of each step", "lr of each step"} <= {
+        c["name"] for c in proof["checks"]
+    }
+
+
+def test_verify_finds_a_run_that_is_not_the_same(straight: CommandLine) -> None:
+    straight.pretrain("other", "seed=2")
+    text = straight("verify", "other", "--against", "straight", code=1)
+    assert "FAIL weights" in text
+    assert "FAIL rows of each step" in text
+    assert "first differs at step 1" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_stops_with_75_and_the_next_start_goes_on_bitwise(
+    straight: CommandLine, number: signal.Signals
+) -> None:
+    name = f"stopped-{number.name.lower()}"
+    process = straight.start_pretrain(name)
+    straight.wait_for(name, 1, lambda event: event["event"] == "step" and event["step"] >= 5)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, text
+    stopped = record.load(straight.run(name)).attempts[-1]
+    assert stopped.outcome == "stopped"
+    saved = checkpoint.names(straight.run(name))
+    assert saved[-1] == f"step-{stopped.last_step:09d}.a1"
+    straight.pretrain(name)
+    assert not record.load(straight.run(name)).lost
+    assert "everything holds" in straight("verify", name, "--against", "straight")
+
+
+def test_a_run_goes_on_with_the_same_rows_on_other_ranks_and_another_stage(straight: CommandLine) -> None:
+    for attempt, (ranks, stage, step) in enumerate([(2, 2, 5), (1, 2, 11), (3, 3, 17)], 1):
+        process = straight.start_pretrain("resized", f"launch.ranks={ranks}", f"engine.zero_stage={stage}")
+        straight.wait_for("resized", attempt, lambda e, step=step: e["event"] == "step" and e["step"] >= step)
+        process.terminate()
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, text
+    straight.pretrain("resized", "launch.ranks=2", "engine.zero_stage=3")
+    assert [a.start["world"] for a in record.load(straight.run("resized")).attempts] == [2, 1, 3, 2]
+    assert "everything holds" in straight("verify", "resized")
+    for mine, theirs in zip(lineage(straight, "resized"), lineage(straight, "straight"), strict=True):
+        assert (mine["positions"], mine["rows"], mine["labels"]) == (
+            theirs["positions"],
+            theirs["rows"],
+            theirs["labels"],
+        )
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+    notes = [event["text"] for a in record.load(straight.run("resized")).attempts for event in a.of("note")]
+    assert any("not bitwise" in note for note in notes)
+
+
+def test_ranks_that_do_not_divide_the_batch_say_so_and_train_the_same(straight: CommandLine) -> None:
+    text = straight.pretrain("uneven", "launch.ranks=3", "engine.micro_batch=3")
+    assert "6 filler rows in every update" in text
+    assert "everything holds" in straight("verify", "uneven")
+    for mine, theirs in zip(lineage(straight, "uneven"), lineage(straight, "straight"), strict=True):
+        assert mine["rows"] == theirs["rows"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+
+
+def test_a_corrupt_checkpoint_is_passed_over_loudly_and_nothing_is_lost(straight: CommandLine) -> None:
+    process = straight.start_pretrain("corrupt")
+    straight.wait_for("corrupt", 1, lambda event: event["event"] == "checkpoint" and event["step"] == 16)
+    process.terminate()
+    process.communicate(timeout=60)
+    newest = straight.run("corrupt") / "checkpoints" / checkpoint.names(straight.run("corrupt"))[-1]
+    file = newest / "spans-00001.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    text = straight.pretrain("corrupt")
+    assert f"CORRUPT CHECKPOINT passed over: {newest.name}: spans-00001.safetensors has another SHA-256" in text
+    adopted = record.load(straight.run("corrupt")).attempts[-1].start["adopts"]
+    assert adopted is not None
+    assert adopted != newest.name
+    held = Checkpoint(straight.run("corrupt") / "checkpoints" / checkpoint.names(straight.run("corrupt"))[-1])
+    expected = Checkpoint(straight.run("straight") / "checkpoints" / checkpoint.names(straight.run("straight"))[-1])
+    assert held.step == expected.step == 24
+    for name, tensor in expected.weights().items():
+        assert (held.weights()[name] == tensor).all(), name
+    assert (
+        f"FAIL checkpoints (2 re-read): {newest.name}" in straight("verify", "corrupt", code=1) or not newest.exists()
+    )
+
+
+def test_a_fault_is_retried_a_bounded_number_of_times_with_back_off(straight: CommandLine) -> None:
+    process = straight.start_pretrain(
+        "hopeless", "launch.max_restarts=2", "launch.backoff_s=0.5", "checkpoint.every_steps=0"
+    )
+    starts = []
+    for attempt in (1, 2, 3):
+        events = straight.wait_for("hopeless", attempt, lambda event: event["event"] == "step")
+        starts.append(events[0]["time"])
+        kill_rank(events, 0)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "restart 1 of 2 in 0.5 s" in text
+    assert "restart 2 of 2 in 1 s" in text
+    assert "given up after 3 faults without a new checkpoint" in text
+
+
+def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straight: CommandLine) -> None:
+    first = straight.start_pretrain("held", "train.steps=200")
+    straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] >= 3)
+    text = straight.pretrain("held", "train.steps=200", code=2)
+    assert "is already running: attempt 1 since" in text
+    assert first.poll() is None
+    first.terminate()
+    text, _ = first.communicate(timeout=60)
+    assert first.returncode == 75
+    assert len(record.load(straight.run("held")).attempts) == 1
+
+
+def test_of_two_starts_at_once_one_wins_and_the_other_says_so(straight: CommandLine) -> None:
+    both = [straight.start_pretrain("race", "train.steps=60") for _ in range(2)]
+    texts = [process.communicate(timeout=240)[0] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes == [0, 2], texts
+    assert len(lineage(straight, "race")) == 60
+    assert "everything holds" in straight("verify", "race")
+
+
+def test_a_full_disk_is_one_clear_error_that_is_not_retried(straight: CommandLine, tmp_path: Path) -> None:
+    # The limit on a file's size stands in for a full disk, and is met by the first file larger than 100 kB.
+    process = straight.start("pretrain", "own", "--show")
+    process.communicate()
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        text = straight.pretrain("full", code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert "cannot write the checkpoint step-000000008.a1" in text
+    assert "make room" in text
+    assert "restart" not in text
+    assert not checkpoint.names(straight.run("full"))
+    straight.pretrain("full")
+    assert "everything holds" in straight("verify", "full", "--against", "straight")
+
+
+def test_a_run_from_another_records_its_ancestry_and_starts_from_its_weights(straight: CommandLine) -> None:
+    straight.pretrain("branch", "optimizer.lr=1e-4", "seed=5", "--from", "straight@16")
+    recipe = (straight.run("branch") / "recipe.yaml").read_text()
+    assert "runs/straight@16" in recipe
+    first = lineage(straight, "branch")[0]["loss"]
+    assert first < lineage(straight, "straight")[2]["loss"]
+    assert "everything holds" in straight("verify", "branch")
+    odd = straight.pretrain("wider", "model.hidden_size=64", "--from", "straight", code=2)
+    assert "model.hidden_size is 32 in straight" in odd
+
+
+def test_ranks_die_with_their_supervisor(straight: CommandLine) -> None:
+    process = straight.start_pretrain("orphaned", "train.steps=400")
+    events = straight.wait_for("orphaned", 1, lambda event: event["event"] == "step")
+    process.kill()
+    process.communicate()
+    pids = [rank["pid"] for rank in events[0]["ranks"]]
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:  # noqa: PTH110
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: PTH110
+    assert record.load(straight.run("orphaned")).attempts[-1].outcome == "stopped"

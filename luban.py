@@ -54,7 +54,7 @@ def data_build(
     if show:
         typer.echo(manual(settings), nl=False)
         return
-    build(settings, out or _home() / "datasets" / settings.name, progress=for_this_stream())
+    build(_at_home(settings), out or _home() / "datasets" / settings.name, progress=for_this_stream())
 
 
 @data_app.command("inspect")
@@ -81,7 +81,7 @@ def tokenizer_train(
     from data.recipe import RECIPES, DatasetRecipe
 
     settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
-    train_tokenizer(settings, out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
+    train_tokenizer(_at_home(settings), out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
 
 
 @app.command()
@@ -220,8 +220,8 @@ def _train(
 
     if on != "local":
         raise UserError(f"--on {on}: no such launcher; known: local")
-    tree = _tree(name, overrides, RECIPES, default)
-    recipe = settings.validate(Recipe, tree, name or default)
+    tree, label = _tree(name, overrides, RECIPES, default)
+    recipe = settings.validate(Recipe, tree, label)
     if source is not None:
         recipe = with_ancestor(recipe, source, set(settings.given(tree)))
     if show:
@@ -240,11 +240,11 @@ def _train(
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:
     from data.settings import validate
 
-    return validate(section, _tree(name, overrides, recipes, default), name or default)
+    return validate(section, *_tree(name, overrides, recipes, default))
 
 
-def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> dict[str, object]:
-    """The recipe called `name` (a file, a shipped one, or `default`) with the overrides on top."""
+def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> tuple[dict[str, Any], str]:
+    """The recipe called `name` (a file, a shipped one, or `default`) with the overrides on top, and what to call it."""
     from data.errors import UserError
     from data.settings import apply, read_yaml
 
@@ -256,7 +256,21 @@ def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
         raise UserError(f"there is no recipe {name}: give a YAML file, or one of those that come with Luban: {shipped}")
-    return apply(read_yaml(path), overrides)
+    return apply(read_yaml(path), overrides), name or f"the recipe {default}"
+
+
+def _at_home(recipe: Any) -> Any:
+    """A dataset recipe whose datasets are looked for under LUBAN_HOME where the working directory has none."""
+
+    def place(path: Path | None) -> Path | None:
+        return _home() / path if path is not None and not path.exists() and (_home() / path).exists() else path
+
+    sources = tuple(
+        source.model_copy(update={"path": place(source.path)}) if source.kind == "dataset" else source
+        for source in recipe.sources
+    )
+    tokenizer = recipe.tokenizer.model_copy(update={"reuse": place(recipe.tokenizer.reuse)})
+    return recipe.model_copy(update={"sources": sources, "tokenizer": tokenizer})
 
 
 def _home() -> Path:

@@ -15,7 +15,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -95,12 +96,12 @@ def apply(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             problems.append(f"{item}: write a setting as key=value, such as optimizer.lr=3e-4")
             continue
         *parents, leaf = key.split(".")
-        node = tree
+        node: Any = tree
         for parent in parents:
-            child = node.get(parent)
-            if not isinstance(child, dict):
-                child = node[parent] = {}
-            node = child
+            node = _descend(node, parent)
+        if isinstance(node, list):
+            problems.append(f"{item}: set the whole list, such as {'.'.join(parents)}='[...]', or edit the YAML")
+            continue
         try:
             node[leaf] = yaml.load(text, _Yaml) if text else None
         except yaml.YAMLError:
@@ -108,6 +109,17 @@ def apply(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise UserError("\n".join(problems))
     return tree
+
+
+def _descend(node: Any, name: str) -> Any:
+    """The mapping or list called `name` inside `node`, made where there is none; an entry of a list by its number."""
+    if isinstance(node, list):
+        known = name.isdigit() and int(name) < len(node)
+        return node[int(name)] if known else node
+    child = node.get(name)
+    if not isinstance(child, dict | list):
+        child = node[name] = {}
+    return child
 
 
 def validate(section: type[S], tree: dict[str, Any], source: str) -> S:
@@ -186,9 +198,11 @@ def _documented(section: Section, depth: int) -> Iterable[str]:
         yield from (pad + line for line in shown.rstrip().splitlines())
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
-    """The Section class that a field holds (also behind `| None` or a mark), or none."""
-    for option in (field.annotation, *get_args(field.annotation)):
+def _section_of(field: FieldInfo, inside_lists: bool = False) -> type[Section] | None:
+    """The Section class that a field holds, also as `Section | None` and, where asked, as a list of them; or none."""
+    origin, options = get_origin(field.annotation), get_args(field.annotation)
+    known = (Union, UnionType, list, tuple) if inside_lists else (Union, UnionType)
+    for option in (field.annotation, *(options if origin in known else ())):
         if isinstance(option, type) and issubclass(option, Section):
             return option
     return None
@@ -203,7 +217,9 @@ def _explain(section: type[Section], problem: Any) -> str:
         return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}"
     owner = section
     for part in path[:-1]:
-        inner = _section_of(owner.model_fields[part]) if part in owner.model_fields else None
+        if part.isdigit():
+            continue  # an entry of a list of sections
+        inner = _section_of(owner.model_fields[part], inside_lists=True) if part in owner.model_fields else None
         if inner is None:
             return f"{where}: no such setting"
         owner = inner

@@ -2,7 +2,7 @@
 
 Not on the order of modules, the number of ranks, or what was drawn before: a model with one more layer keeps the
 weights of the others, and a shard can be drawn without its neighbours. It costs one generator a parameter,
-0.04 s for 3 M parameters on one thread.
+0.014 s for 3 M parameters on one thread.
 """
 
 import hashlib

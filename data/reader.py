@@ -120,6 +120,7 @@ class Prefetch(Generic[T]):
     def __next__(self) -> T:
         result, error = self._queue.get()
         if error is not None:
+            self._queue.put((None, error))  # the thread has ended; whoever asks again hears it again
             raise error
         return result  # type: ignore[return-value]
 

@@ -29,7 +29,7 @@ class _Yaml(yaml.SafeLoader):
     """YAML 1.2's core schema, as far as it differs in recipes."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

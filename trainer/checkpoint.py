@@ -79,6 +79,7 @@ def save(run: Path, name: str, state: dict[str, Any], spans: list[Span], frozen:
     Raises:
         UserError: the disk is full or not writable; the partial folder is removed, earlier checkpoints stay.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = run / FOLDER / name
@@ -94,7 +95,7 @@ def save(run: Path, name: str, state: dict[str, Any], spans: list[Span], frozen:
         if world.rank == 0:
             (folder / "state.json").write_text(json.dumps(state, indent=1))
             mine["files"]["state.json"] = _settle(folder / "state.json")
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError subclass
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own kind
         mine = {"error": f"rank {world.rank}: {error}"}
     everyone = world.gather(mine)
     failed = next((part["error"] for part in everyone if "error" in part), None)
@@ -116,6 +117,7 @@ def save_frozen(run: Path, weights: Mapping[str, Tensor]) -> str | None:
     """Store weights that never change in `base/`, once; returns the file's name, or None if there are none."""
     if not weights:
         return None
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = run / "base"
@@ -125,7 +127,7 @@ def save_frozen(run: Path, weights: Mapping[str, Tensor]) -> str | None:
         save_file({name: weights[name].contiguous().cpu() for name in sorted(weights)}, draft)
         name = _settle(draft)["sha256"] + ".safetensors"
         draft.replace(folder / name)
-    except (OSError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)
         raise UserError(f"cannot write the frozen weights to {folder}: {error}") from None
     return name

@@ -202,7 +202,8 @@ class Writer:
         self._ended = threading.Event()
         self._beat_path.touch()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        accepts = {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
+        accepts = {f"{number:04d}": 0 for number in numbers}  # also of those that may yet write their first line
+        accepts |= {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
         head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
         self.append("start", **head, **start, accepts=accepts)
         sync_folder(folder)

@@ -51,6 +51,7 @@ def pairs(order: Order, positions: np.ndarray) -> list[tuple[int, int]]:
 # -- the permutation -------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
 def test_the_permutation_is_a_bijection_with_an_inverse(size, seed):
     values = np.arange(size)
@@ -61,6 +62,7 @@ def test_the_permutation_is_a_bijection_with_an_inverse(size, seed):
     assert np.array_equal(permute(permute(values, size, seed, inverse=True), size, seed), values)
 
 
+@settings(deadline=None)
 @given(st.integers(2**31, 2**62), SEEDS, st.data())
 def test_a_huge_permutation_stays_inside_and_turns_back(size, seed, data):
     values = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=50)))
@@ -89,12 +91,14 @@ def test_keys_are_for_ever_and_depend_on_every_part():
 # -- places ----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(orders(), st.integers(0, 10**6))
 def test_every_row_is_read_exactly_once_in_every_epoch(order, epoch):
     for number in (epoch, epoch + 1):
         assert sorted(pairs(order, epoch_positions(order, number))) == every_row(order)
 
 
+@settings(deadline=None)
 @given(orders(), st.integers(0, 10**6))
 def test_positions_are_the_inverse_of_places(order, epoch):
     positions = epoch_positions(order, epoch)
@@ -103,6 +107,7 @@ def test_positions_are_the_inverse_of_places(order, epoch):
     assert np.array_equal(order.positions(epoch, places.shard, places.row), positions)
 
 
+@settings(deadline=None)
 @given(orders(), st.data())
 def test_a_place_depends_on_its_position_alone(order, data):
     """Neither on what is asked with it, nor on what was asked before."""
@@ -112,6 +117,7 @@ def test_a_place_depends_on_its_position_alone(order, data):
     assert [pairs(fresh, positions[slot : slot + 1])[0] for slot in range(len(positions))] == together
 
 
+@settings(deadline=None)
 @given(chopped(), st.integers(0, 1000))
 def test_no_row_straddles_two_shards(drawn, epoch):
     order, tokens = drawn
@@ -120,6 +126,7 @@ def test_no_row_straddles_two_shards(drawn, epoch):
     assert (places.start + order.layout.stride + 1 <= np.array(tokens)[places.shard]).all()
 
 
+@settings(deadline=None)
 @given(chopped(), st.integers(0, 1000))
 def test_the_rows_of_a_shard_follow_each_other_without_gap_or_overlap(drawn, epoch):
     order, tokens = drawn
@@ -131,6 +138,7 @@ def test_the_rows_of_a_shard_follow_each_other_without_gap_or_overlap(drawn, epo
         assert not len(starts) or starts[0] <= order.layout.tail[shard]
 
 
+@settings(deadline=None)
 @given(chopped())
 def test_tokens_left_unread_in_an_epoch_are_counted(drawn):
     order, tokens = drawn
@@ -138,6 +146,7 @@ def test_tokens_left_unread_in_an_epoch_are_counted(drawn):
     assert order.unread() == labels - order.rows_per_epoch * order.layout.stride
 
 
+@settings(deadline=None)
 @given(orders())
 def test_the_rows_of_a_window_come_from_no_more_shards_than_a_window_has(order):
     """The smallest stretches of the epoch that hold their shards whole are parts of windows."""
@@ -243,6 +252,7 @@ def test_a_context_longer_than_the_corpus_is_an_error_naming_both_numbers():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
+@settings(deadline=None)
 @given(**BATCHES)
 def test_ranks_share_a_batch_each_position_once_and_equally_many_rows(world, start, rows, micro_batch):
     dealt = [deal(start, start + rows, micro_batch, rank, world) for rank in range(world)]
@@ -251,6 +261,7 @@ def test_ranks_share_a_batch_each_position_once_and_equally_many_rows(world, sta
     assert sorted(everything[everything != -1].tolist()) == list(range(start, start + rows))
 
 
+@settings(deadline=None)
 @given(world=st.integers(2, 9), **BATCHES)
 def test_what_a_micro_batch_holds_does_not_depend_on_the_number_of_ranks(world, start, rows, micro_batch):
     def filled(ranks: int) -> list[list[int]]:
@@ -262,7 +273,7 @@ def test_what_a_micro_batch_holds_does_not_depend_on_the_number_of_ranks(world, 
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(orders(), st.integers(1, 50), st.integers(1, 9))
 def test_an_epoch_is_read_exactly_once_by_any_ranks_with_any_batch(world, order, batch, micro_batch):
     read = []

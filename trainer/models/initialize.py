@@ -1,7 +1,7 @@
 """Initial weights: each parameter from its own generator, so they depend on nothing but (seed, name).
 
 Not on the order of modules, the number of ranks, or what was drawn before: a model with one more layer keeps the
-weights of the others, and a shard can be drawn without its neighbours. It costs one generator a parameter,
+draws of the others, and a shard can be drawn without its neighbours. It costs one generator a parameter,
 0.014 s for 3 M parameters on one thread.
 """
 

@@ -1,0 +1,12 @@
+"""`make bench`: every benchmark, one after the other, each in a process of its own."""
+
+import subprocess
+import sys
+
+BENCHMARKS = ("startup", "reader", "step")
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or BENCHMARKS
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=True)

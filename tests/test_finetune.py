@@ -1,0 +1,120 @@
+"""Fine-tuning on a dataset of examples, through the real command, on a real pretrained run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SETTINGS, CommandLine
+from trainer import checkpoint, record
+from trainer.checkpoint import Checkpoint
+from trainer.run import Source
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def pretrained(luban: CommandLine) -> CommandLine:
+    """A run `base`, and a dataset `pairs` that is easy to learn by heart."""
+    luban.pretrain("base")
+    with (luban.home / "pairs.jsonl").open("w") as file:
+        for number in range(400):
+            word = ("red", "green", "blue")[number % 3]
+            pair = {"question": f"Box {number} is painted {word}. Which colour?", "answer": f"The box is {word}."}
+            file.write(json.dumps(pair) + "\n")
+    luban(
+        "data", "build", "name=pairs", "kind=examples",
+        f"sources=[{{kind: jsonl, path: {luban.home}/pairs.jsonl, text_field: question, completion_field: answer}}]",
+        "task.kind=prompt_completion", "task.max_tokens=65", "task.min_completion_characters=1", "dedup.near=false",
+        "tokenizer.reuse=datasets/tiny", "split.valid=0.1",
+    )  # fmt: skip
+    return luban
+
+
+def finetune(luban: CommandLine, name: str, *more: str, code: int = 0) -> str:
+    settings = [setting for setting in SETTINGS if not setting.startswith("model.")]
+    return luban(
+        "finetune", "docstrings", f"name={name}", f"data.dataset={luban.home}/datasets/pairs", *settings,
+        "train.steps=40", "evaluate.prompts=[]", "evaluate.rows=0", "evaluate.every_steps=10", "optimizer.lr=2e-3",
+        *more, "--from", "base", code=code,
+    )  # fmt: skip
+
+
+def losses(luban: CommandLine, name: str) -> list[float]:
+    history = record.load(luban.run(name))
+    return [event["metrics"]["loss"] for attempt in history.attempts for event in attempt.of("evaluation")]
+
+
+def test_fine_tuning_improves_the_completions_clearly(pretrained: CommandLine) -> None:
+    finetune(pretrained, "tuned")
+    figures = losses(pretrained, "tuned")
+    assert figures[-1] < 0.6 * figures[0]
+    before = pretrained("evaluate", "base", "--dataset", "datasets/pairs", "--generations", "0")
+    after = pretrained("evaluate", "tuned@best", "--generations", "8")
+    assert bits(after) < 0.5 * bits(before)
+    assert "BLEU" in after
+    assert "everything holds" in pretrained("verify", "tuned")
+
+
+def bits(text: str) -> float:
+    return float(next(line for line in text.splitlines() if "bits per byte" in line).split()[3])
+
+
+def test_only_the_completion_counts_in_the_loss(pretrained: CommandLine) -> None:
+    history = record.load(pretrained.run("tuned"))
+    labels = [event["labels"] for event in history.lineage()]
+    rows = [event["positions"][1] - event["positions"][0] for event in history.lineage()]
+    each = sum(labels) / sum(rows)
+    assert 3 < each < 20  # "The box is blue." and its end, not the question
+
+
+def test_frozen_layers_stay_bit_by_bit_and_are_stored_once(pretrained: CommandLine) -> None:
+    finetune(pretrained, "top", 'train.trainable=["model.layers.1.*"]', "engine.zero_stage=3")
+    base = Source.parse(str(pretrained.run("base"))).checkpoint().weights()
+    held = Source.parse(str(pretrained.run("top"))).checkpoint()
+    assert set(held.manifest["parameters"]) == {name for name in base if name.startswith("model.layers.1.")}
+    weights = held.weights()
+    for name, tensor in base.items():
+        assert torch.equal(weights[name], tensor) == (not name.startswith("model.layers.1.")), name
+    assert len(list((pretrained.run("top") / "base").iterdir())) == 1
+    assert "everything holds" in pretrained("verify", "top")
+
+
+def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(pretrained: CommandLine) -> None:
+    text = finetune(
+        pretrained, "patient", "train.steps=200", "train.patience=2", "optimizer.lr=0.3", "schedule.kind=constant",
+        "checkpoint.keep_last=1", "checkpoint.every_steps=5", "evaluate.every_steps=5",
+    )  # fmt: skip
+    assert "no better validation loss in 2 evaluations" in text
+    history = record.load(pretrained.run("patient"))
+    assert history.attempts[-1].last_step < 200
+    evaluations = [event for attempt in history.attempts for event in attempt.of("evaluation")]
+    best = min(evaluations, key=lambda event: event["metrics"]["loss"])
+    kept = Source.parse(f"{pretrained.run('patient')}@best").checkpoint()
+    assert kept.step == best["step"]
+    assert len(checkpoint.names(pretrained.run("patient"))) == 2
+    again = pretrained("evaluate", "patient@best", "--generations", "0")
+    assert f"{best['metrics']['loss']:.4f}" in again
+
+
+def test_norms_a_profile_and_samples_are_written(pretrained: CommandLine) -> None:
+    pretrained.pretrain(
+        "watched", "log.norms_every=4", "log.profile=[4, 6]", "evaluate.prompts=['The']", "engine.zero_stage=3"
+    )
+    lines = [json.loads(line) for line in (pretrained.run("watched") / "metrics.jsonl").read_text().splitlines()]
+    normed = [line for line in lines if "grad_norm/model.norm.weight" in line]
+    assert len(normed) == 6
+    for line in normed:
+        parts = [value for name, value in line.items() if name.startswith("grad_norm/")]
+        assert sum(value**2 for value in parts) ** 0.5 == pytest.approx(line["train/grad_norm"], rel=1e-3)
+        assert line["weight_norm/model.embed_tokens.weight"] > 0
+    assert list((pretrained.run("watched") / "logs" / "attempt-1").glob("profile-4-6.json.gz"))
+    samples = [line["samples"] for line in lines if line["kind"] == "evaluation"]
+    assert len(samples) == 2
+    assert samples[0][0]["prompt"] == "The"
+
+
+def test_the_first_checkpoint_on_disk_is_whole(pretrained: CommandLine, tmp_path: Path) -> None:
+    name = checkpoint.names(pretrained.run("base"))[0]
+    assert Checkpoint(pretrained.run("base") / "checkpoints" / name).problems() == []

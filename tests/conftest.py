@@ -12,8 +12,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests share the cores with their ranks
 
-from tests.corpora import texts  # noqa: E402
-from trainer import jsonl  # noqa: E402
+from tests.corpora import texts
+from trainer import jsonl
 
 MODEL = (
     "model.context=64", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2",

@@ -25,6 +25,7 @@ from trainer import checkpoint
 FORMAT, VERSION = "luban-attempt", 1
 BEAT_S = 2.0  # how often a living attempt touches its heartbeat
 STALE_S = 15.0  # a heartbeat older than this is a dead attempt's
+LAST_LINE = 16384  # an attempt's last line is within so many bytes of its end
 DURABLE = {"start", "checkpoint", "outcome"}  # events flushed to the disk before going on
 
 
@@ -151,7 +152,9 @@ def alive(run: Path) -> int | None:
         age = time.time() - (run / "attempts" / f"{newest:04d}.alive").stat().st_mtime
     except OSError:
         return None
-    ended = b'{"event": "outcome"' in (run / "attempts" / f"{newest:04d}.jsonl").read_bytes()
+    with (run / "attempts" / f"{newest:04d}.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINE))
+        ended = b'{"event": "outcome"' in file.read()
     return newest if age < STALE_S and not ended else None
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data.errors import UserError
+
 WORD = (1 << 64) - 1
 
 
@@ -56,12 +58,17 @@ def join(timeout_s: int) -> World:
     """Meet the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Where they meet on loopback, every socket is bound to loopback: torch by itself would listen on all addresses.
+
+    Raises:
+        UserError: more ranks than GPUs on this machine.
     """
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(seconds=timeout_s)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UserError(f"rank {rank} has no GPU: this machine shows {torch.cuda.device_count()}; lower launch.ranks")
     if cuda:
         torch.cuda.set_device(device)
     backend = "nccl" if cuda else "gloo"

@@ -1,7 +1,5 @@
 """Recipes: every mistake named at once, YAML as it is meant, and a manual of every setting."""
 
-import re
-
 import pytest
 import yaml
 from hypothesis import given
@@ -11,12 +9,13 @@ from hypothesis import strategies as st
 from data import recipe as data_recipe
 from data.errors import UserError
 from data.recipe import DatasetRecipe
-from data.settings import KINDS, Section, differences, dump, fields, kind, load, manual, validate, value
+from data.settings import KINDS, Section, apply, differences, dump, fields, kind, load, manual, validate
 from data.settings import given as stated
 from trainer import recipe as trainer_recipe
 from trainer.recipe import Recipe
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+BREAKS = "\x85\u2028\u2029"  # line breaks to YAML 1.1 alone
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=BREAKS), max_size=30)
 
 
 def refusal(*overrides: str, section: type[Section] = Recipe, path=None) -> str:
@@ -63,19 +62,17 @@ def test_every_mistake_is_named_at_once_with_the_value_seen(tmp_path):
         ("model.steps=1", "train.steps"),
         ("micro_batch=1", "engine.micro_batch"),
         ("checkpoint.keep_lst=1", "checkpoint.keep_last"),
-        ("evalute.rows=1", "evaluate"),
     ],
 )
 def test_a_misspelt_or_misplaced_setting_is_answered_with_the_one_that_was_meant(given_as, meant):
-    assert f"{given_as.partition('=')[0].split('.')[0]}" in refusal(given_as)
-    assert refusal(given_as).endswith(f"no such setting. Did you mean {meant}?")
+    assert refusal(given_as).endswith(f"{given_as.partition('=')[0]}: no such setting. Did you mean {meant}?")
 
 
 def test_a_setting_like_no_other_is_answered_with_those_there_are():
     assert refusal("train.qqq=1").endswith("Known here: steps, batch_rows, trainable, patience")
 
 
-def test_a_misspelt_setting_inside_a_list_of_sections_is_found(tmp_path):
+def test_a_misspelt_setting_inside_a_list_of_sections_is_found():
     said = refusal("sources=[{kind: text, paht: x}]", section=DatasetRecipe)
     assert "sources.0.paht: no such setting. Did you mean sources.0.path?" in said
 
@@ -91,7 +88,7 @@ def test_a_value_where_a_section_belongs_is_refused(wrong):
     assert f"  {wrong.partition('=')[0]}: Input should be a valid dictionary" in refusal(wrong)
 
 
-def test_overrides_without_an_equals_sign_are_named_all(tmp_path):
+def test_overrides_without_an_equals_sign_are_named_all():
     assert refusal("optimizer.lr", "=3", "train.steps=100") == (
         "optimizer.lr: write a setting as key=value, such as optimizer.lr=3e-4\n"
         "=3: write a setting as key=value, such as optimizer.lr=3e-4"
@@ -132,17 +129,8 @@ def test_overrides_go_over_the_file_and_the_last_one_counts(tmp_path):
 
 
 def test_values_of_overrides_are_read_as_yaml():
-    found = load(
-        Recipe,
-        None,
-        [
-            "optimizer.clip=null",
-            "evaluate.prompts=[a, 'b = c']",
-            "optimizer.betas=[0.8, 0.99]",
-            "log.profile=",
-            "train={steps: 77}",
-        ],
-    )
+    overrides = ["optimizer.clip=null", "evaluate.prompts=[a, 'b = c']", "optimizer.betas=[0.8, 0.99]", "log.profile="]
+    found = load(Recipe, None, [*overrides, "train={steps: 77}"])
     assert found.optimizer.clip is None
     assert found.evaluate.prompts == ("a", "b = c")
     assert found.optimizer.betas == (0.8, 0.99)
@@ -176,8 +164,6 @@ def test_numbers_are_numbers(text, number, tmp_path):
 
 def stated_as(said: dict[str, str]) -> dict:
     """How the values are read, before any type is asked."""
-    from data.settings import apply
-
     return apply({}, [f"{name}={text}" for name, text in said.items()])
 
 
@@ -226,11 +212,17 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, recipe):
 
 
 @pytest.mark.xfail(strict=True, reason="PyYAML's dumper quotes what YAML 1.1 would misread, not what 1.2 would")
-@pytest.mark.parametrize("word", ["5e3", "1E-4"])
 @pytest.mark.parametrize("write", [dump, manual])
+@pytest.mark.parametrize("word", ["5e3", "1E-4"])
 def test_a_word_that_looks_like_a_number_reads_back_as_a_word(word, write, tmp_path):
     recipe = validate(Recipe, {"name": word, "evaluate": {"prompts": [word]}}, "made")
     assert from_text(write(recipe), tmp_path) == recipe
+
+
+@pytest.mark.xfail(strict=True, reason="PyYAML writes it as it is where it may write Unicode, and reads a space")
+def test_the_next_line_character_reads_back_as_itself(tmp_path):
+    recipe = validate(Recipe, {"evaluate": {"prompts": ["a\x85b"]}}, "made")
+    assert from_text(dump(recipe), tmp_path) == recipe
 
 
 def test_differences_are_named_with_their_kind():
@@ -291,8 +283,6 @@ def test_every_setting_of_a_run_says_whether_it_is_fixed_branch_or_free():
     for name, field in fields(Recipe):
         marks = [mark for mark in field.metadata if mark in KINDS]
         assert len(marks) == 1, f"{name} is marked {marks or 'not at all'}"
-        assert re.fullmatch(r"[a-z_.]+", name)
-        assert value(Recipe(), name) == field.get_default(call_default_factory=True) or "." in name
 
 
 @pytest.mark.parametrize(

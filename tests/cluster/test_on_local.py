@@ -1,0 +1,73 @@
+"""The local launcher: what it renders, and how it supervises ranks that are not trainers at all."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.job import FAULT, STOPPED, Job, training_job
+from cluster.on_local import Local
+from data.errors import UserError
+from trainer.recipe import Recipe
+
+GOLDEN = """\
+# 2 rank(s) on this machine, logs in runs/x/logs/attempt-N/
+RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=PORT OMP_NUM_THREADS=1 python -P -m trainer runs/x &
+RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=PORT OMP_NUM_THREADS=1 python -P -m trainer runs/x &
+wait
+"""
+
+
+def test_render_is_a_pure_function_of_the_job() -> None:
+    job = Job(
+        argv=("python", "-P", "-m", "trainer", "runs/x"), run=Path("runs/x"), steps=9, ranks_per_node=2,
+        environment=(("OMP_NUM_THREADS", "1"),),
+    )  # fmt: skip
+    assert Local().render(job) == GOLDEN
+    assert Local().render(job) == GOLDEN
+
+
+def test_a_training_job_starts_ranks_that_a_user_s_files_cannot_shadow() -> None:
+    job = training_job(Path("runs/x"), Recipe())
+    assert job.argv[1:4] == ("-P", "-m", "trainer")
+    assert job.ranks_per_node == Recipe().launch.ranks
+
+
+def job(run: Path, code: str, ranks: int = 2, restarts: int = 2) -> Job:
+    """Ranks that run a few lines of Python."""
+    return Job(
+        argv=(sys.executable, "-c", code), run=run, steps=1, ranks_per_node=ranks, max_restarts=restarts, backoff_s=0.05
+    )
+
+
+def test_a_fault_is_restarted_with_the_flag_and_given_up_at_the_bound(tmp_path: Path) -> None:
+    code = f"import sys, os; open(r'{tmp_path}/lives', 'a').write(' '.join(sys.argv[1:]) + '|'); sys.exit(3)"
+    assert Local().submit(job(tmp_path / "run", code, ranks=1)) == FAULT
+    assert (tmp_path / "lives").read_text() == "|--restart|--restart|"
+
+
+def test_a_user_s_mistake_is_raised_and_never_retried(tmp_path: Path) -> None:
+    code = f"import sys; open(r'{tmp_path}/lives', 'a').write('x'); print('luban: error: no such shard'); sys.exit(2)"
+    with pytest.raises(UserError, match="no such shard"):
+        Local().submit(job(tmp_path / "run", code, ranks=1))
+    assert (tmp_path / "lives").read_text() == "x"
+
+
+def test_the_ranks_left_behind_by_a_dead_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.on_local.GRACE_S", 0.5)
+    code = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
+    began = time.monotonic()
+    assert Local().submit(job(tmp_path / "run", code, restarts=0)) == FAULT
+    assert time.monotonic() - began < 10
+
+
+def test_a_stop_during_the_back_off_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Job((sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "run", 1, max_restarts=3, backoff_s=30)
+    threading.Timer(2.0, signal.raise_signal, (signal.SIGTERM,)).start()
+    began = time.monotonic()
+    assert Local().submit(slow) == STOPPED
+    assert time.monotonic() - began < 15
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

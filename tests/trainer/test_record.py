@@ -1,0 +1,434 @@
+"""The record of a run: which attempts count how far, and which steps made the weights."""
+
+import json
+import os
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from trainer import checkpoint, record
+from trainer.record import Held, Writer, alive, load, refuse_if_held
+
+ROWS = 8
+RANKS = [{"rank": 0, "host": "node-7", "pid": 4242}, {"rank": 1, "host": "node-8", "pid": 17}]
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """A run's folder; every writer that was opened in it with `begin` is closed at the end."""
+    with ExitStack() as opened:
+        OPENED[tmp_path] = opened
+        yield tmp_path
+    del OPENED[tmp_path]
+
+
+OPENED: dict[Path, ExitStack] = {}
+
+
+def begin(run: Path, adopts: str | None = None, step: int = 0, consumed: int | None = None) -> Writer:
+    """The next attempt, going on from a checkpoint."""
+    at = step * ROWS if consumed is None else consumed
+    writer = Writer(run, {"adopts": adopts, "step": step, "consumed": at, "ranks": RANKS})
+    OPENED[run].callback(writer.close)
+    return writer
+
+
+def apply(writer: Writer, first: int, last: int) -> None:
+    """Applied steps, where none was ever skipped."""
+    for step in range(first, last + 1):
+        writer.append("step", step=step, positions=[(step - 1) * ROWS, step * ROWS], verdict="applied", loss=2.5)
+
+
+def save(writer: Writer, step: int) -> str:
+    """A checkpoint as far as the record knows it."""
+    name = checkpoint.folder_name(step, writer.number)
+    folder = writer.run / checkpoint.FOLDER / name
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    writer.append("checkpoint", step=step, name=name)
+    return name
+
+
+def file(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}.jsonl"
+
+
+def told(run: Path, consumed: int | None = None) -> list[tuple[int, int]]:
+    """(attempt, step) of the lineage."""
+    history = load(run)
+    author = {id(event): attempt.number for attempt in history.attempts for event in attempt.events}
+    return [(author[id(event)], event["step"]) for event in history.lineage(consumed)]
+
+
+def steps(attempt: int, first: int, last: int) -> list[tuple[int, int]]:
+    return [(attempt, step) for step in range(first, last + 1)]
+
+
+# -- attempts and lineage --------------------------------------------------------------------------------------------
+
+
+def test_an_empty_run_has_no_past(run):
+    history = load(run)
+    assert (history.attempts, history.lineage(), history.lost, history.checkpoints()) == ([], [], [], [])
+    assert alive(run) is None
+    refuse_if_held(run)
+
+
+def test_an_attempt_tells_its_story(run):
+    writer = begin(run)
+    apply(writer, 1, 3)
+    writer.append("step", step=3, positions=[24, 32], verdict="skipped", reason="non-finite gradient")
+    name = save(writer, 3)
+    (attempt,) = load(run).attempts
+    assert (attempt.number, attempt.outcome, attempt.message, attempt.last_step) == (1, None, "", 3)
+    assert (attempt.start["format"], attempt.start["version"], attempt.start["attempt"]) == ("luban-attempt", 1, 1)
+    assert attempt.start["accepts"] == {} and attempt.start["ranks"] == RANKS
+    assert [event["step"] for event in attempt.applied] == [1, 2, 3]
+    assert len(attempt.of("step")) == 4 and [event["name"] for event in attempt.of("checkpoint")] == [name]
+    writer.append("outcome", outcome="stopped", message="by TERM")
+    (attempt,) = load(run).attempts
+    assert (attempt.outcome, attempt.message) == ("stopped", "by TERM")
+    assert abs(attempt.ended - time.time()) < 60
+
+
+def test_the_lineage_goes_through_every_attempt_up_to_the_checkpoint_that_the_next_one_adopted(run):
+    first = begin(run)
+    apply(first, 1, 4)
+    saved = save(first, 4)
+    apply(first, 5, 6)
+    second = begin(run, saved, 4)
+    apply(second, 5, 9)
+    saved = save(second, 8)
+    third = begin(run, saved, 8)
+    apply(third, 9, 10)
+    assert told(run) == steps(1, 1, 4) + steps(2, 5, 8) + steps(3, 9, 10)
+    assert load(run).lost == [(1, 5, 6), (2, 9, 9)]
+    assert told(run, consumed=7 * ROWS) == steps(1, 1, 4) + steps(2, 5, 7)
+    assert told(run, consumed=2 * ROWS) == steps(1, 1, 2)
+
+
+def test_falling_back_to_an_older_checkpoint_leaves_out_all_that_came_after_it(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    older = save(first, 2)
+    apply(first, 3, 4)
+    newer = save(first, 4)
+    apply(first, 5, 6)
+    second = begin(run, newer, 4)
+    apply(second, 5, 6)
+    save(second, 6)
+    apply(second, 7, 8)
+    third = begin(run, older, 2)
+    apply(third, 3, 5)
+    assert told(run) == steps(1, 1, 2) + steps(3, 3, 5)
+    assert load(run).lost == [(1, 3, 6), (2, 5, 8)]
+    assert load(run).checkpoints() == [older, newer, "step-000000006.a2"]
+
+
+def test_a_run_that_begins_again_at_nothing_lost_everything(run):
+    apply(begin(run), 1, 3)
+    apply(begin(run), 1, 2)
+    assert told(run) == steps(2, 1, 2)
+    assert load(run).lost == [(1, 1, 3)]
+
+
+def test_skipped_updates_are_part_of_the_lineage_and_of_no_count_of_steps(run):
+    writer = begin(run)
+    apply(writer, 1, 2)
+    writer.append("step", step=2, positions=[16, 24], verdict="skipped")
+    writer.append("step", step=3, positions=[24, 32], verdict="applied")
+    saved = save(writer, 3)
+    writer.append("step", step=3, positions=[32, 40], verdict="skipped")
+    second = begin(run, saved, 3, consumed=32)
+    second.append("step", step=4, positions=[32, 40], verdict="applied")
+    history = load(run)
+    assert [event["positions"] for event in history.lineage()] == [[0, 8], [8, 16], [16, 24], [24, 32], [32, 40]]
+    assert [event["verdict"][0] for event in history.lineage()] == list("aasaa")
+    assert history.attempts[0].last_step == 3
+    assert history.lost == []  # nothing that changed the weights
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_the_lineage_is_what_made_the_weights_whatever_happened(tmp_path_factory, data):
+    """Against a model that carries its own history along: a list of the updates, copied into each checkpoint."""
+    run = tmp_path_factory.mktemp("run")
+    saved: dict[str, tuple[int, int, list[tuple[int, ...]]]] = {}
+    weights: list[tuple[int, ...]] = []
+    for number in range(1, data.draw(st.integers(1, 4)) + 1):
+        name = data.draw(st.none() | st.sampled_from(sorted(saved))) if saved else None
+        step, consumed, weights = (*saved[name][:2], list(saved[name][2])) if name else (0, 0, [])
+        writer = Writer(run, {"adopts": name, "step": step, "consumed": consumed, "ranks": RANKS})
+        for applied in data.draw(st.lists(st.booleans(), max_size=6)):
+            step += applied
+            event = {"step": step, "positions": [consumed, consumed + ROWS]}
+            writer.append("step", **event, verdict="applied" if applied else "skipped")
+            weights.append((number, consumed, consumed + ROWS, step))
+            consumed += ROWS
+            if data.draw(st.booleans()):
+                name = checkpoint.folder_name(step, number)
+                if name not in saved:
+                    writer.append("checkpoint", step=step, name=name)
+                    saved[name] = (step, consumed, list(weights))
+        writer.close()
+    history = load(run)
+    author = {id(event): attempt.number for attempt in history.attempts for event in attempt.events}
+    told = [(author[id(event)], *event["positions"], event["step"]) for event in history.lineage()]
+    assert told == weights
+    ends = [end for _, _, end, _ in told]
+    assert [first for _, first, _, _ in told] == [0, *ends][:-1]  # every position once
+
+
+def test_an_attempt_that_is_gone_is_an_error_naming_its_file(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    second = begin(run, save(first, 2), 2)
+    apply(second, 3, 3)
+    file(run, 1).unlink()
+    with pytest.raises(UserError, match=r"lacks attempts/0001\.jsonl"):
+        load(run).lineage()
+
+
+def test_only_checkpoints_on_disk_that_an_accepted_event_vouches_for_exist(run):
+    first = begin(run)
+    kept = save(first, 2)
+    gone = save(first, 4)
+    (run / checkpoint.FOLDER / gone / "manifest.json").unlink()
+    unsaid = run / checkpoint.FOLDER / "step-000000006.a1"
+    unsaid.mkdir()
+    (unsaid / "manifest.json").write_text("{}")
+    begin(run, kept, 2)
+    save(first, 8)  # fenced by now
+    assert load(run).checkpoints() == [kept]
+
+
+# -- fencing ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_fenced_attempt_writes_later_is_void(run):
+    first = begin(run)
+    apply(first, 1, 3)
+    saved = save(first, 3)
+    assert not first.fenced()
+    second = begin(run, saved, 3)
+    assert first.fenced() and not second.fenced()
+    apply(first, 4, 6)
+    first.append("outcome", outcome="done", message="")
+    apply(second, 4, 4)
+    old, new = load(run).attempts
+    assert [event["step"] for event in old.applied] == [1, 2, 3]
+    assert old.outcome is None
+    assert [event["event"] for event in old.void] == ["step"] * 3 + ["outcome"]
+    assert new.void == []
+    assert told(run) == steps(1, 1, 3) + steps(2, 4, 4)
+    assert load(run).lost == []
+    assert file(run, 1).read_bytes().count(b"\n") == 9  # nobody deletes it
+
+
+def test_what_is_void_stays_void_for_later_attempts(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    second = begin(run, save(first, 2), 2)
+    apply(first, 3, 5)
+    apply(second, 3, 3)
+    begin(run, save(second, 3), 3)
+    apply(first, 6, 6)
+    apply(second, 4, 4)
+    assert told(run) == steps(1, 1, 2) + steps(2, 3, 3)
+    old, middle, new = load(run).attempts
+    assert new.start["accepts"]["0001"] == middle.start["accepts"]["0001"]
+    assert (len(old.void), len(middle.void)) == (4, 1)
+
+
+def test_an_attempt_that_was_fenced_before_its_first_line_never_counts(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    saved = save(first, 2)
+    late = file(run, 2)
+    late.touch()  # created, and no more for the moment
+    third = begin(run, saved, 2)
+    apply(third, 3, 3)
+    assert third.number == 3
+    start = {"event": "start", "format": "luban-attempt", "version": 1, "attempt": 2, "adopts": None, "step": 0}
+    step = {"event": "step", "step": 1, "positions": [0, ROWS], "verdict": "applied"}
+    start |= {"consumed": 0, "accepts": {"0001": 0}}
+    late.write_text(json.dumps(start) + "\n" + json.dumps(step) + "\n")
+    assert told(run) == steps(1, 1, 2) + steps(3, 3, 3)
+    assert [attempt.number for attempt in load(run).attempts] == [1, 3]
+
+
+def test_the_torn_last_line_of_a_killed_attempt_is_no_event(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    whole = file(run, 1).stat().st_size
+    with file(run, 1).open("ab") as out:
+        out.write(b'{"event": "step", "step": 3, "posi')
+    assert told(run) == steps(1, 1, 2)
+    second = begin(run)
+    assert second.number == 2
+    assert load(run).attempts[1].start["accepts"] == {"0001": whole}
+    with file(run, 1).open("ab") as out:
+        out.write(b'tions": [16, 24], "verdict": "applied"}\n')
+    assert [event["step"] for event in load(run).attempts[0].applied] == [1, 2]
+    assert [event["step"] for event in load(run).attempts[0].void] == [3]
+
+
+@pytest.mark.parametrize("size", [0, 1, 60])
+def test_an_attempt_killed_in_its_first_line_is_passed_over(run, size):
+    first = begin(run)
+    apply(first, 1, 2)
+    second = begin(run)
+    os.truncate(file(run, 2), size)
+    assert [attempt.number for attempt in load(run).attempts] == [1]
+    assert begin(run).number == second.number + 1
+
+
+def test_of_two_starts_at_the_same_moment_one_is_refused(run, monkeypatch):
+    begin(run)
+    both = threading.Barrier(2)
+    plain = os.open
+
+    def together(path, *rest):
+        if str(path).endswith("0002.jsonl"):
+            both.wait(10)
+        return plain(path, *rest)
+
+    monkeypatch.setattr(os, "open", together)
+    made: list[Writer] = []
+    refused: list[str] = []
+
+    def start() -> None:
+        try:
+            made.append(begin(run))
+        except Held as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [writer.number for writer in made] == [2]
+    assert len(refused) == 1
+    assert str(run) in refused[0] and "being started by another process" in refused[0]
+    assert len(load(run).attempts) == 2
+
+
+def test_start_checkpoint_and_outcome_are_on_the_disk_before_anything_goes_on(run, monkeypatch):
+    flushed: list[str] = []
+    plain = os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        plain(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    writer = begin(run)
+    assert flushed == ["0001.jsonl", "attempts"]  # the lines, and the file's name
+    apply(writer, 1, 2)
+    assert len(flushed) == 2
+    save(writer, 2)
+    writer.append("outcome", outcome="done", message="")
+    assert flushed[2:] == ["0001.jsonl"] * 2
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_line_is_an_error_naming_file_and_line(run):
+    writer = begin(run)
+    apply(writer, 1, 3)
+    lines = file(run, 1).read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:10] + b"\0\0" + lines[2][12:]
+    file(run, 1).write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"attempts/0001\.jsonl line 3 is damaged"):
+        load(run)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"format": "luban-attempt-ng"}])
+def test_a_newer_format_is_refused_by_the_name_of_the_file(run, change):
+    begin(run)
+    (line,) = file(run, 1).read_text().splitlines()
+    file(run, 1).write_text(json.dumps(json.loads(line) | change) + "\n")
+    with pytest.raises(UserError, match=r"attempts/0001\.jsonl is of a newer format: use a newer Luban"):
+        load(run)
+
+
+# -- heartbeat -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A heart that beats five times a second, so that waiting for three beats is short."""
+    monkeypatch.setattr(record, "BEAT_S", 0.2)
+
+
+def beat(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}.alive"
+
+
+def test_an_attempt_is_alive_while_its_heart_beats(run, quick):
+    begin(run)
+    assert alive(run) == 1
+    seen = beat(run, 1).stat().st_mtime
+    time.sleep(0.5)
+    assert beat(run, 1).stat().st_mtime > seen
+    begin(run)
+    assert alive(run) == 2  # the newest alone counts
+
+
+def test_a_stale_or_missing_heartbeat_and_an_outcome_are_the_end(run):
+    writer = begin(run)
+    old = time.time() - record.STALE_S - 1
+    os.utime(beat(run, 1), (old, old))
+    assert alive(run) is None
+    beat(run, 1).touch()
+    assert alive(run) == 1
+    writer.append("outcome", outcome="fault", message="")
+    assert alive(run) is None
+    begin(run).append("note", text='so far: {"event": "outcome"}')
+    assert alive(run) == 2
+    beat(run, 2).unlink()
+    assert alive(run) is None
+
+
+def test_closing_ends_the_heartbeat(tmp_path, quick):
+    writer = Writer(tmp_path, {"adopts": None, "step": 0, "consumed": 0, "ranks": RANKS})
+    assert alive(tmp_path) == 1
+    writer.close()
+    assert alive(tmp_path) is None
+    time.sleep(0.3)
+    assert not beat(tmp_path, 1).exists()
+
+
+def test_a_start_is_refused_while_another_is_alive_and_told_who_holds_the_run(run, quick):
+    begin(run)
+    begin(run)
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(load(run).attempts[1].start["time"]))
+    with pytest.raises(Held) as caught:
+        refuse_if_held(run)
+    for part in (str(run), "attempt 2", "process 4242", "node-7", f"since {since}", "Stop it first"):
+        assert part in str(caught.value)
+
+
+def test_the_last_heartbeat_of_a_killed_attempt_holds_nobody_up_for_long(run, monkeypatch):
+    begin(run)  # its heart will not beat again within this test
+    monkeypatch.setattr(record, "BEAT_S", 0.1)
+    began = time.monotonic()
+    refuse_if_held(run)
+    assert 0.3 <= time.monotonic() - began < 2
+
+
+def test_an_attempt_that_ends_while_it_is_watched_is_not_waited_for(run, monkeypatch):
+    writer = begin(run)
+    monkeypatch.setattr(record, "BEAT_S", 10)
+    threading.Timer(0.2, lambda: writer.append("outcome", outcome="done", message="")).start()
+    began = time.monotonic()
+    refuse_if_held(run)
+    assert time.monotonic() - began < 5

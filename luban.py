@@ -215,6 +215,7 @@ def _train(
 ) -> None:
     from data import settings
     from data.errors import UserError
+    from trainer import record
     from trainer.recipe import RECIPES, Recipe
     from trainer.run import folder, open_run, with_ancestor
 
@@ -234,6 +235,10 @@ def _train(
         typer.echo(Local().render(training_job(folder(recipe.name), recipe)), nl=False)
         return
     run = open_run(recipe)
+    attempts = record.load(run).attempts
+    if attempts and attempts[-1].outcome == "done":
+        typer.echo(f"{run} is done: {attempts[-1].message}. Nothing to do; to go on from it, start a run with --from")
+        return
     raise typer.Exit(Local().submit(training_job(run, recipe)))
 
 

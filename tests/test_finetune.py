@@ -36,7 +36,7 @@ def finetune(luban: CommandLine, name: str, *more: str, code: int = 0) -> str:
     settings = [setting for setting in SETTINGS if not setting.startswith("model.")]
     return luban(
         "finetune", "docstrings", f"name={name}", f"data.dataset={luban.home}/datasets/pairs", *settings,
-        "train.steps=40", "evaluate.prompts=[]", "evaluate.rows=0", "evaluate.every_steps=10", "optimizer.lr=2e-3",
+        "train.steps=40", "evaluate.prompts=[]", "evaluate.rows=0", "evaluate.every_steps=10", "optimizer.lr=1e-2",
         *more, "--from", "base", code=code,
     )  # fmt: skip
 

@@ -195,7 +195,7 @@ def _documented(section: Section, depth: int) -> Iterable[str]:
         text = " ".join((field.description or "").split())
         shown = yaml.safe_dump({name: section.model_dump(mode="json")[name]}, allow_unicode=True, width=10**6)
         yield f"{pad}# [{kind(field)}] {text}"
-        yield from (pad + line for line in shown.rstrip().splitlines())
+        yield from (pad + line for line in shown.rstrip("\n").split("\n"))
 
 
 def _section_of(field: FieldInfo, inside_lists: bool = False) -> type[Section] | None:

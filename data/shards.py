@@ -16,9 +16,11 @@ import hashlib
 import json
 import mmap
 import threading
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -251,21 +253,23 @@ class MappedShard:
             )
         self.entry = entry
         self.dtype = np.dtype(dtype)
-        self._first = np.cumsum([0, *(block.tokens for block in entry.blocks)])
+        self._first = [0, *accumulate(block.tokens for block in entry.blocks)]
+        self._tokens = [self._view(self.dtype, block.tokens, block.token_offset) for block in entry.blocks]
+        uses = all(block.use_offset >= 0 for block in entry.blocks)
+        self._uses = [self._view(USE_DTYPE, block.tokens, block.use_offset) for block in entry.blocks] if uses else None
         self._starts: np.ndarray | None = None
         self._lock = threading.Lock()
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop), of the shard's dtype."""
-        return self._slice(start, stop, self.dtype, [block.token_offset for block in self.entry.blocks])
+        return self._slice(start, stop, self._tokens)
 
     def uses(self, start: int, stop: int) -> np.ndarray:
         """Use bytes (uint8) of tokens [start, stop); in a dataset of text, every token is in the loss."""
-        offsets = [block.use_offset for block in self.entry.blocks]
-        if offsets and offsets[0] < 0:
+        if self._uses is None:
             self._check(start, stop)
             return np.full(stop - start, IN_LOSS, USE_DTYPE)
-        return self._slice(start, stop, USE_DTYPE, offsets)
+        return self._slice(start, stop, self._uses)
 
     def document_starts(self) -> np.ndarray:
         """First token of every document of the shard, ascending (int64, read-only)."""
@@ -273,7 +277,7 @@ class MappedShard:
             if self._starts is None:
                 parts = [np.zeros(0, np.int64)]
                 for first, block in zip(self._first, self.entry.blocks, strict=False):
-                    inside = np.frombuffer(self._map, START_DTYPE, block.documents, block.document_offset)
+                    inside = self._view(START_DTYPE, block.documents, block.document_offset)
                     parts.append(inside.astype(np.int64) + first)
                 self._starts = np.concatenate(parts)
                 self._starts.setflags(write=False)
@@ -283,19 +287,22 @@ class MappedShard:
         if not 0 <= start <= stop <= self.entry.tokens:
             raise IndexError(f"tokens [{start}, {stop}) asked of {self.entry.url}, which has {self.entry.tokens}")
 
-    def _slice(self, start: int, stop: int, dtype: np.dtype, offsets: list[int]) -> np.ndarray:
+    def _view(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        return np.frombuffer(self._map, dtype, count, offset)
+
+    def _slice(self, start: int, stop: int, blocks: list[np.ndarray]) -> np.ndarray:
         self._check(start, stop)
-        number = int(np.searchsorted(self._first, start, side="right")) - 1
+        number = bisect_right(self._first, start, hi=len(blocks)) - 1
+        low = start - self._first[number]
+        high = low + stop - start
+        if high <= len(blocks[number]):
+            return blocks[number][low:high]
         parts = []
-        while start < stop:
-            inside = start - int(self._first[number])
-            count = min(stop - start, self.entry.blocks[number].tokens - inside)
-            parts.append(np.frombuffer(self._map, dtype, count, offsets[number] + inside * dtype.itemsize))
-            start += count
+        while high > 0:
+            parts.append(blocks[number][low:high])
+            low, high = 0, high - len(blocks[number])
             number += 1
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype)
+        return np.concatenate(parts)
 
 
 def _sha256(path: Path, progress: Callable[[int], None] | None) -> str:

@@ -1,5 +1,7 @@
 """Recipes: every mistake named at once, YAML as it is meant, and a manual of every setting."""
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
@@ -14,8 +16,10 @@ from data.settings import given as stated
 from trainer import recipe as trainer_recipe
 from trainer.recipe import Recipe
 
-BREAKS = "\x85\u2028\u2029"  # line breaks to YAML 1.1 alone
-WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=BREAKS), max_size=30)
+NEXT_LINE = "\x85"
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=NEXT_LINE), max_size=30).filter(
+    lambda text: not re.match(r"[-+.]?\d", text)  # numbers, and this line break, have tests of their own
+)
 
 
 def refusal(*overrides: str, section: type[Section] = Recipe, path=None) -> str:
@@ -221,7 +225,7 @@ def test_a_word_that_looks_like_a_number_reads_back_as_a_word(word, write, tmp_p
 
 @pytest.mark.xfail(strict=True, reason="PyYAML writes it as it is where it may write Unicode, and reads a space")
 def test_the_next_line_character_reads_back_as_itself(tmp_path):
-    recipe = validate(Recipe, {"evaluate": {"prompts": ["a\x85b"]}}, "made")
+    recipe = validate(Recipe, {"evaluate": {"prompts": [f"a{NEXT_LINE}b"]}}, "made")
     assert from_text(dump(recipe), tmp_path) == recipe
 
 

@@ -39,7 +39,7 @@ def test_the_readme_s_commands_work_in_order(tmp_path: Path) -> None:
             env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        assert done.stdout.strip()
+        assert (done.stdout + done.stderr).strip()
     assert (
         "everything holds"
         in subprocess.run(

@@ -26,6 +26,11 @@ SETTINGS = (
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast tests first, whatever their file; otherwise the order stays."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 class CommandLine:
     """`luban` in one working directory."""
 

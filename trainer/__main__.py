@@ -5,6 +5,7 @@ written by rank 0; it exits 0 for all but a fault, and 2 for a mistake of the us
 """
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -36,18 +37,28 @@ def main() -> int:
     except UserError as error:
         outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2
         print(f"luban: error: {message}", file=sys.stderr, flush=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        traceback.print_exc()
+        outcome, message, code = ("user_error" if full else "fault"), str(error), 2 if full else 1
+        if full:
+            print(f"luban: error: {error}: make room and start the run again", file=sys.stderr, flush=True)
     except Exception as error:
         traceback.print_exc()
         outcome, message, code = "fault", f"{type(error).__name__}: {error}", 1
     if session and session.writer:
-        session.writer.append("outcome", outcome=outcome, message=message)
+        try:
+            session.writer.append("outcome", outcome=outcome, message=message)
+        except UserError as error:  # a full disk can't even take the outcome: the exit code tells it
+            print(f"luban: error: {error}", file=sys.stderr, flush=True)
+            code = 2
     if session and session.tracker:
         session.tracker.finish({"done": 0, "stopped": 75, "user_error": 2}.get(outcome, 1))
     if session and session.writer:
         session.writer.close()
-    if code == 1:
+    if outcome not in ("done", "stopped"):
         sys.stdout.flush()
-        os._exit(1)  # no collective after an error: destructors of process groups would wait for the others
+        os._exit(code)  # no collective after an error: destructors of process groups would wait for the others
     if session:
         session.feed.close()
         leave()

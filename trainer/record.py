@@ -9,6 +9,7 @@ whose checkpoint it adopted, up to that checkpoint, and so on. Exactly-once is a
 after an adopted checkpoint are *lost*: their weights are gone, and their positions are read again.
 """
 
+import errno
 import json
 import os
 import threading
@@ -202,7 +203,7 @@ class Writer:
         except FileExistsError:
             raise Held(f"{run} is being started by another process at this moment; wait for it, or stop it") from None
         self._beat_path = folder / f"{self.number:04d}.alive"
-        self._ended = threading.Event()
+        self._ended, self._lock = threading.Event(), threading.Lock()
         self._beat_path.touch()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         accepts = {f"{number:04d}": 0 for number in numbers}  # also of those that may yet write their first line
@@ -212,11 +213,21 @@ class Writer:
         sync_folder(folder)
 
     def append(self, event: str, **values: Any) -> None:
-        """Write one event, in one write."""
-        line = json.dumps({"event": event, **values, "time": time.time()}) + "\n"
-        os.write(self._file, line.encode())
-        if event in DURABLE:
-            os.fsync(self._file)
+        """Write one event, in one write: whole, or not at all. Raises UserError for a full disk."""
+        line = (json.dumps({"event": event, **values, "time": time.time()}) + "\n").encode()
+        with self._lock:  # notes come from the W&B thread too
+            size = os.fstat(self._file).st_size
+            try:
+                if os.write(self._file, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if event in DURABLE:
+                    os.fsync(self._file)
+            except OSError as error:
+                os.ftruncate(self._file, size)
+                raise UserError(
+                    f"cannot write the record in {self.run}/attempts ({error.strerror}). The run stands at its last "
+                    "checkpoint: make room and start it again"
+                ) from None
 
     def fenced(self) -> bool:
         """Whether a newer attempt has begun: from then on nothing this one does counts."""

@@ -115,7 +115,8 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(self, produce: Callable[[int], T], count: int, ahead: int):
-        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+        self._made: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(produce, count), name="prefetch", daemon=True)
         self._thread.start()
@@ -124,32 +125,27 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        result, error = self._queue.get()
+        result, error = self._made.get()
+        self._room.release()
         if error is not None:
-            self._queue.put((None, error))  # the thread has ended; whoever asks again hears it again
+            self._made.put((None, error))  # the thread has ended; whoever asks again hears it again
             raise error
         return result  # type: ignore[return-value]
 
     def close(self) -> None:
         """Stop reading; results not yet taken are dropped."""
         self._closed.set()
+        self._room.release()
         self._thread.join()
 
     def _run(self, produce: Callable[[int], T], count: int) -> None:
         for number in range(count):
-            try:
-                item: tuple[T | None, BaseException | None] = (produce(number), None)
-            except BaseException as error:  # handed to the thread that asks
-                item = (None, error)
-            if not self._put(item) or item[1] is not None:
+            self._room.acquire()
+            if self._closed.is_set():
                 return
-        self._put((None, StopIteration()))
-
-    def _put(self, item: tuple[T | None, BaseException | None]) -> bool:
-        while not self._closed.is_set():
             try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+                self._made.put((produce(number), None))
+            except BaseException as error:  # handed to the thread that asks
+                self._made.put((None, error))
+                return
+        self._made.put((None, StopIteration()))

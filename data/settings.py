@@ -45,6 +45,21 @@ _Yaml.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
+
+class _Writer(yaml.SafeDumper):
+    """Quotes what `_Yaml` would read as something else than the word it is."""
+
+    yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
+
+
+def _write_text(writer: _Writer, text: str) -> yaml.ScalarNode:
+    # These end a line for YAML; between double quotes PyYAML escapes them, elsewhere it folds them into a space.
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
+    return writer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Writer.add_representer(str, _write_text)
+
 T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]
 Branch = Annotated[T, "branch"]
@@ -176,7 +191,7 @@ def value(section: Section, name: str) -> Any:
 
 def dump(section: Section) -> str:
     """The resolved recipe as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(section.model_dump(mode="json"), Dumper=_Writer, sort_keys=False, allow_unicode=True, width=100)
 
 
 def manual(section: Section) -> str:
@@ -193,7 +208,9 @@ def _documented(section: Section, depth: int) -> Iterable[str]:
             yield from _documented(held, depth + 1)
             continue
         text = " ".join((field.description or "").split())
-        shown = yaml.safe_dump({name: section.model_dump(mode="json")[name]}, allow_unicode=True, width=10**6)
+        shown = yaml.dump(
+            {name: section.model_dump(mode="json")[name]}, Dumper=_Writer, allow_unicode=True, width=10**6
+        )
         yield f"{pad}# [{kind(field)}] {text}"
         yield from (pad + line for line in shown.rstrip("\n").split("\n"))
 

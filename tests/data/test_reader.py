@@ -249,7 +249,6 @@ def test_closing_ends_the_thread_and_may_be_done_twice(taken):
     assert len(made) == count
 
 
-@pytest.mark.xfail(strict=True, reason="the thread makes one more and holds it while the queue is full: ahead + 1")
 def test_never_more_results_are_made_ahead_than_asked_for():
     made = []
     prefetch = Prefetch(made.append, 100, 3)

@@ -215,7 +215,6 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, recipe):
     assert from_text(manual(recipe), folder) == recipe
 
 
-@pytest.mark.xfail(strict=True, reason="PyYAML's dumper quotes what YAML 1.1 would misread, not what 1.2 would")
 @pytest.mark.parametrize("write", [dump, manual])
 @pytest.mark.parametrize("word", ["5e3", "1E-4"])
 def test_a_word_that_looks_like_a_number_reads_back_as_a_word(word, write, tmp_path):
@@ -223,7 +222,6 @@ def test_a_word_that_looks_like_a_number_reads_back_as_a_word(word, write, tmp_p
     assert from_text(write(recipe), tmp_path) == recipe
 
 
-@pytest.mark.xfail(strict=True, reason="PyYAML writes it as it is where it may write Unicode, and reads a space")
 def test_the_next_line_character_reads_back_as_itself(tmp_path):
     recipe = validate(Recipe, {"evaluate": {"prompts": [f"a{NEXT_LINE}b"]}}, "made")
     assert from_text(dump(recipe), tmp_path) == recipe

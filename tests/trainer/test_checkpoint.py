@@ -607,6 +607,11 @@ def test_a_checkpoint_holds_every_element_of_the_state_once(saved, stage, varian
         assert sum(count for _, count, _ in pieces) == len(parts[WEIGHT]) == torch.empty(shape).numel()
         assert equal({name: found.read(name, shape, 0, len(parts[WEIGHT]))}, {name: parts})
         assert parts["exp_avg_sq"].any()
+    held = [0] * RANKS
+    for pieces in found.manifest["spans"].values():
+        for _, count, rank in pieces:
+            held[rank] += count
+    assert min(held) > 0.4 * sum(held)  # the ranks share the writing
     assert ("lm_head.weight" in state) == (variant == "untied")
     assert bool(still) == (variant == "frozen")
     weights = found.weights()

@@ -118,7 +118,12 @@ class Supervisor:
     def _judge(self, number: int, logs: Path, codes: Sequence[int], fallen: int | None) -> tuple[str, str]:
         """What became of attempt `number`, from its own last line, else from the ranks' exit codes."""
         history = record.load(self.job.run)
-        written = next((attempt for attempt in history.attempts if attempt.number == number), None)
+        pid = self.ranks[0].pid
+        written = next((a for a in history.attempts if a.number >= number and a.start["ranks"][0]["pid"] == pid), None)
+        if written and history.attempts[-1] is not written:
+            taken = history.attempts[-1].start["ranks"][0]
+            where = f"process {taken['pid']} on {taken['host']}"
+            return "user_error", f"{self.job.run} was taken over by attempt {history.attempts[-1].number}, {where}"
         if written and written.outcome and written.outcome != "fault":
             return written.outcome, written.message
         for rank, code in enumerate(codes):

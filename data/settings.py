@@ -29,7 +29,9 @@ class _Yaml(yaml.SafeLoader):
     """YAML 1.2's core schema, as far as it differs in recipes."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":int", ":timestamp"))
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -44,6 +46,25 @@ _Yaml.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def _whole_number(reader: _Yaml, node: yaml.ScalarNode) -> int:
+    return int(node.value)
+
+
+def _mapping(reader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
+    names = [key.value for key, _ in node.value]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"{twice} is set twice", node.start_mark)
+    return reader.construct_mapping(node, deep=True)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Yaml.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 class _Writer(yaml.SafeDumper):
@@ -70,7 +91,9 @@ KINDS = ("fixed", "branch", "free")
 class Section(BaseModel):
     """One level of a recipe: unknown names are errors, defaults are checked, values don't change."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 S = TypeVar("S", bound=Section)
@@ -129,7 +152,7 @@ def apply(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def _descend(node: Any, name: str) -> Any:
     """The mapping or list called `name` inside `node`, made where there is none; an entry of a list by its number."""
     if isinstance(node, list):
-        known = name.isdigit() and int(name) < len(node)
+        known = name.isdigit() and int(name) < len(node) and isinstance(node[int(name)], dict | list)
         return node[int(name)] if known else node
     child = node.get(name)
     if not isinstance(child, dict | list):

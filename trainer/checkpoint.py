@@ -146,7 +146,7 @@ class Checkpoint:
         try:
             self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
             claimed = self.manifest.pop("digest")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCheckpoint(f"{folder.name}: its manifest.json cannot be read ({error})") from None
         if claimed != _digest(self.manifest):
             raise CorruptCheckpoint(f"{folder.name}: its manifest.json doesn't match its own digest")
@@ -308,6 +308,7 @@ def _publish(folder: Path, manifest: dict[str, Any]) -> str | None:
         draft.rename(folder / "manifest.json")
         sync_folder(folder)
         sync_folder(folder.parent)
+        sync_folder(folder.parent.parent)
         link = folder.parent / f"latest.{os.getpid()}"
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)

@@ -47,7 +47,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    parsed = (_object(line) for line in whole.split(b"\n")[:-1])
+    parsed = (parse(line) for line in whole.split(b"\n")[:-1])
     return [found for found in parsed if found is not None], offset + len(whole)
 
 
@@ -62,7 +62,8 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """One line as a JSON object; None where it is none."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -19,7 +19,7 @@ class Checkpoints:
     def __init__(self, session: Session):
         self.s = session
         self._last = time.monotonic()
-        self._saved = (session.progress.step, session.progress.consumed) if session.progress.consumed else None
+        self._saved = session.progress.step if session.progress.consumed else None
 
     def due(self, step: int, improved: bool) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -33,14 +33,17 @@ class Checkpoints:
         return bool(minutes) and time.monotonic() - self._last > 60 * minutes
 
     def save(self) -> None:
-        """Save the state as it is, unless it was already. Collective. Raises UserError for a full disk."""
+        """Save the state, unless its weights are saved already. Collective. Raises UserError for a full disk.
+
+        Updates skipped since a save change no weight: whoever resumes there reads and skips them again.
+        """
         s, progress = self.s, self.s.progress
-        if (progress.step, progress.consumed) == self._saved:
+        if progress.step == self._saved:
             return
         began = time.monotonic()
         name = checkpoint.folder_name(progress.step, s.attempt)
         size = checkpoint.save(s.run, name, self._state(), s.engine.spans(), s.frozen, s.world)
-        self._last, self._saved = time.monotonic(), (progress.step, progress.consumed)
+        self._last, self._saved = time.monotonic(), progress.step
         s.saved.append(name)
         if s.writer is None:
             return

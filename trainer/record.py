@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.publish import sync_folder
-from trainer import checkpoint
+from trainer import checkpoint, jsonl
 
 FORMAT, VERSION = "luban-attempt", 1
 BEAT_S = 2.0  # how often a living attempt touches its heartbeat
@@ -119,9 +120,14 @@ class History:
         return spans
 
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints on disk that an accepted event vouches for, oldest first."""
+        """Names of the checkpoints on disk that the record vouches for, oldest first.
+
+        One of the newest attempt counts also without its event: it was killed between the manifest and the event.
+        """
         known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
-        return [name for name in checkpoint.names(self.run) if name in known]
+        known |= {attempt.start["adopts"] for attempt in self.attempts}
+        newest = self.attempts[-1].number if self.attempts else None
+        return [name for name in checkpoint.names(self.run) if name in known or int(name.rpartition(".a")[2]) == newest]
 
 
 def load(run: Path) -> History:
@@ -140,7 +146,8 @@ def load(run: Path) -> History:
             continue  # killed before its first line
         for earlier, size in events[0]["accepts"].items():
             accepted[int(earlier)] = min(accepted.get(int(earlier), 0), size)
-        attempts.append(Attempt(number, events, _events(run, number, text[limit:])))
+        void = [event for event in map(jsonl.parse, text[limit:].splitlines()) if event is not None]
+        attempts.append(Attempt(number, events, void))
     return History(run, attempts[::-1])
 
 
@@ -149,14 +156,13 @@ def alive(run: Path) -> int | None:
     newest = max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")), default=None)
     if newest is None:
         return None
-    try:
-        age = time.time() - (run / "attempts" / f"{newest:04d}.alive").stat().st_mtime
-    except OSError:
+    beat = _last_beat(run, newest)
+    if beat is None:
         return None
     with (run / "attempts" / f"{newest:04d}.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINE))
         ended = b'{"event": "outcome"' in file.read()
-    return newest if age < STALE_S and not ended else None
+    return newest if time.time() - beat < STALE_S and not ended else None
 
 
 def refuse_if_held(run: Path) -> None:
@@ -164,13 +170,12 @@ def refuse_if_held(run: Path) -> None:
     number = alive(run)
     if number is None:
         return
-    beat = run / "attempts" / f"{number:04d}.alive"
-    seen = beat.stat().st_mtime
+    seen = _last_beat(run, number)
     deadline = time.time() + 3 * BEAT_S
     while time.time() < deadline:
         if alive(run) != number:
             return
-        if beat.stat().st_mtime != seen:
+        if _last_beat(run, number) not in (seen, None):
             first = load(run).attempt(number).start
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first["time"]))
             holder = first["ranks"][0]
@@ -184,19 +189,22 @@ def refuse_if_held(run: Path) -> None:
 class Writer:
     """The file of the attempt that now begins; rank 0 alone has one. `close` ends it and its heartbeat."""
 
-    def __init__(self, run: Path, start: dict[str, Any]):
+    def __init__(self, run: Path, start: dict[str, Any], by_hand: bool = False):
         """
         Args:
             start: the first event, without what this class adds (format, attempt, accepts, time).
+            by_hand: an attempt that is alive is respected, not fenced.
 
         Raises:
-            Held: another start created the same attempt first.
+            Held: another start is alive, or created the same attempt first.
         """
         self.run, folder = run, run / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = load(run)
         numbers = [int(path.stem) for path in folder.glob("[0-9]*.jsonl")]
         self.number = max(numbers, default=0) + 1
+        if by_hand:  # after the number is taken: who begins in between has it, and this one fails below
+            refuse_if_held(run)
+        earlier = load(run)
         path = folder / f"{self.number:04d}.jsonl"
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -214,7 +222,7 @@ class Writer:
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, in one write: whole, or not at all. Raises UserError for a full disk."""
-        line = (json.dumps({"event": event, **values, "time": time.time()}) + "\n").encode()
+        line = (json.dumps({"event": event, **jsonl.finite(values), "time": time.time()}) + "\n").encode()
         with self._lock:  # notes come from the W&B thread too
             size = os.fstat(self._file).st_size
             try:
@@ -241,7 +249,16 @@ class Writer:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            os.utime(self._beat_path)
+            with suppress(FileNotFoundError):  # closed between the wait and here
+                os.utime(self._beat_path)
+
+
+def _last_beat(run: Path, number: int) -> float | None:
+    """When an attempt's heartbeat was last touched, in Unix time; None where it has none any more."""
+    try:
+        return (run / "attempts" / f"{number:04d}.alive").stat().st_mtime
+    except OSError:
+        return None
 
 
 def _accepted_size(folder: Path, attempt: Attempt) -> int:

@@ -248,7 +248,7 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
     """Create the attempt on rank 0, say what is degraded, and tell every rank its number."""
 
     def create() -> int:
-        s.writer = record.Writer(s.run, start)
+        s.writer = record.Writer(s.run, start, by_hand=start["supervisor"] == "start")
         return s.writer.number
 
     number = _agree(s.world, lambda: create() if s.world.rank == 0 else 0)

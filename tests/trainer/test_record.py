@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import threading
 import time
 from contextlib import ExitStack
@@ -336,6 +337,35 @@ def test_start_checkpoint_and_outcome_are_on_the_disk_before_anything_goes_on(ru
     save(writer, 2)
     writer.append("outcome", outcome="done", message="")
     assert flushed[2:] == ["0001.jsonl"] * 2
+
+
+def test_events_of_several_threads_are_whole_lines(run):
+    writer = begin(run)
+    threads = [
+        threading.Thread(target=lambda: [writer.append("note", text="x" * 3000) for _ in range(50)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(load(run).attempts[0].of("note")) == 200
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_an_event_that_the_disk_has_no_room_for_leaves_the_record_whole(run, room):
+    writer = begin(run)
+    apply(writer, 1, 2)
+    before = file(run, 1).read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, unlimited[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the record .*attempts.* make room and start it again"):
+            apply(writer, 3, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert file(run, 1).read_bytes() == before
+    apply(writer, 3, 4)
+    assert told(run) == steps(1, 1, 4)
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ class Supervisor:
             self.follower.poll()
             time.sleep(POLL_S)
             if fallen is None:
-                fallen = next((i for i, rank in enumerate(self.ranks) if rank.poll() not in (None, 0)), None)
+                ended = [(rank.poll() or 0, number) for number, rank in enumerate(self.ranks)]
+                # A rank killed by a signal is the cause; those that lost their connection to it are not.
+                fallen = next((number for code, number in sorted(ended) if code), None)
                 if fallen is not None:
                     deadline = time.monotonic() + GRACE_S
             elif deadline is not None and time.monotonic() > deadline:

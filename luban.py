@@ -117,11 +117,7 @@ def finetune(
 
     Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
     """
-    from data.errors import UserError
-
-    if source is None and not show:
-        raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    _train("docstrings", recipe, overrides, source, on, show, dry_run)
+    _train("docstrings", recipe, overrides, source, on, show, dry_run, kind="examples")
 
 
 @app.command()
@@ -152,12 +148,14 @@ def generate(
 ) -> None:
     """Continue prompts with a run's model."""
     from trainer.scores import generate_texts
+    from trainer.units import printable
 
     for text, alternatives in zip(
         prompt, generate_texts(run, prompt, tokens, samples, temperature, top_k, top_p, seed), strict=True
     ):
         for alternative in alternatives:
-            typer.echo(f"{text}{alternative}" if samples == 1 else f"--- {text}{alternative}")
+            shown = f"{text}{alternative}" if samples == 1 else f"--- {text}{alternative}"
+            typer.echo(printable(shown) if sys.stdout.isatty() else shown)  # a model may utter terminal commands
 
 
 @app.command()
@@ -211,20 +209,20 @@ def demo(
 
 
 def _train(
-    default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, show: bool, dry_run: bool
-) -> None:
+    default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, show: bool,
+    dry_run: bool, kind: str | None = None,
+) -> None:  # fmt: skip
     from data import settings
     from data.errors import UserError
     from trainer import record
     from trainer.recipe import RECIPES, Recipe
-    from trainer.run import folder, open_run, with_ancestor
+    from trainer.run import changes, folder, open_run, with_ancestor
 
     if on != "local":
         raise UserError(f"--on {on}: no such launcher; known: local")
     tree, label = _tree(name, overrides, RECIPES, default)
     recipe = settings.validate(Recipe, tree, label)
-    if source is not None:
-        recipe = with_ancestor(recipe, source, set(settings.given(tree)))
+    recipe = with_ancestor(recipe, source, set(settings.given(tree)))
     if show:
         typer.echo(settings.manual(recipe), nl=False)
         return
@@ -234,11 +232,16 @@ def _train(
     if dry_run:
         typer.echo(Local().render(training_job(folder(recipe.name), recipe)), nl=False)
         return
-    run = open_run(recipe)
+    if kind == "examples" and recipe.ancestor is None:
+        raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
+    changed = changes(recipe)
+    run = open_run(recipe, kind)
     attempts = record.load(run).attempts
     if attempts and attempts[-1].outcome == "done":
         typer.echo(f"{run} is done: {attempts[-1].message}. Nothing to do; to go on from it, start a run with --from")
         return
+    if attempts and changed:
+        typer.echo(f"goes on with {', '.join(changed)}")
     raise typer.Exit(Local().submit(training_job(run, recipe)))
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,16 @@ def run_demo(out: Path, short: bool) -> int:
     began = time.monotonic()
     length = SHORT if short else FULL
     _clear(out)
-    road = Road(out)
+    try:
+        _walk(Road(out), length)
+    except Failed as failed:
+        print(f"\nluban: {failed}", file=sys.stderr)
+        return failed.code
+    print("\n" + "\n".join(summary(out, time.monotonic() - began)), flush=True)
+    return 0
+
+
+def _walk(road: "Road", length: Length) -> None:
     road.luban("data", "build", "stdlib")
     road.pretrain_and_kill(length)
     road.luban("pretrain", "stdlib", f"name={TWIN}", "evaluate.prompts=[]", *length.pretrain)
@@ -64,12 +73,14 @@ def run_demo(out: Path, short: bool) -> int:
     road.luban("generate", f"{TUNED}@best", "def is_empty(items):\n    return len(items) == 0\n", "--tokens", "32")
     road.luban("report", RUN)
     road.luban("report", TUNED)
-    print("\n" + "\n".join(summary(out, time.monotonic() - began)), flush=True)
-    return 0
 
 
-class Failed(UserError):
+class Failed(Exception):
     """A command of the demo ended otherwise than it should."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 class Road:
@@ -77,13 +88,14 @@ class Road:
 
     def __init__(self, home: Path):
         self.home = home
+        self.environment = os.environ | {"LUBAN_HOME": str(home.absolute())}
         print(f"$ cd {home}", flush=True)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Print a command and begin it."""
         shown = " ".join(word if word.isprintable() and " " not in word else repr(word) for word in words)
         print(f"\n$ luban {shown}", flush=True)
-        return subprocess.Popen([sys.executable, "-P", "-m", "luban", *words], cwd=self.home)
+        return subprocess.Popen([sys.executable, "-P", "-m", "luban", *words], cwd=self.home, env=self.environment)
 
     def luban(self, *words: str) -> None:
         """Run a command to its end. Raises Failed if it doesn't end with 0."""
@@ -93,9 +105,8 @@ class Road:
         """Wait for a command."""
         code = process.wait()
         if code:
-            raise Failed(
-                f"`luban {' '.join(words)}` ended with {code}; its output is above, its files are in {self.home}"
-            )
+            what = f"`luban {' '.join(words)}` ended with {code}; its output is above, its files are in {self.home}"
+            raise Failed(what, code)
 
     def pretrain_and_kill(self, length: Length) -> None:
         """Pretrain; in the middle, after a checkpoint, kill one rank from outside."""
@@ -120,13 +131,13 @@ class Road:
                     return pid
             time.sleep(0.05)
         process.terminate()
-        raise Failed(f"the run never came to step {step}; see {path}")
+        raise Failed(f"the run never came to step {step}; see {path}", 1)
 
 
 def summary(home: Path, seconds: float) -> list[str]:
     """What came of it, in ten lines, read from the files."""
     runs = home / "runs"
-    with contextlib.chdir(home):
+    with contextlib.chdir(home), _home_here():
         base = load_model(RUN)
         figures, fixed = measure(base)
         unigram = unigram_baseline(base.inputs.train, fixed)
@@ -135,12 +146,12 @@ def summary(home: Path, seconds: float) -> list[str]:
         tuned, examples = measure(tuned_model)
         score, _ = bleu(tuned_model, examples, 64)
     history, proof = record.load(runs / RUN), read_proof(runs / RUN)
+    assert proof is not None and proof["passed"]  # `luban verify` has ended with 0
     dataset = load_dataset(home / "datasets" / "stdlib").info
     read = dataset["stages"][0]
     lost = sum(last - first + 1 for _, first, last in history.lost)
     lineage = history.lineage()
     bits, unigram_bits = figures["bits_per_byte"], unigram["bits_per_byte"]
-    passed = proof is not None and proof["passed"]
     return [
         f"The demo took {duration(seconds)}. Everything lies in {home}/",
         f"corpus     {read['documents_in']:,} files, {read['bytes_in'] / 1e6:.1f} MB -> {dataset['documents']:,} "
@@ -148,8 +159,8 @@ def summary(home: Path, seconds: float) -> list[str]:
         f"pretrained {len(lineage)} updates in {len(history.attempts)} attempts, {lost} lost to the kill and redone: "
         f"runs/{RUN}",
         f"record     positions [0, {lineage[-1]['positions'][1]:,}) read once each",
-        f"proof      {'bitwise equal to' if passed else 'NOT EQUAL to'} the uninterrupted run in "
-        f"{len(proof['checks']) if proof else 0} comparisons: runs/{RUN}/proof.json",
+        f"proof      bitwise equal to the uninterrupted run in {len(proof['checks'])} comparisons: "
+        f"runs/{RUN}/proof.json",
         f"model      {bits:.3f} bits per byte on unseen files; a unigram model of the tokens {unigram_bits:.3f}",
         f"fine-tuned completion bits per byte {plain['bits_per_byte']:.3f} -> {tuned['bits_per_byte']:.3f}, "
         f"tokens right {plain['accuracy']:.1%} -> {tuned['accuracy']:.1%}, BLEU {score:.1f}: runs/{TUNED}",
@@ -157,6 +168,17 @@ def summary(home: Path, seconds: float) -> list[str]:
         f"           {runs / TUNED / 'report.html'}",
         f"go on      cd {home} && luban generate {TUNED}@best 'def area(width, height):'",
     ]
+
+
+@contextlib.contextmanager
+def _home_here() -> Iterator[None]:
+    """Without the caller's LUBAN_HOME: the demo's is the working directory."""
+    before = os.environ.pop("LUBAN_HOME", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["LUBAN_HOME"] = before
 
 
 def _clear(out: Path) -> None:

@@ -25,6 +25,7 @@ from trainer.console import Follower
 
 POLL_S = 0.2
 GRACE_S = 10.0  # what the other ranks get to end by themselves after one has died
+LAST_S = 90.0  # and after one has ended well: rank 0 waits up to a minute for W&B
 LONGEST_BACKOFF_S = 60.0
 PR_SET_PDEATHSIG = 1
 MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
@@ -79,8 +80,11 @@ class Supervisor:
                 code = STOPPED if outcome == "fault" else EXIT_CODES[outcome]
                 if code == USER_ERROR:
                     raise UserError(message)
+                if outcome == "fault":
+                    self.follower.say(f"the stop was not clean: {message}", "bold red")
                 if code == STOPPED:
-                    self.follower.say("stopped; the same command continues", "yellow")
+                    saved = checkpoint.names(self.job.run)
+                    self.follower.say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
                 return code
             failures = 1 if checkpoint.names(self.job.run) != saved else failures + 1
             if failures > self.job.max_restarts:
@@ -99,8 +103,11 @@ class Supervisor:
         """Start the ranks and see them end. Returns (outcome, what happened)."""
         number = _newest_attempt(self.job.run) + 1
         logs = self.job.run / "logs" / f"attempt-{number}"
-        logs.mkdir(parents=True, exist_ok=True)
-        self._spawn(logs, restart)
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            self._spawn(logs, restart)
+        except OSError as error:
+            raise UserError(f"cannot start ranks with logs in {logs}: {error}") from None
         fallen: int | None = None
         deadline = None
         while any(rank.poll() is None for rank in self.ranks):
@@ -112,7 +119,9 @@ class Supervisor:
                 fallen = next((number for code, number in sorted(ended) if code), None)
                 if fallen is not None:
                     deadline = time.monotonic() + GRACE_S
-            elif deadline is not None and time.monotonic() > deadline:
+                elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
+                    deadline = time.monotonic() + LAST_S
+            if deadline is not None and time.monotonic() > deadline:
                 self._end_ranks()
         codes = [rank.returncode for rank in self.ranks]
         return self._judge(number, logs, codes, fallen)
@@ -156,12 +165,17 @@ class Supervisor:
                         preexec_fn=_die_with_parent,
                     )
                 )
+        if self.asked is not None:  # a signal that came before there was anybody to pass it on to
+            self._pass_on()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
             self._end_ranks()
             os._exit(128 + number)
         self.asked = number
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM)

@@ -16,9 +16,7 @@ import numpy as np
 
 from data.recipe import Clean
 
-_TABLE_LINE = re.compile(
-    r"""[\s\d'"a-fA-FxXuUlL\\,.;:+\-*/=|()\[\]{}#]*\d[\s\d'"a-fA-FxXuUlL\\,.;:+\-*/=|()\[\]{}#]*"""
-)
+_TABLE_LINE = re.compile(r"""(?=\D*\d)[\s\d'"a-fA-FxXuUlL\\,.;:+\-*/=|()\[\]{}#]+""")
 _TABLE_MIN_LINES = 50
 _REPEATED_MIN_LINES = 20
 

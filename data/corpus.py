@@ -13,6 +13,7 @@ import re
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,11 +129,20 @@ def _digest(path: Path) -> tuple[str, int]:
 
     digest = xxhash.xxh3_128()
     size = 0
-    with path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             size += len(piece)
     return digest.hexdigest(), size
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around what reads an input file: an error there is the input's, not the dataset's being written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _path(source: Source) -> Path:
@@ -149,7 +159,8 @@ def _named(source: Source, root: Path, paths: Iterable[Path]) -> list[InputFile]
 
 def _read_text(path: Path, python: bool) -> tuple[str | None, int]:
     """The file's text (none if it isn't text) and its bytes; Python source in the encoding that it declares."""
-    content = path.read_bytes()
+    with _reading(path):
+        content = path.read_bytes()
     if b"\0" in content:
         return None, len(content)
     try:

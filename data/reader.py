@@ -45,14 +45,24 @@ def layout(index: Index, context: int) -> Layout:
     return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context)
 
 
+def longest_document(index: Index) -> int:
+    """Tokens of the longest document of a split, EOS included; 0 for an empty one."""
+    longest = 0
+    for shard in index.shards:
+        starts = MappedShard(index.folder, shard, index.dtype).document_starts()
+        longest = max(longest, int(np.diff(starts, append=shard.tokens).max(initial=0)))
+    return longest
+
+
 class LocalReader:
-    """Reads rows by position from mapped shards. One per thread that reads."""
+    """Reads rows by position from mapped shards. One per thread that reads.
+
+    An example longer than the context and one is cut there; `longest_document` tells beforehand.
+    """
 
     def __init__(self, index: Index, order: Order, context: int):
         self.index, self.order = index, order
         self.length = context + 1
-        self.truncated = 0
-        """Tokens cut from examples longer than the context, so far."""
         self._opened: dict[int, tuple[MappedShard, list[int]]] = {}
         self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
 
@@ -78,7 +88,6 @@ class LocalReader:
             else:
                 begin = documents[start]
                 end = documents[start + 1] if start + 1 < len(documents) else self.index.shards[shard].tokens
-                self.truncated += max(0, end - begin - self.length)
                 end = min(end, begin + self.length)
                 use[slot, : end - begin] = mapped.uses(begin, end)
                 starts.append(np.zeros(1, np.int64))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data.settings import Section
+from data.settings import Fixed, Free, Section
 
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,25 +19,25 @@ Count = Annotated[int, Field(ge=0)]
 class Source(Section):
     """One place that documents come from."""
 
-    kind: Literal["stdlib", "text", "folder", "jsonl", "dataset"]
+    kind: Fixed[Literal["stdlib", "text", "folder", "jsonl", "dataset"]]
     """stdlib: the running Python's standard library; text: one file, cut into documents; folder: a file is a
     document; jsonl: a line is a document (.gz too); dataset: one split of a dataset built before."""
-    name: str = ""
+    name: Fixed[str] = ""
     """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
-    path: Path | None = None
+    path: Fixed[Path | None] = None
     """The file or folder, relative to the working directory. A stdlib source needs none."""
-    glob: tuple[str, ...] = ()
+    glob: Fixed[tuple[str, ...]] = ()
     """Which files of a folder, relative to it; none: every one (jsonl: `**/*.jsonl` and `**/*.jsonl.gz`). Names
     that begin with a dot are passed over."""
-    text_field: str = "text"
+    text_field: Fixed[str] = "text"
     """JSONL: the field that holds the text (in task prompt_completion: the prompt)."""
-    completion_field: str | None = None
+    completion_field: Fixed[str | None] = None
     """JSONL, task prompt_completion: the field that holds the completion."""
-    split: Literal["train", "valid", "heldout"] = "train"
+    split: Fixed[Literal["train", "valid", "heldout"]] = "train"
     """A dataset source's split. Its heldout documents were seen by no model trained on the dataset."""
-    document_characters: Count = 16384
+    document_characters: Fixed[Count] = 16384
     """A text source is cut at blank lines into documents of about so many characters; 0: the file is one."""
-    licence: str = "unknown"
+    licence: Fixed[str] = "unknown"
     """Recorded in the dataset, not interpreted."""
 
     @model_validator(mode="after")
@@ -61,52 +61,52 @@ class Source(Section):
 class Clean(Section):
     """Which documents are dropped for what they are. null switches a rule off; each drop is counted by rule."""
 
-    min_characters: Annotated[int, Field(ge=1)] | None = 20
+    min_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 20
     """Fewer characters other than white space than this: `too_short`."""
-    max_characters: Annotated[int, Field(ge=1)] | None = 8_000_000
+    max_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 8_000_000
     """More characters than this: `too_long`."""
-    max_line_characters: Annotated[int, Field(ge=1)] | None = 100_000
+    max_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 100_000
     """A line with more characters than this (minified code, embedded data): `long_line`."""
-    max_mean_line_characters: Annotated[int, Field(ge=1)] | None = 5_000
+    max_mean_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 5_000
     """More characters a non-empty line on average than this: `long_lines`. A paragraph a line is well below."""
-    min_letters: Share | None = 0.4
+    min_letters: Fixed[Share | None] = 0.4
     """A smaller share of letters of any script among the characters that aren't white space: `few_letters`."""
-    max_digits: Share | None = 0.3
+    max_digits: Fixed[Share | None] = 0.3
     """A larger share of digits among the characters that aren't white space: `many_digits`."""
-    max_table_lines: Share | None = 0.6
+    max_table_lines: Fixed[Share | None] = 0.6
     """In a document of 50 lines or more, a larger share of lines that hold only numbers, byte escapes and
     punctuation: `data_table`."""
-    max_repeated_lines: Share | None = 0.6
+    max_repeated_lines: Fixed[Share | None] = 0.6
     """In a document of 20 lines or more, a larger share of its characters in repetitions of earlier lines:
     `repeated_lines`."""
-    max_control_characters: Share | None = 0.001
+    max_control_characters: Fixed[Share | None] = 0.001
     """A larger share of control characters (tab, newline and form feed aside): `control_characters`."""
-    max_replacement_characters: Share | None = 0.001
+    max_replacement_characters: Fixed[Share | None] = 0.001
     """A larger share of U+FFFD, left where a decoder gave up: `broken_encoding`."""
 
 
 class Dedup(Section):
     """Which documents are dropped for being copies. Of a set of copies the one with the smallest id stays."""
 
-    exact: bool = True
+    exact: Fixed[bool] = True
     """Drop documents whose cleaned text is equal to another's (xxh3, 128 bits)."""
-    near: bool = True
+    near: Fixed[bool] = True
     """Drop documents whose MinHash signature agrees with another's in a whole band."""
-    bands: Annotated[int, Field(ge=1, le=64)] = 16
+    bands: Fixed[Annotated[int, Field(ge=1, le=64)]] = 16
     """Bands of a signature. Two documents of similarity s share one with probability 1 - (1 - s^rows)^bands:
     16 by 8 finds .95 of the pairs at .8 and .06 at .5."""
-    rows: Annotated[int, Field(ge=1, le=64)] = 8
+    rows: Fixed[Annotated[int, Field(ge=1, le=64)]] = 8
     """Values in a band."""
-    ngram: Annotated[int, Field(ge=1, le=32)] = 5
+    ngram: Fixed[Annotated[int, Field(ge=1, le=32)]] = 5
     """Words in a shingle; a Chinese, Japanese or Korean character counts as a word."""
 
 
 class Split(Section):
     """How documents are dealt to splits: by a hash of dataset name, seed and the source document's id."""
 
-    valid: Share = 0.01
+    valid: Fixed[Share] = 0.01
     """Share of the source documents in `valid`, looked at during training."""
-    heldout: Share = 0.0
+    heldout: Fixed[Share] = 0.0
     """Share of the source documents in `heldout`, kept for another use, such as fine-tuning on unseen text."""
 
     @model_validator(mode="after")
@@ -119,13 +119,13 @@ class Split(Section):
 class TokenizerTraining(Section):
     """The tokenizer: trained on the train split, or taken from elsewhere."""
 
-    vocab_size: Annotated[int, Field(ge=512, le=1_000_000)] = 32768
+    vocab_size: Fixed[Annotated[int, Field(ge=512, le=1_000_000)]] = 32768
     """Pieces, control and byte pieces included; fewer if the text has no more to merge."""
-    sample_bytes: Annotated[int, Field(ge=1)] = 100_000_000
+    sample_bytes: Fixed[Annotated[int, Field(ge=1)]] = 100_000_000
     """Train on at most so many bytes of documents, picked by hash. Training takes some 15 times that in memory."""
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    character_coverage: Fixed[Annotated[float, Field(gt=0, le=1)]] = 0.9995
     """Share of the characters seen that get a piece of their own; the others are written as bytes."""
-    reuse: Path | None = None
+    reuse: Fixed[Path | None] = None
     """A dataset folder, or a tokenizer.model, whose tokenizer is taken as it is; the settings above don't matter
     then. A model that goes on from another needs that one's."""
 
@@ -133,27 +133,27 @@ class TokenizerTraining(Section):
 class Task(Section):
     """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""
 
-    kind: Literal["docstring", "prompt_completion"] = "docstring"
+    kind: Fixed[Literal["docstring", "prompt_completion"]] = "docstring"
     """docstring: from Python source, a function without its docstring -> the docstring's first paragraph;
     prompt_completion: two declared fields of each JSON line."""
-    max_tokens: Annotated[int, Field(ge=8)] = 512
+    max_tokens: Fixed[Annotated[int, Field(ge=8)]] = 512
     """Longer examples are dropped: `example_too_long`."""
-    min_completion_characters: Annotated[int, Field(ge=1)] = 1
+    min_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1
     """Examples with a shorter completion are dropped: `completion_too_short`."""
-    max_completion_characters: Annotated[int, Field(ge=1)] = 1000
+    max_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1000
     """Examples with a longer completion are dropped: `completion_too_long`."""
 
 
 class DatasetRecipe(Section):
     """A whole dataset."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "stdlib"
+    name: Fixed[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]] = "stdlib"
     """Its folder under `datasets/`. Together with the seed it also keys split and shuffle."""
-    kind: Literal["text", "examples"] = "text"
+    kind: Fixed[Literal["text", "examples"]] = "text"
     """text: documents to pretrain on; examples: prompts and completions to fine-tune on."""
-    seed: Count = 0
+    seed: Fixed[Count] = 0
     """Another seed deals documents to splits anew and shuffles them anew."""
-    sources: tuple[Source, ...] = (Source(kind="stdlib", licence="PSF-2.0"),)
+    sources: Fixed[tuple[Source, ...]] = (Source(kind="stdlib", licence="PSF-2.0"),)
     """Where the documents come from."""
     clean: Clean = Clean()
     """Quality rules."""
@@ -165,9 +165,9 @@ class DatasetRecipe(Section):
     """The tokenizer."""
     task: Task = Task()
     """Kind examples only: what an example is."""
-    shard_tokens: Annotated[int, Field(ge=1024)] = 4_194_304
+    shard_tokens: Fixed[Annotated[int, Field(ge=1024)]] = 4_194_304
     """Tokens in a shard, about: a split has total // shard_tokens shards of even size, at least one."""
-    workers: Count = 0
+    workers: Free[Count] = 0
     """Processes; 0: one a core. Changes nothing in the result."""
 
     @field_validator("sources")

@@ -184,7 +184,7 @@ def fields(section: type[Section] | Section) -> Iterator[tuple[str, FieldInfo]]:
 
 def kind(field: FieldInfo) -> str:
     """ "fixed", "branch" or "free"."""
-    return next((mark for mark in field.metadata if mark in KINDS), "free")
+    return next(mark for mark in field.metadata if mark in KINDS)
 
 
 def differences(old: S, new: S) -> list[tuple[str, str, Any, Any]]:

@@ -1,5 +1,6 @@
 """Fine-tuning on a dataset of examples, through the real command, on a real pretrained run."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -100,16 +101,19 @@ def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(pretrained: Comma
 
 def test_norms_a_profile_and_samples_are_written(pretrained: CommandLine) -> None:
     pretrained.pretrain(
-        "watched", "log.norms_every=4", "log.profile=[4, 6]", "evaluate.prompts=['The']", "engine.zero_stage=3"
+        "watched", "log.norms_every=3", "log.profile=[4, 6]", "evaluate.prompts=['The']", "engine.zero_stage=3"
     )
     lines = [json.loads(line) for line in (pretrained.run("watched") / "metrics.jsonl").read_text().splitlines()]
     normed = [line for line in lines if "grad_norm/model.norm.weight" in line]
-    assert len(normed) == 6
+    assert [line["train/step"] for line in normed] == list(range(3, 25, 3))
     for line in normed:
         parts = [value for name, value in line.items() if name.startswith("grad_norm/")]
         assert sum(value**2 for value in parts) ** 0.5 == pytest.approx(line["train/grad_norm"], rel=1e-3)
         assert line["weight_norm/model.embed_tokens.weight"] > 0
-    assert list((pretrained.run("watched") / "logs" / "attempt-1").glob("profile-4-6.json.gz"))
+    (trace,) = (pretrained.run("watched") / "logs" / "attempt-1").glob("profile-4-6.json.gz")
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert sum(name == "aten::rms_norm" for name in names) == 2 * 5  # two steps, two norms a block and one at the end
+    assert any("Backward" in name for name in names)
     samples = [line["samples"] for line in lines if line["kind"] == "evaluation"]
     assert len(samples) == 2
     assert samples[0][0]["prompt"] == "The"

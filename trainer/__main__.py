@@ -1,7 +1,7 @@
 """One rank: `python -P -m trainer RUN`, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set.
 
-It knows nothing of who started it. Its outcome (done, stopped, user_error, fault) is the last line of its attempt,
-written by rank 0; it exits 0 for all but a fault, and 2 for a mistake of the user that could not be written there.
+It knows nothing of who started it. Its outcome (done, stopped, user_error, fault) is an event of its attempt, written
+by rank 0; it exits 0 for all but a fault, and 2 for a mistake of the user that could not be written there.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from data.errors import UserError
@@ -36,13 +37,14 @@ def main() -> int:
         code = 0
     except UserError as error:
         outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2
-        print(f"luban: error: {message}", file=sys.stderr, flush=True)
+        tell(message)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         outcome, message, code = ("user_error" if full else "fault"), str(error), 2 if full else 1
         if full:
-            print(f"luban: error: {error}: make room and start the run again", file=sys.stderr, flush=True)
+            tell(f"{error}: make room and start the run again")
     except Exception as error:
         traceback.print_exc()
         outcome, message, code = "fault", f"{type(error).__name__}: {error}", 1
@@ -50,19 +52,27 @@ def main() -> int:
         try:
             session.writer.append("outcome", outcome=outcome, message=message)
         except UserError as error:  # a full disk can't even take the outcome: the exit code tells it
-            print(f"luban: error: {error}", file=sys.stderr, flush=True)
+            tell(str(error))
             code = 2
     if session and session.tracker:
-        session.tracker.finish({"done": 0, "stopped": 75, "user_error": 2}.get(outcome, 1))
+        with suppress(OSError, UserError):
+            session.tracker.finish({"done": 0, "stopped": 75, "user_error": 2}.get(outcome, 1))
     if session and session.writer:
         session.writer.close()
     if outcome not in ("done", "stopped"):
-        sys.stdout.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)  # no collective after an error: destructors of process groups would wait for the others
     if session:
         session.feed.close()
         leave()
     return code
+
+
+def tell(mistake: str) -> None:
+    """Say a user's mistake where the supervisor finds it: in the log, unless the log's disk is full too."""
+    with suppress(OSError):
+        print(f"luban: error: {mistake}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ and are stored once a run, in `base/`, named by their digest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and s
 FORMAT, VERSION = "luban-checkpoint", 1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 FOLDER = "checkpoints"
+FENCED = "fenced"
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,22 @@ class CorruptCheckpoint(Exception):
     """A checkpoint that isn't what its manifest says; a reader passes over it, loudly."""
 
 
-def save(run: Path, name: str, state: dict[str, Any], spans: list[Span], frozen: str | None, world: World) -> int:
+def save(
+    run: Path,
+    name: str,
+    state: dict[str, Any],
+    spans: list[Span],
+    frozen: str | None,
+    world: World,
+    fenced: Callable[[], bool] | None = None,
+) -> int:
     """Write the checkpoint `name` of `run`. Collective; on return it is durable and visible.
 
     Args:
         state: what `state.json` holds; the same on every rank.
         spans: what this rank holds; over all ranks each element once.
         frozen: file name in `base/` of the weights that don't train.
+        fenced: asked on rank 0 at the last moment; a checkpoint of a fenced attempt is not published.
 
     Returns:
         Its size, in bytes.
@@ -79,30 +90,29 @@ def save(run: Path, name: str, state: dict[str, Any], spans: list[Span], frozen:
     Raises:
         UserError: the disk is full or not writable; the partial folder is removed, earlier checkpoints stay.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     folder = run / FOLDER / name
     file = f"spans-{world.rank:05d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{span.name}|{part}": view.cpu() for span in spans for part, view in span.tensors.items()}
-        save_file(tensors, folder / file)
         mine: dict[str, Any] = {
-            "files": {file: _settle(folder / file)},
+            "files": {file: _write(folder / file, serialize(tensors))},
             "spans": [(span.name, list(span.shape), span.start, span.count, world.rank) for span in spans],
         }
         if world.rank == 0:
-            (folder / "state.json").write_text(json.dumps(state, indent=1))
-            mine["files"]["state.json"] = _settle(folder / "state.json")
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own kind
+            mine["files"]["state.json"] = _write(folder / "state.json", json.dumps(state, indent=1).encode())
+    except OSError as error:
         mine = {"error": f"rank {world.rank}: {error}"}
     everyone = world.gather(mine)
     failed = next((part["error"] for part in everyone if "error" in part), None)
     if failed is None and world.rank == 0:
         manifest = _manifest(name, state, everyone, frozen, world)
-        failed = _publish(folder, manifest)
+        failed = FENCED if fenced and fenced() else _publish(folder, manifest)
     failed = world.gather(failed)[0]
+    if failed == FENCED:
+        raise UserError(f"the checkpoint {name} is not published: a newer attempt of {run} has begun")
     if failed:
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,17 +127,18 @@ def save_frozen(run: Path, weights: Mapping[str, Tensor]) -> str | None:
     """Store weights that never change in `base/`, once; returns the file's name, or None if there are none."""
     if not weights:
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     folder = run / "base"
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"draft-{os.getpid()}.safetensors"
     try:
-        save_file({name: weights[name].contiguous().cpu() for name in sorted(weights)}, draft)
-        name = _settle(draft)["sha256"] + ".safetensors"
+        data = serialize({name: weights[name].contiguous().cpu() for name in sorted(weights)})
+        name = _write(draft, data)["sha256"] + ".safetensors"
         draft.replace(folder / name)
-    except (OSError, SafetensorError) as error:
+        sync_folder(folder)
+        sync_folder(run)
+    except OSError as error:
         draft.unlink(missing_ok=True)
         raise UserError(f"cannot write the frozen weights to {folder}: {error}") from None
     return name
@@ -148,7 +159,7 @@ class Checkpoint:
             claimed = self.manifest.pop("digest")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCheckpoint(f"{folder.name}: its manifest.json cannot be read ({error})") from None
-        if claimed != _digest(self.manifest):
+        if claimed != digest_of(self.manifest):
             raise CorruptCheckpoint(f"{folder.name}: its manifest.json doesn't match its own digest")
         if self.manifest["format"] != FORMAT or self.manifest["version"] > VERSION:
             raise UserError(
@@ -267,10 +278,10 @@ def retain(run: Path, mine: list[str], keep_last: int, keep_every: int, best: st
     return removed
 
 
-def clear_partial(run: Path) -> None:
-    """Remove folders that never got a manifest, left by a killed attempt."""
+def clear_partial(run: Path, dead: set[int]) -> None:
+    """Remove folders that never got a manifest, left by killed attempts; those of others may yet be written."""
     for folder in (run / FOLDER).glob("step-*.a*"):
-        if not (folder / "manifest.json").exists():
+        if int(folder.name.rpartition(".a")[2]) in dead and not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -302,8 +313,7 @@ def _publish(folder: Path, manifest: dict[str, Any]) -> str | None:
     """The moment a checkpoint comes to be; returns what went wrong, if anything."""
     try:
         draft = folder / "manifest.json.draft"
-        draft.write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
-        _settle(draft)
+        _write(draft, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
         sync_folder(folder)
         draft.rename(folder / "manifest.json")
         sync_folder(folder)
@@ -318,12 +328,21 @@ def _publish(folder: Path, manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _settle(path: Path) -> dict[str, Any]:
-    """Flush a file to the disk, drop it from the page cache, and digest what reads back."""
-    with path.open("rb") as file:
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file, flush it to the disk, and read it back past the page cache: it must be what was in memory.
+
+    Raises:
+        OSError: the disk is full, or gave back something else.
+    """
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    digest = hashlib.sha256(data).hexdigest()
+    if _sha256(path) != digest:
+        raise OSError(errno.EIO, f"{path.name} reads back with other bytes than were written")
+    return {"bytes": len(data), "sha256": digest}
 
 
 def _sha256(path: Path) -> str:
@@ -331,5 +350,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: dict[str, Any]) -> str:
+    """The digest that a manifest carries of itself: the identity of its checkpoint."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -16,11 +16,12 @@ from data.order import deal
 from data.reader import LocalReader
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
+from trainer.meters import perplexity
+from trainer.models.loss import IGNORED
 from trainer.objectives.base import Objective
 from trainer.world import World
 
 LOGITS = 64 * 2**20  # most logits of one forward, in elements (256 MiB in fp32)
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _figures(loss: float, correct: float, labels: float, text_bytes: float) -> d
     mean = loss / labels if labels else math.nan
     return {
         "loss": mean,
-        "perplexity": math.exp(min(mean, 700)),
+        "perplexity": perplexity(mean),
         "bits_per_byte": loss / math.log(2) / text_bytes if text_bytes else math.nan,
         "accuracy": correct / labels if labels else math.nan,
         "tokens": labels,

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 import xxhash
 
-from data.order import deal
+from data.order import WORD, deal
 from data.reader import LocalReader, Prefetch, Rows
 from trainer.objectives.base import Batch, Objective
 from trainer.recipe import Recipe
-from trainer.world import WORD
 
 MOST_ROWS = 16  # rows of one forward where the recipe leaves it open
 

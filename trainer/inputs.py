@@ -7,7 +7,7 @@ from pathlib import Path
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.order import Order
-from data.reader import LocalReader, layout
+from data.reader import LocalReader, layout, longest_document
 from data.shards import Index
 from data.tasks import encode_prompt
 from data.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
 
     Raises:
         UserError: it is missing, damaged or of another tokenizer, its shards hold no row of this context,
-            `model.vocab_size` is smaller than the tokenizer's, or a prompt fills the context.
+            `model.vocab_size` is smaller than the tokenizer's, or an example or a prompt is too long for the context.
     """
     dataset = load_dataset(Path(recipe.data.dataset))
     train = dataset.index("train")
@@ -78,6 +78,14 @@ def open_inputs(recipe: Recipe) -> Inputs:
         )
     order = Order(layout(train, recipe.model.context), recipe.seed, recipe.data.window)
     inputs = Inputs(dataset, recipe.model.context, train, order, vocab_size)
+    if train.kind == "examples":
+        longest = max(longest_document(dataset.index(split)) for split in ("train", VALID))
+        room = recipe.model.context + 1
+        if longest > room:
+            raise UserError(
+                f"the longest example of {dataset.folder} has {longest} tokens, and a context of "
+                f"{recipe.model.context} takes {room}: build it with task.max_tokens={room}"
+            )
     for prompt in recipe.evaluate.prompts:
         length = len(inputs.encode_prompt(prompt))
         if length >= recipe.model.context:

@@ -1,12 +1,11 @@
 """The story of one step: rows, agreement, forward and backward, verdict, record.
 
 Two things cross between ranks on the CPU beside the engine's own collectives: before the step, five integers (label
-tokens, three flags, the digest of what was read); after it, one float, the loss of the step before, read when it has
-long arrived. Nothing else waits for the device. Learning rate, tokens and the step number advance only on applied
-updates; the positions of a skipped one are passed over and recorded as skipped.
+tokens, three flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
+host was begun a step ago. Nothing else waits for the device. Learning rate, tokens and the step number advance only on
+applied updates; the positions of a skipped one are passed over and recorded as skipped.
 """
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +43,37 @@ class Pending:
     """An update whose loss is still on its way to the host."""
 
     event: dict[str, Any]
-    loss: Tensor
-    grad_norm: Tensor | float
+    figures: "OnItsWay"
+    """The sum of this rank's token losses, and the gradient's norm."""
     label_tokens: int
     tokens: int
     skipped: int
+    norms: dict[str, float]
+    """Of each layer, where they were measured."""
+
+
+class OnItsWay:
+    """Scalars copied from the device to the host behind the step that made them; only `read` waits, for them alone."""
+
+    def __init__(self, *scalars: Tensor | float):
+        self._host = [_begin_copy(scalar) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
+        self._arrived: torch.cuda.Event | None = None
+        if any(isinstance(scalar, Tensor) and scalar.is_cuda for scalar in scalars):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """The scalars, in order."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(scalar) for scalar in self._host]
+
+
+def _begin_copy(scalar: Tensor) -> Tensor:
+    scalar = scalar.detach()
+    if not scalar.is_cuda:
+        return scalar
+    return torch.empty_like(scalar, device="cpu", pin_memory=True).copy_(scalar, non_blocking=True)
 
 
 class Loop:
@@ -71,24 +96,32 @@ class Loop:
         progress, last = self.s.progress, self.s.recipe.train.steps
         reason = f"step {last} reached"
         while progress.step < last:
+            self.diagnostics.before_step(progress.step)
             rows, waited = self.next_rows()
             agreed = self.agree(rows)
             if agreed.fenced:
                 raise Fenced(f"attempt {self.s.attempt + 1} has begun")
             if agreed.stop:
-                self.settle()
-                self.checkpoints.save()
+                self.end()
                 return STOPPED, f"{self.stop.reason or 'asked to stop'} at step {progress.step}"
+            if not agreed.label_tokens:
+                self.pass_over(rows, agreed)
+                continue
             loss = self.forward_backward(rows, agreed.label_tokens)
-            self.diagnostics.before_update(progress.step + 1)
-            self.update(rows, agreed, loss)
+            norms = self.diagnostics.norms(progress.step + 1)
+            self.update(rows, agreed, loss, norms)
             self.s.meter.step(agreed.label_tokens, waited)
             if self.after_update(agreed):
                 reason = f"no better validation loss in {progress.worse} evaluations"
                 break
+        self.end()
+        return DONE, reason
+
+    def end(self) -> None:
+        """Write down what is pending, and save."""
         self.settle()
         self.checkpoints.save()
-        return DONE, reason
+        self.diagnostics.end()
 
     def next_rows(self) -> tuple[Step, float]:
         """This rank's rows of the next update, and the seconds they were waited for."""
@@ -109,11 +142,11 @@ class Loop:
         for number, (batch, first) in enumerate(zip(rows.batches, rows.first, strict=True), 1):
             self.s.seed(first)
             loss = self.s.objective.loss(self.s.engine.model, batch)
-            self.s.engine.backward(loss, max(label_tokens, 1), last=number == len(rows.batches))
+            self.s.engine.backward(loss, label_tokens, last=number == len(rows.batches))
             total += loss.detach()
         return total
 
-    def update(self, rows: Step, agreed: Agreed, loss: Tensor) -> None:
+    def update(self, rows: Step, agreed: Agreed, loss: Tensor, norms: dict[str, float]) -> None:
         """Apply the gradient, or don't; then settle the update before."""
         progress, recipe = self.s.progress, self.s.recipe
         lr = learning_rate(progress.step, recipe.schedule, recipe.optimizer.lr, recipe.train.steps)
@@ -127,39 +160,52 @@ class Loop:
             progress.skipped.append([rows.start, rows.stop])
             progress.skipped_in_a_row += 1
         self.settle()
-        event = {
-            "step": progress.step,
+        event = self.event(rows, agreed, verdict.reason) | {"lr": lr}
+        figures, skipped = OnItsWay(loss, verdict.grad_norm), len(progress.skipped)
+        self.pending = Pending(event, figures, agreed.label_tokens, progress.tokens, skipped, norms)
+
+    def pass_over(self, rows: Step, agreed: Agreed) -> None:
+        """Skip rows in which nothing counts: an update without a gradient would only decay the weights."""
+        self.settle()
+        self.s.progress.consumed = rows.stop
+        self.s.progress.skipped.append([rows.start, rows.stop])
+        if self.s.writer is not None:
+            event = self.event(rows, agreed, "no label tokens")
+            self.s.writer.append("step", **event, lr=None, loss=None, grad_norm=None)
+            self.s.say(f"update skipped after step {event['step']}, positions {event['positions']}: no label tokens")
+
+    def event(self, rows: Step, agreed: Agreed, skipped_for: str | None) -> dict[str, Any]:
+        """What the record says of an update whose loss is not known yet."""
+        return {
+            "step": self.s.progress.step,
             "positions": [rows.start, rows.stop],
             "labels": agreed.label_tokens,
             "rows": f"{agreed.digest:016x}",
-            "verdict": "applied" if verdict.applied else "skipped",
-            "reason": verdict.reason,
-            "lr": lr,
+            "verdict": "skipped" if skipped_for else "applied",
+            "reason": skipped_for,
         }
-        skipped = len(progress.skipped)
-        self.pending = Pending(event, loss, verdict.grad_norm, agreed.label_tokens, progress.tokens, skipped)
 
     def settle(self) -> None:
         """Write down the pending update, whose loss has arrived by now."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
-        (total,) = self.s.world.total_floats([float(pending.loss)])
+        mine, norm = pending.figures.read()
+        (total,) = self.s.world.total_floats([mine])
         if self.s.writer is None or self.s.tracker is None:
             return
-        loss, norm = total / max(pending.label_tokens, 1), float(pending.grad_norm)
-        step = pending.event["step"]
-        self.s.writer.append("step", **pending.event, loss=finite(loss), grad_norm=finite(norm))
+        loss, step = total / pending.label_tokens, pending.event["step"]
+        self.s.writer.append("step", **pending.event, loss=loss, grad_norm=norm)
         if pending.event["verdict"] == "skipped":
             self.s.say(
                 f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
             )
-        if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps):
+        if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
             line = self.s.meter.line(
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
                 applied=step, skipped=pending.skipped,
             )  # fmt: skip
-            self.s.tracker.log(line | self.diagnostics.take())
+            self.s.tracker.log(line | pending.norms)
             while self.s.meter.notes:
                 self.s.say(self.s.meter.notes.pop(0))
 
@@ -174,7 +220,6 @@ class Loop:
                     f"{progress.step}: lower optimizer.lr, or clip, and start from an earlier checkpoint with --from"
                 )
             return False
-        self.diagnostics.after_update(progress.step)
         impatient = False
         improved = False
         if self.evaluations.due(progress.step):
@@ -187,8 +232,3 @@ class Loop:
             with self.s.meter.pause():
                 self.checkpoints.save()
         return impatient
-
-
-def finite(value: float) -> float | None:
-    """`value`, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None

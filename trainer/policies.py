@@ -1,5 +1,6 @@
 """What the loop does beside training: save, evaluate, diagnose. Each is a small object asked at named moments."""
 
+import math
 import time
 from typing import Any
 
@@ -42,7 +43,10 @@ class Checkpoints:
             return
         began = time.monotonic()
         name = checkpoint.folder_name(progress.step, s.attempt)
-        size = checkpoint.save(s.run, name, self._state(), s.engine.spans(), s.frozen, s.world)
+        if s.writer:
+            s.writer.sync()  # the steps that made these weights are on the disk before the weights are
+        fenced = s.writer.fenced if s.writer else None
+        size = checkpoint.save(s.run, name, self._state(), s.engine.spans(), s.frozen, s.world, fenced)
         self._last, self._saved = time.monotonic(), progress.step
         s.saved.append(name)
         if s.writer is None:
@@ -50,6 +54,8 @@ class Checkpoints:
         best = progress.best is not None and progress.best["step"] == progress.step
         seconds = time.monotonic() - began
         s.writer.append("checkpoint", step=progress.step, name=name, seconds=seconds, bytes=size, best=best)
+        if s.writer.fenced():
+            return  # a newer attempt may have adopted any of them
         policy = s.recipe.checkpoint
         kept_best = None
         if policy.keep_best and progress.best is not None:
@@ -96,9 +102,10 @@ class Evaluations:
         figures = s.fixed.measure(s.engine.module, s.world)
         samples = self._samples()
         torch.set_rng_state(random_state)
-        improved = progress.best is None or figures["loss"] < progress.best["loss"]
+        loss = figures["loss"]
+        improved = math.isfinite(loss) and (progress.best is None or loss < progress.best["loss"])
         if improved:
-            progress.best, progress.worse = {"step": progress.step, "loss": figures["loss"]}, 0
+            progress.best, progress.worse = {"step": progress.step, "loss": loss}, 0
         else:
             progress.worse += 1
         if s.writer and s.tracker:
@@ -132,33 +139,36 @@ class Diagnostics:
 
     def __init__(self, session: Session):
         self.s = session
-        self._values: dict[str, float] = {}
         self._profiler: Any = None
 
-    def before_update(self, step: int) -> None:
-        """The gradient of `step` is whole, its update not yet applied."""
+    def before_step(self, done: int) -> None:
+        """A step begins, `done` updates having been applied; rank 0 begins or ends its trace here."""
         window = self.s.recipe.log.profile
-        if window and step == window[0] + 1 and self.s.world.rank == 0:
-            self._profiler = torch.profiler.profile(record_shapes=True)
+        if window is None or self.s.world.rank:
+            return
+        if self._profiler is not None and done >= window[1]:
+            self.end()
+        elif self._profiler is None and window[0] <= done < window[1]:
+            self._profiler = torch.profiler.profile()
             self._profiler.start()
+
+    def norms(self, step: int) -> dict[str, float]:
+        """Each layer's gradient and weight norm where they are due; `step`'s gradient is whole and not yet applied."""
         every = self.s.recipe.log.norms_every
-        if every and step % every == 0:
-            gradients = self.s.engine.gradient_norms()
-            weights = self.s.engine.weight_norms()
-            self._values = {f"grad_norm/{name}": norm for name, norm in gradients.items()}
-            self._values |= {f"weight_norm/{name}": norm for name, norm in weights.items()}
+        if not every or step % every:
+            return {}
+        gradients, weights = self.s.engine.gradient_norms(), self.s.engine.weight_norms()
+        values = {f"grad_norm/{name}": norm for name, norm in gradients.items()}
+        return values | {f"weight_norm/{name}": norm for name, norm in weights.items()}
 
-    def after_update(self, step: int) -> None:
-        """`step` has been applied."""
+    def end(self) -> None:
+        """Write the trace, if one is being taken."""
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        folder = self.s.run / "logs" / f"attempt-{self.s.attempt}"
+        folder.mkdir(parents=True, exist_ok=True)
         window = self.s.recipe.log.profile
-        if self._profiler is not None and window and step >= window[1]:
-            self._profiler.stop()
-            folder = self.s.run / "logs" / f"attempt-{self.s.attempt}"
-            folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(folder / f"profile-{window[0]}-{window[1]}.json.gz"))
-            self._profiler = None
-
-    def take(self) -> dict[str, float]:
-        """The norms measured since the last line."""
-        values, self._values = self._values, {}
-        return values
+        assert window is not None
+        profiler.export_chrome_trace(str(folder / f"profile-{window[0]}-{window[1]}.json.gz"))

@@ -16,6 +16,9 @@ RECIPES = Path(__file__).with_name("recipes")
 """Recipes that come with Luban."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 def _multiple_of_8(value: int) -> int:
     if value % 8:
         raise ValueError("must be a multiple of 8")
@@ -108,7 +111,7 @@ class Optimizer(Section):
 
     lr: Branch[float] = Field(default=2e-3, gt=0)
     """Peak learning rate."""
-    betas: Branch[tuple[float, float]] = (0.9, 0.95)
+    betas: Branch[tuple[Decay, Decay]] = (0.9, 0.95)
     """Decay of the first and second moments."""
     eps: Branch[float] = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -252,8 +255,12 @@ class Recipe(Section):
             problems.append("schedule.warmup_steps + schedule.decay_steps must not exceed train.steps")
         if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
             problems.append("engine.zero_stage 0 is for comparison in fp32: with bf16 take stage 1, 2 or 3")
-        if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1]:
-            problems.append(f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to")
+        if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1] <= self.train.steps:
+            problems.append(
+                f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to <= train.steps"
+            )
+        if self.train.patience and not self.evaluate.every_steps:
+            problems.append("train.patience counts evaluations: set evaluate.every_steps above 0")
         if problems:
             raise ValueError("; ".join(problems))
         return self

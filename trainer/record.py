@@ -165,6 +165,12 @@ def alive(run: Path) -> int | None:
     return newest if time.time() - beat < STALE_S and not ended else None
 
 
+def dead(run: Path) -> set[int]:
+    """Numbers of the attempts that write no more: ended, or without a fresh heartbeat."""
+    numbers = {int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")}
+    return {number for number in numbers if time.time() - (_last_beat(run, number) or 0) > STALE_S}
+
+
 def refuse_if_held(run: Path) -> None:
     """Raise Held where another start of the run is alive; waits for a heartbeat that may be a killed one's last."""
     number = alive(run)
@@ -236,6 +242,10 @@ class Writer:
                     f"cannot write the record in {self.run}/attempts ({error.strerror}). The run stands at its last "
                     "checkpoint: make room and start it again"
                 ) from None
+
+    def sync(self) -> None:
+        """Make every event so far durable."""
+        os.fsync(self._file)
 
     def fenced(self) -> bool:
         """Whether a newer attempt has begun: from then on nothing this one does counts."""

@@ -238,7 +238,8 @@ def _proof(story: Story) -> Html | None:
     if proof is None:
         return None
     passed = bool(proof.get("passed"))
-    words = "Resuming changed nothing" if passed else "Resuming changed something"
+    words = "is equal to" if passed else "is NOT equal to"
+    lives = [f"{proof.get(name, '?')} attempt(s)" for name in ("attempts", "attempts_against")]
     rows = [
         [
             check.get("name", ""),
@@ -254,7 +255,7 @@ def _proof(story: Story) -> Html | None:
         tag(
             "p",
             _mark(passed),
-            f" {words}: {proof.get('run', '')} against {proof.get('against', '')}, an uninterrupted run.",
+            f" {proof.get('run', '')} ({lives[0]}) {words} {proof.get('against', '')} ({lives[1]}).",
         ),
         table(["", "compared", "equal", "largest difference", ""], rows),
     )

@@ -32,10 +32,12 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         """Raises UserError where there is no such run or the point is neither a step nor "best"."""
-        name, _, point = text.partition("@")
-        if point and point != "best" and not re.fullmatch(r"\d+", point):
+        name, at, point = text.rpartition("@")
+        if at and re.fullmatch(r"\d+|best", point):
+            return cls(find(name), point)
+        if at and "/" not in point:
             raise UserError(f"{text}: after the @ comes a step such as 400, or best")
-        return cls(find(name), point or None)
+        return cls(find(text), None)
 
     def checkpoint(self) -> Checkpoint:
         """The newest whole checkpoint, or that of the point; a corrupt one is an error here, never a substitute.
@@ -93,10 +95,13 @@ def dataset_path(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(found.absolute())})})
 
 
-def open_run(recipe: Recipe) -> Path:
+def open_run(recipe: Recipe, kind: str | None = None) -> Path:
     """Check everything that can be checked beforehand, and write or accept the run's folder.
 
-    Called again for an existing run, settings marked free may differ and are written anew.
+    Called again for an existing run, settings marked free may differ and are written anew, unless the run is done.
+
+    Args:
+        kind: which kind of dataset it must be, "text" or "examples"; None: either.
 
     Raises:
         UserError: the dataset doesn't fit, the run is of another recipe, or another start of it is alive.
@@ -111,9 +116,19 @@ def open_run(recipe: Recipe) -> Path:
                 f"{run} was begun with another recipe:\n" + "\n".join(lines) + "\nfixed settings make another run: "
                 "take another name=...; branch settings start one from this one: --from " + recipe.name
             )
+        attempts = record.load(run).attempts
+        if attempts and attempts[-1].outcome == "done":
+            return run
         record.refuse_if_held(run)
     inputs = open_inputs(recipe)
-    if recipe.ancestor:
+    if kind is not None and inputs.dataset.kind != kind:
+        raise UserError(
+            f"{recipe.data.dataset} is a dataset of {inputs.dataset.kind}, and fine-tuning needs one of {kind}: build "
+            "one with kind=examples, or go on with text by luban pretrain --from"
+        )
+    if recipe.train.patience and inputs.fixed is None:
+        raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
+    if recipe.ancestor and not checkpoint.names(run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -124,18 +139,46 @@ def open_run(recipe: Recipe) -> Path:
     return run
 
 
-def with_ancestor(recipe: Recipe, source: str, given: set[str]) -> Recipe:
+def changes(recipe: Recipe) -> list[str]:
+    """In words, the free settings in which `recipe` differs from what its run was last started with."""
+    run = folder(recipe.name)
+    if not (run / FILE).exists():
+        return []
+    found = settings.differences(read_recipe(run), dataset_path(recipe))
+    return [f"{name} {old!r} -> {new!r}" for name, kind, old, new in found if kind == "free"]
+
+
+def with_ancestor(recipe: Recipe, source: str | None, given: set[str]) -> Recipe:
     """`recipe` starting from the weights of `source` (RUN[@STEP]), whose model it takes over.
 
+    A run that has begun keeps the ancestor and the step it began from: neither needs to be there any more.
+
     Args:
+        source: None: the ancestor that the run has already, if it has begun from one.
         given: dotted names that the caller set by hand.
 
     Raises:
         UserError: there is no such checkpoint, or the caller asks for another model.
     """
+    begun = read_recipe(folder(recipe.name)) if (folder(recipe.name) / FILE).exists() else None
+    if begun is not None and begun.ancestor is not None:
+        run, _, step = begun.ancestor.rpartition("@")
+        if source in (None, begun.ancestor) or _names(source or "", Path(run), step):
+            return _of_ancestor(recipe, begun.ancestor, Path(run).name, begun.model, given)
+    if source is None:
+        return recipe
     parsed = Source.parse(source)
-    found = parsed.checkpoint()
-    model = read_recipe(parsed.run).model
+    origin = f"{parsed.run.absolute()}@{parsed.checkpoint().step}"
+    return _of_ancestor(recipe, origin, parsed.run.name, read_recipe(parsed.run).model, given)
+
+
+def _names(source: str, run: Path, step: str) -> bool:
+    """Whether `source` means a run's ancestor: the same run, at the same step, or at none or the best then."""
+    name, _, point = source.rpartition("@") if re.search(r"@(\d+|best)$", source) else (source, "", "")
+    return Path(name).name == run.name and point in ("", "best", step)
+
+
+def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, given: set[str]) -> Recipe:
     other = sorted(
         name
         for name in Model.model_fields
@@ -145,11 +188,10 @@ def with_ancestor(recipe: Recipe, source: str, given: set[str]) -> Recipe:
     )
     if other:
         raise UserError(
-            f"model.{other[0]} is {getattr(model, other[0])!r} in {parsed.run.name} and can't become "
+            f"model.{other[0]} is {getattr(model, other[0])!r} in {name} and can't become "
             f"{getattr(recipe.model, other[0])!r}: leave the model's settings out, --from brings them"
         )
     free = {name: getattr(recipe.model, name) for name in FREE_OF_ANCESTOR if f"model.{name}" in given}
-    origin = f"{parsed.run.absolute()}@{found.step}"
     return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free)})
 
 

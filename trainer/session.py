@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -80,7 +82,8 @@ class Session:
         """Put a note in the record, from rank 0: anything degraded is said."""
         if self.writer:
             self.writer.append("note", text=text)
-            print(text, flush=True)
+            with suppress(OSError):  # the log's disk may be full; the record has it
+                print(text, flush=True)
 
     def seed(self, position: int) -> None:
         """Make every random draw of the next forward a function of (seed, position of its first row)."""
@@ -148,6 +151,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         "device": _device_name(world),
         "threads": recipe.launch.threads,
         "exact": recipe.engine.exact,
+        "ancestor": None if recipe.ancestor is None or found else _ancestry(recipe.ancestor),
         "dataset": inputs.train.fingerprint,
         "parameters": counted[0],
         "trainable": counted[1],
@@ -180,8 +184,8 @@ def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Check
             found = Checkpoint(run / checkpoint.FOLDER / name)
             problems = found.problems(world.rank, world.size)
         except CorruptCheckpoint as error:
-            found, problems = None, [str(error)] if world.rank == 0 else []
-        problems = [problem for part in world.gather(problems) for problem in part]
+            found, problems = None, [str(error)]
+        problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
         if found and not problems:
             return found
         notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
@@ -212,6 +216,21 @@ def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None
     return world.gather(name)[0]
 
 
+def _ancestry(ancestor: str) -> dict[str, Any]:
+    """What the record keeps of the checkpoint whose weights a run starts from."""
+    held = Source.parse(ancestor).checkpoint()
+    order = held.state["order"]
+    return {
+        "checkpoint": ancestor,
+        "manifest": checkpoint.digest_of(held.manifest),
+        "step": held.step,
+        "tokens": held.state["progress"]["tokens"],
+        "dataset": order["fingerprint"],
+        "seed": order["seed"],
+        "consumed": held.state["progress"]["consumed"],
+    }
+
+
 def _fixed_set(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> FixedSet | None:
     if inputs.fixed is None:
         return None
@@ -236,7 +255,10 @@ def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: Worl
 
 
 def _device_name(world: World) -> str:
-    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"cpu ({found[1] if found else platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def _versions() -> dict[str, str]:
@@ -258,7 +280,7 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
     s.saved = history.checkpoints()
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
-    checkpoint.clear_partial(s.run)
+    checkpoint.clear_partial(s.run, record.dead(s.run))
     facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)
     for note in notes:
@@ -269,13 +291,19 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
             f"{s.shape.filler} filler rows in every update: {s.world.size} ranks x {s.shape.micro_batch} rows x "
             f"{s.shape.accumulation} don't divide the batch of {rows} ({s.shape.filler / rows:.0%} wasted)"
         )
-    if history.attempts and start["adopts"]:
-        before = history.attempts[-1].start
+    if start["adopts"]:
+        before = history.attempt(int(start["adopts"].rpartition(".a")[2])).start
         changed = [
             f"{name} {before.get(name)} -> {start[name]}" for name in TOPOLOGY if before.get(name) != start[name]
         ]
         if changed and s.recipe.engine.exact == "topology":
             s.say(f"the same rows from here on, but not bitwise the same sums: {'; '.join(changed)}")
+    ancestor = start["ancestor"]
+    if ancestor and ancestor["dataset"] == start["dataset"]:
+        s.say(
+            f"a run of its own on the same shards as its ancestor, whose weights have read {ancestor['consumed']:,} "
+            "rows of them: this run counts from position 0, and some rows will be seen by both"
+        )
     if s.fixed is None:
         s.say("the validation split holds no row of this context: nothing is evaluated")
     s.say(

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from data import settings
+from data.errors import UserError
+from data.order import WORD
 from data.publish import write_json
 from trainer import checkpoint, record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
 from trainer.inputs import Inputs, open_inputs
 from trainer.run import find, read_recipe
-from trainer.world import WORD
 
 PROOF = "proof.json"
 CHUNK = 4096  # rows read at once
@@ -54,18 +55,22 @@ def verify_run(name: str, against: str | None, say: Callable[[str], Any]) -> boo
         Whether everything is as it was promised.
     """
     run = find(name)
+    other = None if against is None else find(against)
+    if other is not None and other.samefile(run):
+        raise UserError(f"{name} is {against}: compare it with another run of the same recipe")
     checks = []
     for check in check_run(run):
         say(str(check))
         checks.append(check)
-    if against is not None:
+    if other is not None:
         compared = []
-        for check in compare(run, find(against)):
+        for check in compare(run, other):
             say(str(check))
             compared.append(check)
         passed = all(check.equal for check in compared)
         proof = {
-            "format": "luban-proof", "version": 1, "run": run.name, "against": find(against).name, "passed": passed,
+            "format": "luban-proof", "version": 1, "run": run.name, "against": other.name, "passed": passed,
+            "attempts": len(record.load(run).attempts), "attempts_against": len(record.load(other).attempts),
             "checks": [asdict(check) for check in compared], "time": time.time(),
         }  # fmt: skip
         write_json(run / PROOF, proof)
@@ -113,6 +118,9 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
     events = [record.load(held.folder.parent.parent).lineage(held.state["progress"]["consumed"]) for held in (a, b)]
     yield from _events(*events)
     yield from _tensors(a, b)
+    if a.manifest["base"] or b.manifest["base"]:
+        same = a.manifest["base"] == b.manifest["base"]
+        yield Check("frozen weights", "by digest", same, detail="" if same else "they differ")
     for name in ("adam_step", "groups", "schedule", "order", "random", "tokenizer"):
         same = a.state[name] == b.state[name]
         yield Check(name, f"at step {steps[-1]}", same, detail="" if same else f"{a.state[name]} and {b.state[name]}")

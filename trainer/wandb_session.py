@@ -40,7 +40,7 @@ class Session:
     def start(self, mode: str, keys: Iterable[str]) -> str | None:
         """Begin or resume the run; its address, None offline."""
         recipe = self._recipe
-        origin = recipe.ancestor.partition("@")[0] if recipe.ancestor else None
+        origin = recipe.ancestor.rpartition("@")[0] if recipe.ancestor else None
         self._run = self._wandb.init(
             mode=mode,
             dir=str(self._folder),

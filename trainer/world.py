@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import UserError
-
-WORD = (1 << 64) - 1
+from data.order import WORD
 
 
 @dataclass(frozen=True)
@@ -82,20 +81,16 @@ def join(timeout_s: int) -> World:
 
 
 def _loopback_store(host: str, port: int, rank: int, timeout: timedelta) -> dist.Store:
-    """The store at `host`; rank 0 serves it, unless a supervisor already does."""
+    """The store at `host`, served by rank 0. Raises OSError there if the port is taken: another life, another port."""
     if rank == 0:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(1024)
-        except OSError:
-            listener.close()
-        else:
-            handle = listener.detach()
-            return dist.TCPStore(
-                host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=handle
-            )
+        listener.bind((host, port))
+        listener.listen(1024)
+        handle = listener.detach()
+        return dist.TCPStore(
+            host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=handle
+        )
     return dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
 
 

@@ -27,7 +27,6 @@ def test_render_is_a_pure_function_of_the_job() -> None:
         environment=(("OMP_NUM_THREADS", "1"),),
     )  # fmt: skip
     assert Local().render(job) == GOLDEN
-    assert Local().render(job) == GOLDEN
 
 
 def test_a_training_job_starts_ranks_that_a_user_s_files_cannot_shadow() -> None:

@@ -193,7 +193,7 @@ def recipes(draw) -> Recipe:
             "data": {"dataset": draw(WORDS)},
             "model": {"vocab_size": draw(st.none() | st.integers(2, 10**6)), "rope_theta": draw(numbers)},
             "train": {"trainable": draw(st.lists(WORDS, max_size=3))},
-            "optimizer": {"lr": draw(numbers), "betas": [draw(st.floats(0, 1)), draw(st.floats(0, 1))]},
+            "optimizer": {"lr": draw(numbers), "betas": [draw(st.floats(0, 0.999)), draw(st.floats(0, 0.999))]},
             "checkpoint": {"keep_best": draw(st.booleans())},
             "evaluate": {"prompts": draw(st.lists(WORDS | st.sampled_from(["off", "null", "~", "1", "- a"])))},
             "log": {"profile": draw(st.none() | st.just([2, 5])), "wandb": draw(st.sampled_from(["off", "auto"]))},

@@ -166,11 +166,13 @@ def test_the_proof_of_resuming_is_shown_with_its_verdict(killed_run):
         "run": "demo",
         "against": "straight",
         "passed": False,
+        "attempts": 2,
+        "attempts_against": 1,
         "checks": [check],
     }
     (killed_run.folder / "proof.json").write_text(json.dumps(proof))
     text = " ".join(parsed(write([killed_run.folder], killed_run.folder / "r.html").read_text("utf-8")).text)
-    assert "Resuming changed something" in text
+    assert "demo (2 attempt(s)) is NOT equal to straight (1 attempt(s))" in text
     assert "✗" in text and "61 tensors" in text
 
 

@@ -75,14 +75,11 @@ def test_verify_finds_a_run_that_is_not_the_same(straight: CommandLine) -> None:
     assert "first differs at step 1" in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_stops_with_75_and_the_next_start_goes_on_bitwise(
-    straight: CommandLine, number: signal.Signals
-) -> None:
-    name = f"stopped-{number.name.lower()}"
+def test_ctrl_c_saves_stops_with_75_and_the_next_start_goes_on_bitwise(straight: CommandLine) -> None:
+    name = "stopped"
     process = straight.start_pretrain(name)
     straight.wait_for(name, 1, lambda event: event["event"] == "step" and event["step"] >= 5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text
     stopped = record.load(straight.run(name)).attempts[-1]
@@ -149,22 +146,6 @@ def test_a_corrupt_checkpoint_is_passed_over_loudly_and_nothing_is_lost(straight
     assert "ok   lineage" in text
 
 
-def test_a_fault_is_retried_a_bounded_number_of_times_with_back_off(straight: CommandLine) -> None:
-    process = straight.start_pretrain(
-        "hopeless", "launch.max_restarts=2", "launch.backoff_s=0.5", "checkpoint.every_steps=0"
-    )
-    starts = []
-    for attempt in (1, 2, 3):
-        events = straight.wait_for("hopeless", attempt, lambda event: event["event"] == "step")
-        starts.append(events[0]["time"])
-        kill_rank(events, 0)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "restart 1 of 2 in 0.5 s" in text
-    assert "restart 2 of 2 in 1 s" in text
-    assert "given up after 3 faults without a new checkpoint" in text
-
-
 def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straight: CommandLine) -> None:
     first = straight.start_pretrain("held", "train.steps=200")
     straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] >= 3)
@@ -177,13 +158,12 @@ def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straig
     assert len(record.load(straight.run("held")).attempts) == 1
 
 
-@pytest.mark.parametrize("delay", [0.0, 1.5])
-def test_of_two_starts_at_once_one_wins_and_the_other_says_so(straight: CommandLine, delay: float) -> None:
-    name = f"race-{delay}"
+def test_of_two_starts_at_once_one_wins_and_the_other_says_so(straight: CommandLine) -> None:
+    name = "race"
     both = []
     for _ in range(2):
         both.append(straight.start_pretrain(name, "train.steps=300", "schedule.kind=constant"))
-        time.sleep(delay)
+        time.sleep(0.7)  # both are within their start-up
     texts = [process.communicate(timeout=240)[0] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes == [0, 2], texts

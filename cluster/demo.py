@@ -34,13 +34,16 @@ class Length:
     pretrain: tuple[str, ...]
     finetune: tuple[str, ...]
     kill_after: int
+    generations: int
+    """Examples whose completions are generated for BLEU."""
 
 
-FULL = Length((), (), kill_after=230)
+FULL = Length((), (), kill_after=230, generations=64)
 SHORT = Length(
-    ("train.steps=60", "schedule.warmup_steps=10", "checkpoint.every_steps=20", "evaluate.every_steps=60"),
-    ("train.steps=40", "schedule.warmup_steps=5", "evaluate.every_steps=20", "checkpoint.every_steps=20"),
-    kill_after=30,
+    ("train.steps=40", "schedule.warmup_steps=10", "checkpoint.every_steps=10", "evaluate.every_steps=40"),
+    ("train.steps=30", "schedule.warmup_steps=5", "evaluate.every_steps=15", "checkpoint.every_steps=15"),
+    kill_after=25,
+    generations=16,
 )
 
 
@@ -58,7 +61,7 @@ def run_demo(out: Path, short: bool) -> int:
     except Failed as failed:
         print(f"\nluban: {failed}", file=sys.stderr)
         return failed.code
-    print("\n" + "\n".join(summary(out, time.monotonic() - began)), flush=True)
+    print("\n" + "\n".join(summary(out, time.monotonic() - began, length.generations)), flush=True)
     return 0
 
 
@@ -69,7 +72,7 @@ def _walk(road: "Road", length: Length) -> None:
     road.luban("verify", RUN, "--against", TWIN)
     road.luban("data", "build", "docstrings")
     road.luban("finetune", "docstrings", "--from", RUN, *length.finetune)
-    road.luban("evaluate", f"{TUNED}@best")
+    road.luban("evaluate", f"{TUNED}@best", "--generations", str(length.generations))
     road.luban("generate", f"{TUNED}@best", "def is_empty(items):\n    return len(items) == 0\n", "--tokens", "32")
     road.luban("report", RUN)
     road.luban("report", TUNED)
@@ -134,17 +137,17 @@ class Road:
         raise Failed(f"the run never came to step {step}; see {path}", 1)
 
 
-def summary(home: Path, seconds: float) -> list[str]:
+def summary(home: Path, seconds: float, generations: int) -> list[str]:
     """What came of it, in ten lines, read from the files."""
     runs = home / "runs"
     with contextlib.chdir(home), _home_here():
         base = load_model(RUN)
-        figures, fixed = measure(base)
+        figures, fixed = measure(base, base.recipe.evaluate.rows)
         unigram = unigram_baseline(base.inputs.train, fixed)
         plain, _ = measure(load_model(RUN, Path("datasets/docstrings")))
         tuned_model = load_model(f"{TUNED}@best")
         tuned, examples = measure(tuned_model)
-        score, _ = bleu(tuned_model, examples, 64)
+        score, _ = bleu(tuned_model, examples, generations)
     history, proof = record.load(runs / RUN), read_proof(runs / RUN)
     assert proof is not None and proof["passed"]  # `luban verify` has ended with 0
     dataset = load_dataset(home / "datasets" / "stdlib").info

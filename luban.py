@@ -147,9 +147,12 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue prompts with a run's model."""
+    from data.errors import UserError
     from trainer.scores import generate_texts
     from trainer.units import printable
 
+    if any("\udc80" <= character <= "\udcff" for text in prompt for character in text):
+        raise UserError("a prompt is not valid UTF-8")
     for text, alternatives in zip(
         prompt, generate_texts(run, prompt, tokens, samples, temperature, top_k, top_p, seed), strict=True
     ):
@@ -194,7 +197,8 @@ def report(
     from trainer.run import find
 
     found = [find(name) for name in runs]
-    typer.echo(write(found, out or found[0] / "report.html"))
+    others = "".join(f"-{run.name}" for run in found[1:])
+    typer.echo(write(found, out or found[0] / f"report{others}.html"))
 
 
 @app.command()
@@ -214,15 +218,15 @@ def _train(
 ) -> None:  # fmt: skip
     from data import settings
     from data.errors import UserError
-    from trainer import record
     from trainer.recipe import RECIPES, Recipe
-    from trainer.run import changes, folder, open_run, with_ancestor
+    from trainer.run import changes, finished, open_run, place, with_ancestor
 
     if on != "local":
         raise UserError(f"--on {on}: no such launcher; known: local")
     tree, label = _tree(name, overrides, RECIPES, default)
     recipe = settings.validate(Recipe, tree, label)
-    recipe = with_ancestor(recipe, source, set(settings.given(tree)))
+    run = place(recipe, Path(name) if name else None)
+    recipe = with_ancestor(recipe, run, source, set(settings.given(tree)))
     if show:
         typer.echo(settings.manual(recipe), nl=False)
         return
@@ -230,17 +234,16 @@ def _train(
     from cluster.on_local import Local
 
     if dry_run:
-        typer.echo(Local().render(training_job(folder(recipe.name), recipe)), nl=False)
+        typer.echo(Local().render(training_job(run, recipe)), nl=False)
         return
     if kind == "examples" and recipe.ancestor is None:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    changed = changes(recipe)
-    run = open_run(recipe, kind)
-    attempts = record.load(run).attempts
-    if attempts and attempts[-1].outcome == "done":
-        typer.echo(f"{run} is done: {attempts[-1].message}. Nothing to do; to go on from it, start a run with --from")
+    changed = changes(recipe, run)
+    open_run(recipe, run, kind)
+    if done := finished(run):
+        typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
         return
-    if attempts and changed:
+    if changed:
         typer.echo(f"goes on with {', '.join(changed)}")
     raise typer.Exit(Local().submit(training_job(run, recipe)))
 
@@ -248,6 +251,9 @@ def _train(
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:
     from data.settings import validate
 
+    if name is None or "=" in name:
+        own = any(item.startswith("sources=") for item in (name or "", *(overrides or [])))
+        default = "folder" if own else default  # its splits are for one's own text, the library's for the demo
     return validate(section, *_tree(name, overrides, recipes, default))
 
 
@@ -297,6 +303,7 @@ def main() -> None:
         print(f"luban: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("luban: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

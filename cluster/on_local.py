@@ -3,18 +3,20 @@
 A rank that dies is noticed within half a second (the processes are polled five times a second), the others are ended,
 and a fresh life begins with a fresh port and the `--restart` flag, so that it adopts the last checkpoint at once.
 Restarts are bounded: a new checkpoint makes the count begin anew, so a run that advances is never given up. A user's
-mistake is never retried. Ctrl-C, TERM and USR1 reach the ranks as TERM once: they save, stop, and the command ends
-with 75; a second signal ends everything at once. Ranks die with their supervisor.
+mistake is never retried. Ctrl-C, TERM and USR1 are passed on to the ranks once: they save, stop, and the command
+ends with 75; a second signal ends everything at once. Ranks die with their supervisor.
 """
 
 import ctypes
+import fcntl
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +26,7 @@ from trainer import checkpoint, record
 from trainer.console import Follower
 
 POLL_S = 0.2
-GRACE_S = 10.0  # what the other ranks get to end by themselves after one has died
+GRACE_S = 5.0  # what the other ranks get to end by themselves after one has died
 LAST_S = 90.0  # and after one has ended well: rank 0 waits up to a minute for W&B
 LONGEST_BACKOFF_S = 60.0
 PR_SET_PDEATHSIG = 1
@@ -61,13 +63,31 @@ class Supervisor:
         before = {
             number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         }
-        try:
-            return self._lives()
-        finally:
-            self._end_ranks()
-            self.follower.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with _only_supervisor(self.job.run):
+            try:
+                return self._lives()
+            except Exception:
+                self._pass_on(signal.SIGTERM)  # whatever went wrong here, the ranks save and stop
+                self._wait_for_ranks(LAST_S)
+                raise
+            finally:
+                self._end_ranks()
+                self._show(self.follower.close)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _wait_for_ranks(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(rank.poll() is None for rank in self.ranks) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+    def _show(self, show: Callable[..., None], *words: str) -> None:
+        """Show something, if there is still anybody to show it to: a broken pipe or a full disk stops no run."""
+        with suppress(OSError):
+            show(*words)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._show(self.follower.say, text, style)
 
     def _lives(self) -> int:
         failures = 0
@@ -75,28 +95,29 @@ class Supervisor:
         while True:
             saved = checkpoint.names(self.job.run)
             outcome, message = self._one_life(restart)
-            self.follower.poll()
+            self._show(self.follower.poll)
             if outcome != "fault" or self.asked is not None:
                 code = STOPPED if outcome == "fault" else EXIT_CODES[outcome]
                 if code == USER_ERROR:
                     raise UserError(message)
                 if outcome == "fault":
-                    self.follower.say(f"the stop was not clean: {message}", "bold red")
+                    self._say(f"the stop was not clean: {message}", "bold red")
                 if code == STOPPED:
                     saved = checkpoint.names(self.job.run)
-                    self.follower.say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
+                    self._say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
                 return code
             failures = 1 if checkpoint.names(self.job.run) != saved else failures + 1
             if failures > self.job.max_restarts:
-                self.follower.say(f"given up after {failures} faults without a new checkpoint: {message}", "bold red")
+                self._say(f"given up after {failures} faults without a new checkpoint: {message}", "bold red")
                 return FAULT
             wait = min(LONGEST_BACKOFF_S, self.job.backoff_s * 2 ** (failures - 1))
-            self.follower.say(f"{message}; restart {failures} of {self.job.max_restarts} in {wait:g} s", "yellow")
+            self._say(f"{message}; restart {failures} of {self.job.max_restarts} in {wait:g} s", "yellow")
             restart = True
             deadline = time.monotonic() + wait
             while time.monotonic() < deadline and self.asked is None:
                 time.sleep(POLL_S)
             if self.asked is not None:
+                self._say("stopped; the same command continues", "yellow")
                 return STOPPED
 
     def _one_life(self, restart: bool) -> tuple[str, str]:
@@ -109,16 +130,23 @@ class Supervisor:
         except OSError as error:
             raise UserError(f"cannot start ranks with logs in {logs}: {error}") from None
         fallen: int | None = None
-        deadline = None
+        deadline, told = None, False
         while any(rank.poll() is None for rank in self.ranks):
-            self.follower.poll()
+            self._show(self.follower.poll)
             time.sleep(POLL_S)
+            if self.asked is not None and not told:
+                told = True
+                self._say("stopping: the ranks save first; the same signal again ends everything at once", "yellow")
             if fallen is None:
                 ended = [(rank.poll() or 0, number) for number, rank in enumerate(self.ranks)]
                 # A rank killed by a signal is the cause; those that lost their connection to it are not.
                 fallen = next((number for code, number in sorted(ended) if code), None)
                 if fallen is not None:
                     deadline = time.monotonic() + GRACE_S
+                    if self.asked is None and self.ranks[fallen].returncode != USER_ERROR:
+                        self._say(
+                            f"rank {fallen} {_fate(self.ranks[fallen].returncode)}; ending the others", "bold red"
+                        )
                 elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
                     deadline = time.monotonic() + LAST_S
             if deadline is not None and time.monotonic() > deadline:
@@ -143,9 +171,8 @@ class Supervisor:
         if fallen is None:
             fallen = next((rank for rank, code in enumerate(codes) if code), 0)
         code = codes[fallen]
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         why = f": {written.message}" if written and written.message and code > 0 else ""
-        return "fault", f"rank {fallen} {how}{why} (see {logs / f'rank-{fallen}.log'})"
+        return "fault", f"rank {fallen} {_fate(code)}{why} (see {logs / f'rank-{fallen}.log'})"
 
     def _spawn(self, logs: Path, restart: bool) -> None:
         port = str(_free_port())
@@ -166,19 +193,19 @@ class Supervisor:
                     )
                 )
         if self.asked is not None:  # a signal that came before there was anybody to pass it on to
-            self._pass_on()
+            self._pass_on(self.asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
             self._end_ranks()
             os._exit(128 + number)
         self.asked = number
-        self._pass_on()
+        self._pass_on(number)
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, number: int) -> None:
         for rank in self.ranks:
             if rank.poll() is None:
-                rank.send_signal(signal.SIGTERM)
+                rank.send_signal(number)
 
     def _end_ranks(self) -> None:
         for rank in self.ranks:
@@ -186,6 +213,25 @@ class Supervisor:
                 rank.kill()
         for rank in self.ranks:
             rank.wait()
+
+
+def _fate(code: int) -> str:
+    """What an exit code says, in words."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+@contextmanager
+def _only_supervisor(run: Path) -> Iterator[None]:
+    """Hold the run against other supervisors on this machine, from before there is an attempt with a heartbeat."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".supervisor").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run} is being started, or run, by another command at this moment; stop it first"
+            ) from None
+        yield
 
 
 def _variables(job: Job, rank: int, port: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data import corpus
-from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, load_dataset
+from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
 from data.pipeline import Columns, Pipeline, Tokenized
 from data.progress import Progress, Silent
@@ -65,6 +65,7 @@ def build(
                 "stages": pipeline.ledger.to_json(),
                 **_counts(columns, tokenized, indexes),
                 "tokenizer": describe_tokenizer(tokenizer),
+                "files": digests(out),
             },
         )
     for line in ("dropped:", *(pipeline.ledger.lines() or ["  nothing"])):

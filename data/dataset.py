@@ -109,8 +109,13 @@ class Dataset:
             yield row, shard[1].tokens(row.start, row.start + row.tokens)
 
     def verify(self) -> list[str]:
-        """Re-read every shard against its sha256 and its table; what is wrong, one line each."""
-        problems = []
+        """Re-read every file against its sha256, and each shard's table; what is wrong, one line each."""
+        now, then = digests(self.folder), self.info.get("files", {})
+        problems = [
+            f"{name} in {self.folder} {'is missing' if name not in now else 'is not the file that was written'}"
+            for name in sorted(then)
+            if now.get(name) != then[name]
+        ]
         for split in SPLITS:
             try:
                 index = self.index(split)
@@ -139,6 +144,16 @@ class Dataset:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a dataset but its shards, which their indexes vouch for, and `dataset.json`."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".tar" and path.name != FILE]
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+        if not path.name.startswith(".")
+    }
 
 
 def load_dataset(folder: Path | str) -> Dataset:

@@ -86,7 +86,10 @@ def _refuse_strangers(out: Path) -> None:
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     while True:
-        work.mkdir(parents=True, exist_ok=True)
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {work.parent}: {error.strerror or error}") from None
         try:
             file = (work / _LOCK).open("w")
         except FileNotFoundError:

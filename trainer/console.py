@@ -255,7 +255,9 @@ def best_evaluation(history: record.History) -> dict[str, Any] | None:
 
 
 def _begun(event: Mapping[str, Any], reached: int) -> Iterator[str]:
-    origin = f"from {event['adopts']}" if event.get("adopts") else "from the beginning"
+    ancestor = event.get("ancestor")
+    first = f"from the weights of {ancestor['checkpoint']}" if ancestor else "from the beginning"
+    origin = f"from {event['adopts']}" if event.get("adopts") else first
     how = f"{event['world']} rank{'s' * (event['world'] > 1)}, {event['device']}, {event['precision']}"
     yield f"attempt {event['attempt']}: {origin}, {how}, ZeRO {event['zero_stage']}"
     if reached > event["step"]:

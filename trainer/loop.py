@@ -103,7 +103,7 @@ class Loop:
                 raise Fenced(f"attempt {self.s.attempt + 1} has begun")
             if agreed.stop:
                 self.end()
-                return STOPPED, f"{self.stop.reason or 'asked to stop'} at step {progress.step}"
+                return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
             if not agreed.label_tokens:
                 self.pass_over(rows, agreed)
                 continue

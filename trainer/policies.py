@@ -78,6 +78,7 @@ class Checkpoints:
             "tokenizer": s.inputs.tokenizer.fingerprint,
             "vocab_size": s.inputs.vocab_size,
             "zero_stage": s.recipe.engine.zero_stage,
+            "recipe": s.recipe.model_dump(mode="json"),
         }
 
 

@@ -119,6 +119,12 @@ class History:
                 spans.append((attempt.number, min(steps), max(steps)))
         return spans
 
+    def newest_saved(self) -> str | None:
+        """The last checkpoint that the record says was written, on disk or not."""
+        return next(
+            (e["name"] for attempt in reversed(self.attempts) for e in reversed(attempt.of("checkpoint"))), None
+        )
+
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints on disk that the record vouches for, oldest first.
 

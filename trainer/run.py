@@ -70,6 +70,21 @@ def folder(name: str) -> Path:
     return home() / "runs" / name
 
 
+def place(recipe: Recipe, file: Path | None) -> Path:
+    """The folder of the run that `recipe` is for: that of `file` where it is a run's own recipe, moved or not."""
+    if file is not None and file.name == FILE and any((file.parent / part).exists() for part in ("attempts", "logs")):
+        return file.parent
+    return folder(recipe.name)
+
+
+def finished(run: Path) -> str | None:
+    """Why a run is done, where it is and its last checkpoint is there; None where there is something left to do."""
+    history = record.load(run)
+    last = history.newest_saved()
+    whole = last is not None and last in history.checkpoints()
+    return history.attempts[-1].message if whole and history.attempts[-1].outcome == "done" else None
+
+
 def find(name: str) -> Path:
     """An existing run, by its name under `runs/` or by its path.
 
@@ -95,20 +110,20 @@ def dataset_path(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(found.absolute())})})
 
 
-def open_run(recipe: Recipe, kind: str | None = None) -> Path:
+def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
     """Check everything that can be checked beforehand, and write or accept the run's folder.
 
-    Called again for an existing run, settings marked free may differ and are written anew, unless the run is done.
+    Called again for a run that has begun, settings marked free may differ and are written anew, unless it is done.
 
     Args:
+        run: its folder.
         kind: which kind of dataset it must be, "text" or "examples"; None: either.
 
     Raises:
         UserError: the dataset doesn't fit, the run is of another recipe, or another start of it is alive.
     """
     recipe = dataset_path(recipe)
-    run = folder(recipe.name)
-    if (run / FILE).exists():
+    if _has_begun(run):
         changed = [entry for entry in settings.differences(read_recipe(run), recipe) if entry[1] != "free"]
         if changed:
             lines = [f"  {name} ({kind}): {old!r} there, {new!r} here" for name, kind, old, new in changed]
@@ -116,9 +131,8 @@ def open_run(recipe: Recipe, kind: str | None = None) -> Path:
                 f"{run} was begun with another recipe:\n" + "\n".join(lines) + "\nfixed settings make another run: "
                 "take another name=...; branch settings start one from this one: --from " + recipe.name
             )
-        attempts = record.load(run).attempts
-        if attempts and attempts[-1].outcome == "done":
-            return run
+        if finished(run):
+            return
         record.refuse_if_held(run)
     inputs = open_inputs(recipe)
     if kind is not None and inputs.dataset.kind != kind:
@@ -136,35 +150,42 @@ def open_run(recipe: Recipe, kind: str | None = None) -> Path:
             draft.write_text(settings.dump(recipe))
     except OSError as error:
         raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
-    return run
 
 
-def changes(recipe: Recipe) -> list[str]:
+def _has_begun(run: Path) -> bool:
+    """Whether a run has anything that its recipe protects: an attempt. Raises UserError where the recipe is gone."""
+    begun = any((run / "attempts").glob("[0-9]*.jsonl"))
+    if begun and not (run / FILE).exists():
+        raise UserError(f"{run} has attempts and no {FILE}: restore it from a copy, or take another name=...")
+    return begun
+
+
+def changes(recipe: Recipe, run: Path) -> list[str]:
     """In words, the free settings in which `recipe` differs from what its run was last started with."""
-    run = folder(recipe.name)
-    if not (run / FILE).exists():
+    if not _has_begun(run):
         return []
     found = settings.differences(read_recipe(run), dataset_path(recipe))
     return [f"{name} {old!r} -> {new!r}" for name, kind, old, new in found if kind == "free"]
 
 
-def with_ancestor(recipe: Recipe, source: str | None, given: set[str]) -> Recipe:
+def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]) -> Recipe:
     """`recipe` starting from the weights of `source` (RUN[@STEP]), whose model it takes over.
 
     A run that has begun keeps the ancestor and the step it began from: neither needs to be there any more.
 
     Args:
+        run: the folder of the run that is to start.
         source: None: the ancestor that the run has already, if it has begun from one.
         given: dotted names that the caller set by hand.
 
     Raises:
         UserError: there is no such checkpoint, or the caller asks for another model.
     """
-    begun = read_recipe(folder(recipe.name)) if (folder(recipe.name) / FILE).exists() else None
+    begun = read_recipe(run) if _has_begun(run) else None
     if begun is not None and begun.ancestor is not None:
-        run, _, step = begun.ancestor.rpartition("@")
-        if source in (None, begun.ancestor) or _names(source or "", Path(run), step):
-            return _of_ancestor(recipe, begun.ancestor, Path(run).name, begun.model, given)
+        origin, _, step = begun.ancestor.rpartition("@")
+        if source in (None, begun.ancestor) or _names(source or "", Path(origin), step):
+            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun.model, given)
     if source is None:
         return recipe
     parsed = Source.parse(source)

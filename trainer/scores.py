@@ -1,5 +1,6 @@
 """A trained model out of its checkpoint: figures and texts, in one process without an engine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +51,18 @@ def load_model(point: str, dataset: Path | None = None) -> Loaded:
         raise UserError(f"{recipe.data.dataset} was made with another tokenizer than {point}: its figures mean nothing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Decoder(recipe.model, found.state["vocab_size"])
-    parameters = dict(model.named_parameters())
+    parameters, weights = dict(model.named_parameters()), found.weights()
+    odd = sorted(n for n in parameters.keys() | weights.keys() if _shape(parameters, n) != _shape(weights, n))
+    if odd:
+        raise UserError(f"{source.run}/recipe.yaml describes another model than {found.name} holds: {odd[0]} differs")
     with torch.no_grad():
-        for name, tensor in found.weights().items():
+        for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     return Loaded(model.to(device).eval(), recipe, inputs, found.step, device)
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
 
 
 def measure(loaded: Loaded, rows: int = 0) -> tuple[dict[str, float], FixedSet]:

@@ -27,4 +27,4 @@ class Stop:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None:
             os._exit(128 + number)
-        self.reason = f"stopped by {signal.Signals(number).name}"
+        self.reason = signal.Signals(number).name

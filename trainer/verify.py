@@ -20,11 +20,13 @@ from data import settings
 from data.errors import UserError
 from data.order import WORD
 from data.publish import write_json
-from trainer import checkpoint, record
+from trainer import checkpoint, jsonl, record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
 from trainer.inputs import Inputs, open_inputs
+from trainer.recipe import Recipe
 from trainer.run import find, read_recipe
+from trainer.schedule import learning_rate
 
 PROOF = "proof.json"
 CHUNK = 4096  # rows read at once
@@ -85,14 +87,26 @@ def check_run(run: Path) -> Iterator[Check]:
     history = record.load(run)
     names = history.checkpoints()
     problems = [problem for name in names for problem in _checkpoint_problems(run, name)]
-    yield Check("checkpoints", f"{len(names)} re-read", not problems and bool(names), detail="; ".join(problems[:3]))
+    last = history.newest_saved()
+    if last is not None and last not in names:
+        problems.insert(0, f"{last}, the last that the record names, is missing")
+    if not names and not problems:
+        problems.append("there is none yet, so there is nothing to verify")
+    yield Check("checkpoints", f"{len(names)} re-read", not problems, detail="; ".join(problems[:3]))
     whole = [name for name in names if not any(problem.startswith(name) for problem in problems)]
     if not whole:
         return
     state = Checkpoint(run / checkpoint.FOLDER / whole[-1]).state["progress"]
     lineage = history.lineage(state["consumed"])
     yield _lineage(lineage, state)
-    inputs = open_inputs(read_recipe(run))
+    recipe = read_recipe(run)
+    yield _recipe(recipe, Checkpoint(run / checkpoint.FOLDER / whole[-1]))
+    yield _metrics(run, lineage, recipe)
+    try:
+        inputs = open_inputs(recipe)
+    except UserError as error:
+        yield Check("dataset", recipe.data.dataset, False, detail=str(error))
+        return
     yield _once(inputs, state["consumed"])
     yield _rows(inputs, lineage)
     damaged = inputs.dataset.verify()
@@ -158,6 +172,43 @@ def _lineage(lineage: list[dict[str, Any]], state: dict[str, Any]) -> Check:
     return Check(
         "lineage", f"positions [0, {reached:,}) in {len(lineage)} updates, once each", not problem, detail=problem
     )
+
+
+def _recipe(recipe: Recipe, newest: Checkpoint) -> Check:
+    """recipe.yaml is the one that the newest checkpoint was trained with, free settings aside."""
+    then = settings.validate(Recipe, newest.state["recipe"], newest.name)
+    odd = [
+        f"{name} {old!r} then, {new!r} now"
+        for name, kind, old, new in settings.differences(then, recipe)
+        if kind != "free"
+    ]
+    return Check("recipe", f"as {newest.name} was trained with", not odd, detail="; ".join(odd[:3]))
+
+
+def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
+    """Each update's learning rate is the schedule's, and metrics.jsonl says of a step what the record says."""
+    problem = ""
+    for event in lineage:
+        if event["verdict"] == "applied":
+            due = learning_rate(event["step"] - 1, recipe.schedule, recipe.optimizer.lr, recipe.train.steps)
+            if event["lr"] != due:
+                problem = problem or f"step {event['step']} has learning rate {event['lr']}, the schedule {due}"
+    known = {event["step"]: event for event in lineage if event["verdict"] == "applied"}
+    lines, _ = jsonl.read(run / "metrics.jsonl")
+    for number, line in enumerate(lines):
+        if line.get("line") != number:
+            problem = problem or f"metrics.jsonl lacks line {number}"
+    written = {(line["attempt"], line["train/step"]): line for line in lines if line.get("kind") == "train"}
+    lost = {(attempt, step) for attempt, first, last in record.load(run).lost for step in range(first, last + 1)}
+    for (attempt, step), line in written.items():
+        event = known.get(step)
+        if (
+            event
+            and (attempt, step) not in lost
+            and (line["train/loss"], line["train/lr"]) != (event["loss"], event["lr"])
+        ):
+            problem = problem or f"metrics.jsonl says another loss or learning rate of step {step} than the record"
+    return Check("metrics", f"{len(written)} lines against the record and the schedule", not problem, detail=problem)
 
 
 def _once(inputs: Inputs, consumed: int) -> Check:

@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from data.errors import UserError
 from tests.ranks import alone, launch
-from tests.trainer import toy
 from trainer import checkpoint
 from trainer.checkpoint import (
     MOMENTS,
@@ -35,9 +33,6 @@ from trainer.checkpoint import (
     save,
     save_frozen,
 )
-from trainer.models.decoder import Decoder
-from trainer.optimizer import freeze
-from trainer.recipe import Recipe
 from trainer.world import World
 
 PARTS = (WEIGHT, *MOMENTS)
@@ -425,10 +420,9 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """A file system of 2 MB of its own."""
     folder = tmp_path / "small"
     folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+    if os.geteuid():
         pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -505,154 +499,3 @@ def test_when_one_rank_cannot_write_every_rank_says_so_and_may_try_again(tmp_pat
         assert size > 300 * 100 * 4 * 3
     assert names(tmp_path / "run") == [folder_name(1, 1), folder_name(2, 1)]
     assert problems(tmp_path / "run" / checkpoint.FOLDER / folder_name(2, 1)) == []
-
-
-# -- any topology to any other ---------------------------------------------------------------------------------------
-
-STAGES, RANKS, BEFORE, AFTER = (0, 1, 2, 3), 2, (0, 1, 2), (3, 4, 5)
-VARIANTS: dict[str, dict[str, Any]] = {"tied": {}, "untied": {"model__tie_word_embeddings": False}, "frozen": {}}
-LEARNING = ("model.layers.1.*", "model.norm.weight")
-SAVES = [(stage, variant) for stage in STAGES for variant in VARIANTS]
-Case = tuple[int, int, str]
-"""(stage that saved, stage that loads, variant)"""
-
-
-def cases(size: int) -> list[Case]:
-    """Every pair of stages, with a variant each; where nothing changes, with every variant."""
-    variants = list(VARIANTS)
-    crossed = [(a, b, variants[(a + 2 * b + size) % 3]) for a in STAGES for b in STAGES if (a + b + size) % 2 == 0]
-    same = [(stage, stage, variant) for stage in STAGES for variant in variants] if size == RANKS else []
-    return list(dict.fromkeys([*crossed, *same]))
-
-
-def recipe(stage: int, variant: str, seed: int) -> Recipe:
-    return toy.recipe(engine__zero_stage=stage, optimizer__clip=0.2, seed=seed, **VARIANTS[variant])
-
-
-def new_model(chosen: Recipe, variant: str) -> Decoder:
-    model = toy.new_model(chosen)
-    freeze(model, LEARNING if variant == "frozen" else ["*"])
-    return model
-
-
-def train_and_save(world: World, root: Path) -> Any:
-    """A checkpoint of every stage and variant after 3 steps, its state, and the next 3 steps without a break."""
-    told = {}
-    for stage, variant in SAVES:
-        run, chosen = root / f"{stage}-{variant}", recipe(stage, variant, seed=1)
-        model = new_model(chosen, variant)
-        still = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-        base = world.gather(save_frozen(run, still) if world.rank == 0 else None)[0]
-        training = toy.Training(world, chosen, micro_batch=2, model=model)
-        for number in BEFORE:
-            training.step(number)
-        state = said(len(BEFORE)) | {"adam_step": training.engine.adam_step(), "zero_stage": stage}
-        save(run, folder_name(len(BEFORE), 1), state, training.engine.spans(), base, world)
-        at = training.state()
-        told[stage, variant] = at, [training.step(number) for number in AFTER], training.state(), still
-    return told if world.rank == 0 else None
-
-
-def load_and_go_on(world: World, root: Path, wanted: list[Case]) -> Any:
-    """Each case loaded into an engine of other initial weights: its state, AdamW's count, and 3 more steps."""
-    told = {}
-    for saved, stage, variant in wanted:
-        found = Checkpoint(root / f"{saved}-{variant}" / checkpoint.FOLDER / folder_name(len(BEFORE), 1))
-        chosen = recipe(stage, variant, seed=2)
-        model = new_model(chosen, variant)
-        with torch.no_grad():
-            for name, tensor in found.frozen().items():
-                model.get_parameter(name).copy_(tensor)
-        training = toy.Training(world, chosen, micro_batch=2, model=model)
-        training.engine.load(found.read, found.state["adam_step"])
-        at, count = training.state(), training.engine.adam_step()
-        told[saved, stage, variant] = at, count, [training.step(number) for number in AFTER], training.state()
-    return told if world.rank == 0 else None
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("topologies")
-    return folder, launch(train_and_save, RANKS, folder, folder=folder)[0]
-
-
-@pytest.fixture(scope="module")
-def loaded(saved) -> Callable[[int], Any]:
-    """By number of ranks."""
-    folder, _ = saved
-    return cache(lambda size: launch(load_and_go_on, size, folder, cases(size), folder=folder)[0])
-
-
-def equal(one: State, other: State) -> bool:
-    """Bit for bit."""
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name][part].view(torch.int32), other[name][part].view(torch.int32))
-        for name in one
-        for part in PARTS
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "variant"), SAVES)
-def test_a_checkpoint_holds_every_element_of_the_state_once(saved, stage, variant):
-    root, told = saved
-    state, _, _, still = told[stage, variant]
-    found = Checkpoint(root / f"{stage}-{variant}" / checkpoint.FOLDER / folder_name(len(BEFORE), 1))
-    assert found.problems() == []
-    assert found.manifest["parameters"].keys() == state.keys()
-    for name, parts in state.items():
-        shape = tuple(found.manifest["parameters"][name])
-        pieces = sorted(found.manifest["spans"][name])
-        assert [first for first, _, _ in pieces] == [0, *(first + count for first, count, _ in pieces)][:-1]
-        assert sum(count for _, count, _ in pieces) == len(parts[WEIGHT]) == torch.empty(shape).numel()
-        assert equal({name: found.read(name, shape, 0, len(parts[WEIGHT]))}, {name: parts})
-        assert parts["exp_avg_sq"].any()
-    held = [0] * RANKS
-    for pieces in found.manifest["spans"].values():
-        for _, count, rank in pieces:
-            held[rank] += count
-    assert min(held) > 0.4 * sum(held)  # the ranks share the writing
-    assert ("lm_head.weight" in state) == (variant == "untied")
-    assert bool(still) == (variant == "frozen")
-    weights = found.weights()
-    assert weights.keys() == state.keys() | still.keys()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in still.items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_topology_loads_the_very_state_that_another_saved(saved, loaded, size):
-    for (stage, mine, variant), (state, count, _, _) in loaded(size).items():
-        case = f"stage {stage} on {RANKS} ranks -> stage {mine} on {size}, {variant}"
-        assert equal(state, saved[1][stage, variant][0]), case
-        assert count == len(BEFORE), case
-
-
-@pytest.mark.slow
-def test_the_same_topology_goes_on_bitwise_as_if_never_interrupted(saved, loaded):
-    same = {case: held for case, held in loaded(RANKS).items() if case[0] == case[1]}
-    assert len(same) == len(SAVES)
-    for (stage, _, variant), (_, _, steps, state) in same.items():
-        _, expected, after, _ = saved[1][stage, variant]
-        assert steps == expected, (stage, variant)
-        assert equal(state, after), (stage, variant)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_another_topology_goes_on_with_the_same_losses(saved, loaded, size):
-    crossed = {case: held for case, held in loaded(size).items() if size != RANKS or case[0] != case[1]}
-    for (stage, mine, variant), (_, _, steps, state) in crossed.items():
-        _, expected, after, _ = saved[1][stage, variant]
-        case = f"stage {stage} on {RANKS} ranks -> stage {mine} on {size}, {variant}"
-        assert all(applied for _, _, applied in steps), case
-        for (loss, norm, _), (known, known_norm, _) in zip(steps, expected, strict=True):
-            assert loss == pytest.approx(known, abs=1e-6), case
-            assert norm == pytest.approx(known_norm, rel=1e-4), case
-        assert max(float((state[name][WEIGHT] - after[name][WEIGHT]).abs().max()) for name in state) < 1e-5, case
-    assert len(crossed) >= 4
-
-
-def test_every_pair_of_stages_is_covered():
-    pairs = {case[:2] for size in (1, 2, 3) for case in cases(size)}
-    assert pairs == {(a, b) for a in STAGES for b in STAGES}

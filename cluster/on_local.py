@@ -46,7 +46,8 @@ class Local:
 
     def submit(self, job: Job) -> int:
         """Supervise the job to its end; returns 0 done, 75 stopped, 2 a user's mistake, 1 a fault."""
-        return Supervisor(job).run()
+        with _only_supervisor(job.run):  # before there is a supervisor, with signals and a terminal to give back
+            return Supervisor(job).run()
 
 
 class Supervisor:
@@ -63,18 +64,17 @@ class Supervisor:
         before = {
             number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         }
-        with _only_supervisor(self.job.run):
-            try:
-                return self._lives()
-            except Exception:
-                self._pass_on(signal.SIGTERM)  # whatever went wrong here, the ranks save and stop
-                self._wait_for_ranks(LAST_S)
-                raise
-            finally:
-                self._end_ranks()
-                self._show(self.follower.close)
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        try:
+            return self._lives()
+        except Exception:
+            self._pass_on(signal.SIGTERM)  # whatever went wrong here, the ranks save and stop
+            self._wait_for_ranks(LAST_S)
+            raise
+        finally:
+            self._end_ranks()
+            self._show(self.follower.close)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _wait_for_ranks(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -122,7 +122,7 @@ class Supervisor:
 
     def _one_life(self, restart: bool) -> tuple[str, str]:
         """Start the ranks and see them end. Returns (outcome, what happened)."""
-        number = _newest_attempt(self.job.run) + 1
+        number = max(record.numbers(self.job.run), default=0) + 1
         logs = self.job.run / "logs" / f"attempt-{number}"
         try:
             logs.mkdir(parents=True, exist_ok=True)
@@ -252,10 +252,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _newest_attempt(run: Path) -> int:
-    return max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")), default=0)
 
 
 def _mistake(log: Path) -> str:

@@ -136,13 +136,18 @@ class History:
         return [name for name in checkpoint.names(self.run) if name in known or int(name.rpartition(".a")[2]) == newest]
 
 
+def numbers(run: Path) -> list[int]:
+    """Numbers of a run's attempts, in order, those included that were killed before their first line."""
+    return sorted(int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl"))
+
+
 def load(run: Path) -> History:
     """The record of a run; a torn last line of a killed attempt is not yet an event.
 
     Raises:
         UserError: a file of the record is damaged or of a newer format.
     """
-    texts = {int(path.stem): path.read_bytes() for path in sorted((run / "attempts").glob("[0-9]*.jsonl"))}
+    texts = {number: (run / "attempts" / f"{number:04d}.jsonl").read_bytes() for number in numbers(run)}
     attempts = []
     accepted = {number: len(text) for number, text in texts.items()}
     for number in sorted(texts, reverse=True):
@@ -159,7 +164,7 @@ def load(run: Path) -> History:
 
 def alive(run: Path) -> int | None:
     """The number of the newest attempt if it still runs: no outcome, and a fresh heartbeat."""
-    newest = max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")), default=None)
+    newest = max(numbers(run), default=None)
     if newest is None:
         return None
     beat = _last_beat(run, newest)
@@ -173,8 +178,7 @@ def alive(run: Path) -> int | None:
 
 def dead(run: Path) -> set[int]:
     """Numbers of the attempts that write no more: ended, or without a fresh heartbeat."""
-    numbers = {int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl")}
-    return {number for number in numbers if time.time() - (_last_beat(run, number) or 0) > STALE_S}
+    return {number for number in numbers(run) if time.time() - (_last_beat(run, number) or 0) > STALE_S}
 
 
 def refuse_if_held(run: Path) -> None:
@@ -212,8 +216,8 @@ class Writer:
         """
         self.run, folder = run, run / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem) for path in folder.glob("[0-9]*.jsonl")]
-        self.number = max(numbers, default=0) + 1
+        taken = numbers(run)
+        self.number = max(taken, default=0) + 1
         if by_hand:  # after the number is taken: who begins in between has it, and this one fails below
             refuse_if_held(run)
         earlier = load(run)
@@ -226,7 +230,7 @@ class Writer:
         self._ended, self._lock = threading.Event(), threading.Lock()
         self._beat_path.touch()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        accepts = {f"{number:04d}": 0 for number in numbers}  # also of those that may yet write their first line
+        accepts = {f"{number:04d}": 0 for number in taken}  # also of those that may yet write their first line
         accepts |= {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
         head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
         self.append("start", **head, **start, accepts=accepts)

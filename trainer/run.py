@@ -154,7 +154,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
 
 def _has_begun(run: Path) -> bool:
     """Whether a run has anything that its recipe protects: an attempt. Raises UserError where the recipe is gone."""
-    begun = any((run / "attempts").glob("[0-9]*.jsonl"))
+    begun = bool(record.numbers(run))
     if begun and not (run / FILE).exists():
         raise UserError(f"{run} has attempts and no {FILE}: restore it from a copy, or take another name=...")
     return begun

@@ -143,9 +143,10 @@ class Engine(Section):
     """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most."""
     precision: Branch[Literal["auto", "fp32", "bf16"]] = "auto"
     """bf16 keeps fp32 master weights. auto: bf16 on a GPU, fp32 on a CPU."""
-    exact: Free[Literal["topology", "samples"]] = "topology"
-    """topology: bitwise the same run at the same ranks, stage, micro-batch and versions (deterministic kernels);
-    samples: only which samples each step sees is promised, with the fastest kernels."""
+    exact: Free[Literal["any", "topology", "samples"]] = "topology"
+    """any: bitwise the same run at any number of ranks and ZeRO stage 1 to 3 (its cost is printed); topology: bitwise
+    the same run at the same ranks, stage, micro-batch and versions (deterministic kernels); samples: only which
+    samples each step sees is promised, with the fastest kernels."""
     activation_checkpointing: Free[bool] = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
     timeout_s: Free[int] = Field(default=600, ge=5)
@@ -165,6 +166,8 @@ class Launch(Section):
     """Restarts after a fault without a new checkpoint in between; then the run ends with an error."""
     backoff_s: Free[float] = Field(default=1.0, ge=0)
     """Wait before the first restart, in seconds; doubled at each further one, a minute at most."""
+    stop_after_minutes: Free[float] = Field(default=0.0, ge=0)
+    """Save and stop (exit code 75) when one start of the run has lasted so long, in minutes; 0: no budget."""
 
 
 class Checkpoint(Section):
@@ -180,6 +183,29 @@ class Checkpoint(Section):
     """Also keep those of each Nth step, in steps; 0: none."""
     keep_best: Free[bool] = True
     """Also save and keep the one with the best validation loss."""
+    store: Free[str | None] = None
+    """Where copies go, as any fsspec URL (file:///backup, s3://bucket/luban): the run's name is added. null: nowhere."""
+    store_role: Free[Literal["mirror", "primary"]] = "mirror"
+    """mirror: written to the run's folder, then copied to the store; primary: written to the store alone."""
+
+
+class Guard(Section):
+    """What is done about non-finite gradients and spikes: back to the last verified checkpoint, past the rows."""
+
+    enabled: Free[bool] = True
+    """Watch loss and gradient norm; false: only `engine.max_skipped` stops a run."""
+    window: Free[int] = Field(default=64, ge=8)
+    """Applied updates whose figures the next one is compared with, in steps."""
+    warmup: Free[int] = Field(default=32, ge=8)
+    """Applied updates before anything is called a spike, in steps."""
+    threshold: Free[float] = Field(default=10.0, gt=0)
+    """A spike is a loss or gradient norm so many robust standard deviations above the window's median."""
+    max_nonfinite: Free[int] = Field(default=3, ge=1)
+    """Non-finite updates in a row after which the run rolls back, in steps."""
+    margin: Free[int] = Field(default=1, ge=0)
+    """Updates skipped before and after the offending ones, in steps; doubled each time the trouble comes back."""
+    max_rollbacks: Free[int] = Field(default=4, ge=0)
+    """Rollbacks in the last `window` updates after which the run ends with an error."""
 
 
 class Evaluate(Section):
@@ -239,6 +265,8 @@ class Recipe(Section):
     """Processes."""
     checkpoint: Checkpoint = Checkpoint()
     """Checkpoints."""
+    guard: Guard = Guard()
+    """Spikes and non-finite gradients."""
     evaluate: Evaluate = Evaluate()
     """Validation."""
     log: Log = Log()

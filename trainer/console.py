@@ -187,7 +187,7 @@ def status(run: Path) -> str:
     """
     recipe = read_recipe(run)
     history = record.load(run)
-    lines = [line for line in jsonl.read(run / "metrics.jsonl")[0] if line.get("train/step") is not None]
+    lines = [line for line in history.metrics() if line.get("train/step") is not None]
     train = next((line for line in reversed(lines) if line.get("kind") == "train"), {})
     state = state_of(history)
     reached = history.attempts[-1].last_step if history.attempts else 0

@@ -180,6 +180,10 @@ class Engine:
         self._create_moments(self.adam_step())
         return self._spans(whole=False)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each trainable parameter, whole."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trainable}
+
     def load(self, read: SpanReader, adam_step: int) -> None:
         """Fill the state of this rank from `read`, whatever stage and world size wrote it. Collective."""
         self._create_moments(adam_step)

@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BLOCK = 1 << 16
-
 
 class Appender:
-    """Writes lines to the end of a file; a torn last line, left by a process that was killed, is cut off first."""
+    """Writes lines to the end of a file; a torn last line, left by a process that was killed, is ended first.
+
+    Nothing is ever cut off: another process may be appending at this moment.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self.cut = _cut_torn_tail(self._file)
-        """Bytes of a torn last line that were there."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")
 
     def append(self, values: Mapping[str, Any]) -> None:
         """One line, handed to the kernel before this returns."""
@@ -51,6 +53,21 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     return [found for found in parsed if found is not None], offset + len(whole)
 
 
+def read_with_offsets(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The whole lines of `path`, each with its first byte; what is no JSON object is passed over."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    found, at = [], 0
+    for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        parsed = parse(line)
+        if parsed is not None:
+            found.append((at, parsed))
+        at += len(line)
+    return found
+
+
 def finite(value: Any) -> Any:
     """`value` with every float that is not finite replaced by None, at any depth."""
     if isinstance(value, float):
@@ -69,19 +86,3 @@ def parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _cut_torn_tail(file: int) -> int:
-    """Truncate after the last newline; the number of bytes cut."""
-    size = os.fstat(file).st_size
-    end = size
-    while end:
-        begin = max(0, end - BLOCK)
-        newline = os.pread(file, end - begin, begin).rfind(b"\n")
-        if newline >= 0:
-            end = begin + newline + 1
-            break
-        end = begin
-    if end < size:
-        os.ftruncate(file, end)
-    return size - end

@@ -1,7 +1,7 @@
 """The story of one step: rows, agreement, forward and backward, verdict, record.
 
-Two things cross between ranks on the CPU beside the engine's own collectives: before the step, five integers (label
-tokens, three flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
+Two things cross between ranks on the CPU beside the engine's own collectives: before the step, seven integers (label
+tokens, five flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
 host was begun a step ago. Nothing else waits for the device. Learning rate, tokens and the step number advance only on
 applied updates; the positions of a skipped one are passed over and recorded as skipped.
 """
@@ -16,15 +16,12 @@ from torch import Tensor
 from data.errors import UserError
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
+from trainer.record import Fenced
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import Stop
 
 DONE, STOPPED = "done", "stopped"
-
-
-class Fenced(Exception):
-    """A newer attempt of the run has begun; this one must not write any more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,10 @@ class Agreed:
     stop: bool
     fenced: bool
     save: bool
+    written: bool
+    """Every rank's part of the checkpoint under way is on the disk."""
+    failed: bool
+    """That checkpoint could not be published."""
     digest: int
 
 
@@ -101,6 +102,10 @@ class Loop:
             agreed = self.agree(rows)
             if agreed.fenced:
                 raise Fenced(f"attempt {self.s.attempt + 1} has begun")
+            if agreed.failed:
+                self.checkpoints.finish()
+            elif agreed.written:
+                self.checkpoints.collect()
             if agreed.stop:
                 self.end()
                 return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
@@ -121,6 +126,9 @@ class Loop:
         """Write down what is pending, and save."""
         self.settle()
         self.checkpoints.save()
+        self.checkpoints.finish()
+        if self.s.mirror:
+            self.s.mirror.finish()
         self.diagnostics.end()
 
     def next_rows(self) -> tuple[Step, float]:
@@ -132,9 +140,13 @@ class Loop:
     def agree(self, rows: Step) -> Agreed:
         """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
         fenced = self.s.writer is not None and self.s.writer.fenced()
-        flags = (self.stop.asked, fenced, self.s.world.rank == 0 and self.checkpoints.time_is_up())
-        labels, stop, fence, save, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
-        return Agreed(labels, stop > 0, fence > 0, save > 0, digest)
+        late = self.s.world.rank == 0 and self.checkpoints.time_is_up()
+        saver = self.checkpoints.saver
+        flags = (self.stop.asked, fenced, late, saver.written, saver.failed)
+        labels, stop, fence, save, written, failed, digest = self.s.world.total(
+            [rows.label_tokens, *map(int, flags), rows.digest]
+        )
+        return Agreed(labels, stop > 0, fence > 0, save > 0, written == self.s.world.size, failed > 0, digest)
 
     def forward_backward(self, rows: Step, label_tokens: int) -> Tensor:
         """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""

@@ -9,18 +9,21 @@ import torch
 from data.order import key
 from trainer import checkpoint
 from trainer.generate import generate
+from trainer.saver import Saver
 from trainer.session import Session
 
 SAMPLES = 12  # what a key is for
 
 
 class Checkpoints:
-    """When to save, and what to keep."""
+    """When to save, and what to keep. The writing goes on behind; the record hears of it when it is done."""
 
     def __init__(self, session: Session):
         self.s = session
         self._last = time.monotonic()
         self._saved = session.progress.step if session.progress.consumed else None
+        fenced = session.writer.fenced if session.writer else lambda: False
+        self.saver = Saver(session.root, session.world, session.engine.spans(), fenced)
 
     def due(self, step: int, improved: bool) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -34,35 +37,62 @@ class Checkpoints:
         return bool(minutes) and time.monotonic() - self._last > 60 * minutes
 
     def save(self) -> None:
-        """Save the state, unless its weights are saved already. Collective. Raises UserError for a full disk.
+        """Begin to save the state, unless its weights are saved already. Collective; waits for the save before.
 
         Updates skipped since a save change no weight: whoever resumes there reads and skips them again.
+
+        Raises:
+            UserError: the save before failed (a full disk).
+            RuntimeError: AdamW has counted other updates than the loop.
         """
         s, progress = self.s, self.s.progress
         if progress.step == self._saved:
             return
         began = time.monotonic()
-        name = checkpoint.folder_name(progress.step, s.attempt)
+        self.finish()
         if s.writer:
             s.writer.sync()  # the steps that made these weights are on the disk before the weights are
-        fenced = s.writer.fenced if s.writer else None
-        size = checkpoint.save(s.run, name, self._state(), s.engine.spans(), s.frozen, s.world, fenced)
+        spans, state = s.engine.spans(), self._state()
+        if state["adam_step"] != progress.step:
+            raise RuntimeError(f"AdamW has counted {state['adam_step']} updates, the run {progress.step}")
+        name = checkpoint.folder_name(progress.step, s.attempt)
+        best = progress.best["step"] if progress.best is not None else None
+
+        def published(manifest: dict[str, Any], size: int) -> None:
+            assert s.writer is not None
+            figures = {"seconds": time.monotonic() - began, "stall": stall, "bytes": size}
+            s.writer.append("checkpoint", step=manifest["step"], name=name, best=best == manifest["step"], **figures)
+            s.saved.append(name)
+            self._retain(best)
+            if s.mirror:
+                s.mirror.offer(name, manifest)
+
+        self.saver.begin(name, state, spans, s.frozen, published)
+        stall = time.monotonic() - began
         self._last, self._saved = time.monotonic(), progress.step
-        s.saved.append(name)
-        if s.writer is None:
-            return
-        best = progress.best is not None and progress.best["step"] == progress.step
-        seconds = time.monotonic() - began
-        s.writer.append("checkpoint", step=progress.step, name=name, seconds=seconds, bytes=size, best=best)
-        if s.writer.fenced():
-            return  # a newer attempt may have adopted any of them
-        policy = s.recipe.checkpoint
+
+    def collect(self) -> None:
+        """Every rank has written its part: publish. Collective. Raises UserError where one could not."""
+        name = self.saver.collect()
+        if name and self.s.mirror and self.s.writer is None:
+            self.s.mirror.offer(name, None)
+
+    def finish(self) -> None:
+        """Wait until the save under way, if any, is published. Collective. Raises UserError if it failed."""
+        self.collect()
+        self.saver.finish()
+
+    def _retain(self, best: int | None) -> None:
+        """Remove what the policy doesn't keep; on rank 0, in the writer's thread, after a checkpoint was published."""
+        s, policy = self.s, self.s.recipe.checkpoint
+        assert s.writer is not None
         kept_best = None
-        if policy.keep_best and progress.best is not None:
-            at_best = [held for held in s.saved if int(held[5:14]) == progress.best["step"]]
-            kept_best = at_best[-1] if at_best else None
-        removed = checkpoint.retain(s.run, s.saved, policy.keep_last, policy.keep_every, kept_best)
-        s.saved = [held for held in s.saved if held not in removed]
+        if policy.keep_best and best is not None:
+            kept_best = next((held for held in reversed(s.saved) if checkpoint.step_of(held) == best), None)
+        gone = checkpoint.superfluous(s.saved, policy.keep_last, policy.keep_every, kept_best)
+        if gone and s.writer.retire(gone):
+            checkpoint.remove(s.root, gone)
+            s.saved = [held for held in s.saved if held not in gone]
 
     def _state(self) -> dict[str, Any]:
         s = self.s

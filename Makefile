@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: .venv/installed
 	$(BIN)/luban demo
@@ -18,6 +18,10 @@ check: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench
+
+# An hour at most; called again it goes on where it was. Its runs lie in chaos/.
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos.runs
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

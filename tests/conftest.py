@@ -86,16 +86,21 @@ def kill_rank(events: Sequence[dict], rank: int) -> None:
     os.kill(events[0]["ranks"][rank]["pid"], signal.SIGKILL)
 
 
+def tiny_home(home: Path) -> CommandLine:
+    """The command line in `home`, with a dataset `tiny` of 300 kB of English; built once."""
+    command = CommandLine(home)
+    if not (home / "datasets" / "tiny" / "dataset.json").exists():
+        (home / "texts").mkdir(exist_ok=True)
+        for number, text in enumerate(texts(300_000)):
+            (home / "texts" / f"{number:04d}.txt").write_text(text, "utf-8")
+        command(
+            "data", "build", "folder", "name=tiny", f"sources=[{{kind: folder, path: {home}/texts}}]",
+            "tokenizer.vocab_size=1024", "split.valid=0.1", "shard_tokens=10000",
+        )  # fmt: skip
+    return command
+
+
 @pytest.fixture(scope="session")
 def luban(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    """The command line, in a folder with a dataset `tiny` of 300 kB of English."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "texts").mkdir()
-    for number, text in enumerate(texts(300_000)):
-        (home / "texts" / f"{number:04d}.txt").write_text(text, "utf-8")
-    command = CommandLine(home)
-    command(
-        "data", "build", "folder", "name=tiny", f"sources=[{{kind: folder, path: {home}/texts}}]",
-        "tokenizer.vocab_size=1024", "split.valid=0.1", "shard_tokens=10000",
-    )  # fmt: skip
-    return command
+    """The command line, in a folder with a dataset `tiny`."""
+    return tiny_home(tmp_path_factory.mktemp("home"))

@@ -22,8 +22,12 @@ class Checkpoints:
         self.s = session
         self._last = time.monotonic()
         self._saved = session.progress.step if session.progress.consumed else None
-        fenced = session.writer.fenced if session.writer else lambda: False
-        self.saver = Saver(session.root, session.world, session.engine.spans(), fenced)
+        spans, writer = session.engine.spans(), session.writer
+        self.saver = (
+            Saver(session.root, session.world, spans, writer.fenced, writer.sync)
+            if writer
+            else Saver(session.root, session.world, spans)
+        )
 
     def due(self, step: int, improved: bool) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -50,8 +54,6 @@ class Checkpoints:
             return
         began = time.monotonic()
         self.finish()
-        if s.writer:
-            s.writer.sync()  # the steps that made these weights are on the disk before the weights are
         spans, state = s.engine.spans(), self._state()
         if state["adam_step"] != progress.step:
             raise RuntimeError(f"AdamW has counted {state['adam_step']} updates, the run {progress.step}")

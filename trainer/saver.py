@@ -42,6 +42,8 @@ class Saving:
 
     name: str
     state: dict[str, Any]
+    text: bytes
+    """`state.json`: written down at once, because what it is made of goes on changing."""
     base: str | None
     spans: list[tuple[str, list[int], int, int, int]]
     """(parameter, shape, start, count, rank) of this rank's pieces."""
@@ -57,15 +59,23 @@ class Saving:
 class Saver:
     """One rank's writer. `begin`, `collect` and `finish` are collective."""
 
-    def __init__(self, root: Place, world: World, spans: list[Span], fenced: Callable[[], bool] = lambda: False):
+    def __init__(
+        self,
+        root: Place,
+        world: World,
+        spans: list[Span],
+        fenced: Callable[[], bool] = lambda: False,
+        sync: Callable[[], None] = lambda: None,
+    ):
         """
         Args:
             root: the run's folder, or its place in a store.
             spans: what this rank will save, for the size of the buffer.
             fenced: whether a newer attempt has begun; asked on rank 0 before publishing.
+            sync: called in rank 0's thread before that: makes the record of the steps durable.
         """
         self.root, self.world = root, world
-        self._fenced = fenced
+        self._fenced, self._sync = fenced, sync
         floats = FLOATS_PER_ELEMENT * sum(span.count for span in spans)
         self._host = torch.empty(floats, pin_memory=world.device.type == "cuda")
         self._host.zero_()  # the pages are taken now, not while a step waits
@@ -117,7 +127,8 @@ class Saver:
         if self._host.is_pinned():
             torch.cuda.current_stream().synchronize()
         mine = [(span.name, list(span.shape), span.start, span.count, self.world.rank) for span in spans]
-        self._now = Saving(name, state, base, mine, published)
+        text = json.dumps(state, indent=1).encode()
+        self._now = Saving(name, json.loads(text), text, base, mine, published)
         self._start(self._write)
 
     def collect(self) -> str | None:
@@ -192,13 +203,13 @@ class Saver:
         file = f"spans-{self.world.rank:05d}.safetensors"
         now.files[file] = folder.write(file, [head, bytes_of(self._host[:floats])])
         if self.world.rank == 0:
-            text = json.dumps(now.state, indent=1).encode()
-            now.files[STATE] = folder.write(STATE, [np.frombuffer(text, np.uint8)])
+            now.files[STATE] = folder.write(STATE, [np.frombuffer(now.text, np.uint8)])
 
     def _publish(self, everyone: list[dict[str, Any]]) -> None:
         now = self._now
         assert now is not None
         manifest = self._manifest(now, everyone)
+        self._sync()  # the steps that made these weights are on the disk before the weights are
         if self._fenced():
             now.fenced = True
             return

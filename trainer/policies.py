@@ -41,7 +41,7 @@ class Checkpoints:
         s, progress = self.s, self.s.progress
         if progress.step == self._saved:
             return
-        began = time.monotonic()
+        began, clock = time.monotonic(), s.clock.seconds()
         name = checkpoint.folder_name(progress.step, s.attempt)
         if s.writer:
             s.writer.sync()  # the steps that made these weights are on the disk before the weights are
@@ -53,7 +53,11 @@ class Checkpoints:
             return
         best = progress.best is not None and progress.best["step"] == progress.step
         seconds = time.monotonic() - began
-        s.writer.append("checkpoint", step=progress.step, name=name, seconds=seconds, bytes=size, best=best)
+        s.writer.append(
+            "checkpoint", step=progress.step, name=name, seconds=seconds, bytes=size, best=best, clock=clock
+        )
+        if s.timesheet:
+            s.timesheet.write(least_s=0)
         if s.writer.fenced():
             return  # a newer attempt may have adopted any of them
         policy = s.recipe.checkpoint

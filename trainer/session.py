@@ -14,8 +14,9 @@ import torch
 
 from data.errors import UserError
 from data.order import key
-from trainer import checkpoint, record
+from trainer import checkpoint, goodput, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.clock import Clock
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
@@ -73,7 +74,10 @@ class Session:
     """Rank 0's alone."""
     tracker: Tracker | None
     """Rank 0's alone."""
+    clock: Clock
     meter: Meter
+    timesheet: goodput.Timesheet | None = None
+    """Rank 0's alone."""
     attempt: int = 0
     saved: list[str] = field(default_factory=list)
     """Names of the verified checkpoints, oldest first."""
@@ -109,6 +113,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     if world.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = recipe.engine.exact == "samples"
     notes: list[str] = []
+    clock = Clock()
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
     history = record.load(run) if world.rank == 0 else None
@@ -136,10 +141,12 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
-        _fixed_set(recipe, inputs, objective, shape), None, None, _meter(recipe, inputs, counted, world, bf16),
+        _fixed_set(recipe, inputs, objective, shape), None, None, clock,
+        _meter(recipe, inputs, counted, world, bf16, clock),
     )  # fmt: skip
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
     start = {
+        "began": clock.began,
         "adopts": found.name if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
@@ -240,9 +247,10 @@ def _fixed_set(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shap
     return FixedSet(reader, rows, objective, inputs.tokenizer, forward)
 
 
-def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool) -> Meter:
+def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
     text = inputs.dataset.kind == "text"
     return Meter(
+        clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
         tokens_per_byte=inputs.tokens_per_byte if text else None,
@@ -277,6 +285,7 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
     s.attempt = s.world.gather(number)[0]
     if s.writer is None or history is None:
         return
+    s.timesheet = goodput.Timesheet(s.clock, s.writer, goodput.before(history, s.attempt, start))
     s.saved = history.checkpoints()
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps

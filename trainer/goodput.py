@@ -70,8 +70,8 @@ class Goodput:
     @property
     def percent(self) -> float | None:
         """Compute in percent of the wall-clock, at least: "unattributed" may hold more. None where nothing is known."""
-        seconds = self.seconds
-        return 100 * seconds["compute"] / self.wall if seconds["compute"] or not seconds["unattributed"] else None
+        compute, unknown, wall = self.seconds["compute"], self.seconds["unattributed"], self.wall
+        return 100 * compute / wall if wall and (compute or not unknown) else None
 
     def shown(self) -> Iterator[tuple[str, float, float]]:
         """(category, seconds, percent) of those that come to a tenth of a second, the longest first."""
@@ -156,7 +156,9 @@ def _spend(attempt: record.Attempt, began: float, ended: float, rest: str, secon
 
 def _lose(seconds: dict[str, float], mark: Mapping[str, float] | None) -> None:
     """Make lost what was done after the mark, and will be, or has been, done again."""
-    for name in () if mark is None else REDONE:
+    if mark is None:
+        return
+    for name in REDONE:
         gone = max(0.0, seconds[name] - mark.get(name, 0.0))
         seconds[name] -= gone
         seconds["lost"] += gone
@@ -211,7 +213,7 @@ def _doubts(attempt: record.Attempt, began: float, seconds: Mapping[str, float])
 
 def before(history: record.History, number: int, start: Mapping[str, Any]) -> dict[str, float]:
     """Seconds by category of the earlier attempts, and of the gap up to the one that begins with `start`."""
-    begun = record.Attempt(number, [{"event": "start", "time": start["began"], **start}])
+    begun = record.Attempt(number, [{**start, "event": "start", "time": start["began"]}])
     beats = {attempt.number: record.last_beat(history.run, attempt.number) for attempt in history.attempts}
     whole = account(record.History(history.run, [*history.attempts, begun]), beats, start["began"])
     return whole.seconds

@@ -231,7 +231,7 @@ def test_the_chapter_on_time_has_a_bar_for_each_attempt_and_its_parts_add_up(one
     whole = history.attempts[-1].ended - history.attempts[0].start["began"]
     page = parsed(one)
     bars = of_class(page, "bar")
-    assert [attrs["style"] for attrs in bars][0] == "width:100.00%"
+    assert bars[0]["style"] == "width:100.00%"
     widths = [float(attrs["style"].removeprefix("width:").removesuffix("%")) for attrs in bars[1:]]
     assert len(widths) == 2 and sum(widths) == pytest.approx(100, abs=0.1)
     titles = [attrs["title"] for _, attrs in page.seen if str(attrs.get("style", "")).startswith("flex-grow")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CommandLine, kill_rank
-from trainer import checkpoint, record
+from trainer import checkpoint, goodput, jsonl, record, report
 from trainer.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -65,6 +65,36 @@ def test_a_killed_rank_is_noticed_and_the_run_ends_bitwise_as_the_uninterrupted_
     assert {"weights", "moments exp_avg", "rows of each step", "lr of each step"} <= {
         c["name"] for c in proof["checks"]
     }
+    check_that_every_second_is_attributed(straight, "killed")
+
+
+def check_that_every_second_is_attributed(luban: CommandLine, name: str) -> None:
+    """Of a run that was killed once: against the record's Unix times, which the clocks of the ranks know nothing of."""
+    history = record.load(luban.run(name))
+    first, last = history.attempts
+    found = goodput.measure(history)
+    seconds = found.seconds
+    assert found.wall == pytest.approx(last.ended - first.start["began"], abs=0.25)
+    assert found.wall == pytest.approx(sum(seconds.values()))
+    assert seconds["unattributed"] == 0
+    assert not found.notes
+    imports = [attempt.start["time"] - attempt.start["began"] for attempt in history.attempts]
+    assert all(spent > 0.5 for spent in imports)
+    assert seconds["start_up"] == pytest.approx(sum(imports), abs=2)
+    died = max(first.ended, record.last_beat(luban.run(name), 1) or 0)
+    assert seconds["down"] == pytest.approx(last.start["began"] - died, abs=0.05)
+    saved = next(event for event in first.of("step") if event["step"] == 8)["time"]
+    beside = sum(event["seconds"] for kind in ("checkpoint", "evaluation") for event in first.of(kind))
+    assert died - saved - beside - 0.25 < seconds["lost"] < died - saved + 0.25
+    assert seconds["compute"] > 0
+    logged = [line for line in jsonl.read(luban.run(name) / "metrics.jsonl")[0] if line["kind"] == "train"][-1]
+    assert logged["goodput/lost_pct"] > 0
+    assert sum(share for figure, share in logged.items() if figure.startswith("goodput/")) == pytest.approx(100)
+    assert logged["goodput/compute_pct"] == pytest.approx(found.percent, rel=0.1)
+    assert f"goodput     {found.percent:.1f} % of " in luban("status", name)
+    page = report.write([luban.run(name)], luban.run(name) / "report.html").read_text("utf-8")
+    assert f"<b>{found.percent:.1f} %</b>" in page
+    assert f"lost work: {seconds['lost']:.1f} s" in page
 
 
 def test_verify_finds_a_run_that_is_not_the_same(straight: CommandLine) -> None:

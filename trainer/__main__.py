@@ -48,9 +48,11 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         outcome, message, code = "fault", f"{type(error).__name__}: {error}", 1
+    if session:
+        session.clock.enter("shutdown")
     if session and session.writer:
         try:
-            session.writer.append("outcome", outcome=outcome, message=message)
+            session.writer.append("outcome", outcome=outcome, message=message, clock=session.clock.seconds())
         except UserError as error:  # a full disk can't even take the outcome: the exit code tells it
             tell(str(error))
             code = 2
@@ -58,6 +60,9 @@ def main() -> int:
         with suppress(OSError, UserError):
             session.tracker.finish({"done": 0, "stopped": 75, "user_error": 2}.get(outcome, 1))
     if session and session.writer:
+        if session.timesheet:
+            with suppress(UserError):
+                session.timesheet.write(least_s=0)
         session.writer.close()
     if outcome not in ("done", "stopped"):
         with suppress(OSError):

@@ -19,9 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer import jsonl, record
+from trainer import goodput, jsonl, record
 from trainer.run import read_recipe
-from trainer.units import duration, printable, short, size
+from trainer.units import duration, precise, printable, short, size
 
 SAMPLE_LINES = 12
 TAIL = 1 << 16
@@ -204,6 +204,7 @@ def status(run: Path) -> str:
     if state == "running" and train.get("eta_s") is not None:
         rows.append(("left", duration(max(0.0, train["eta_s"] - (time.time() - train["time"])))))
     rows += [("attempt", text) for text in fates(history)]
+    rows += [("goodput", text) for text in time_spent(goodput.measure(history))]
     sizes = {each["name"]: each.get("bytes", 0) for attempt in history.attempts for each in attempt.of("checkpoint")}
     rows += [("saved", f"{name}, {size(sizes[name])}") for name in history.checkpoints()]
     if state not in ("running", "done"):
@@ -238,6 +239,18 @@ def fates(history: record.History) -> Iterator[str]:
         gone = f", steps {lost[attempt.number][0]} to {lost[attempt.number][1]} lost" if attempt.number in lost else ""
         ranks = f"{start['world']} rank{'s' * (start['world'] > 1)}"
         yield f"{attempt.number}: {origin} on {ranks}, {fate} at step {attempt.last_step}{gone}"
+
+
+def time_spent(account: goodput.Goodput) -> Iterator[str]:
+    """The goodput, then where all of the wall-clock went, then what is doubtful about it."""
+    if not account.wall:
+        return
+    share = "not recorded" if account.percent is None else f"{account.percent:.1f} %"
+    yield f"{share} of {precise(account.wall)}"
+    yield ", ".join(
+        f"{goodput.NAMES[name]} {precise(seconds)} ({percent:.1f} %)" for name, seconds, percent in account.shown()
+    )
+    yield from account.notes
 
 
 def best_evaluation(history: record.History) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ host was begun a step ago. Nothing else waits for the device. Learning rate, tok
 applied updates; the positions of a skipped one are passed over and recorded as skipped.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +95,16 @@ class Loop:
         """
         progress, last = self.s.progress, self.s.recipe.train.steps
         reason = f"step {last} reached"
+        self.s.clock.enter("compute")
         while progress.step < last:
             self.diagnostics.before_step(progress.step)
-            rows, waited = self.next_rows()
+            rows = self.next_rows()
             agreed = self.agree(rows)
             if agreed.fenced:
                 raise Fenced(f"attempt {self.s.attempt + 1} has begun")
-            if agreed.failed:
-                self.checkpoints.finish()
-            elif agreed.written:
-                self.checkpoints.collect()
+            if agreed.written or agreed.failed:
+                with self.s.clock.of("checkpoint"):
+                    self.checkpoints.go_on(agreed.failed)
             if agreed.stop:
                 self.end()
                 return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
@@ -115,7 +114,7 @@ class Loop:
             loss = self.forward_backward(rows, agreed.label_tokens)
             norms = self.diagnostics.norms(progress.step + 1)
             self.update(rows, agreed, loss, norms)
-            self.s.meter.step(agreed.label_tokens, waited)
+            self.s.meter.step(agreed.label_tokens)
             if self.after_update(agreed):
                 reason = f"no better validation loss in {progress.worse} evaluations"
                 break
@@ -125,17 +124,22 @@ class Loop:
     def end(self) -> None:
         """Write down what is pending, and save."""
         self.settle()
-        self.checkpoints.save()
-        self.checkpoints.finish()
-        if self.s.mirror:
-            self.s.mirror.finish()
+        with self.s.clock.of("checkpoint"):
+            self.checkpoints.save()
+            self.checkpoints.finish()
+            if self.s.mirror:
+                self.s.mirror.finish()
         self.diagnostics.end()
 
-    def next_rows(self) -> tuple[Step, float]:
-        """This rank's rows of the next update, and the seconds they were waited for."""
-        began = time.perf_counter()
-        rows = next(self.s.feed)
-        return rows, time.perf_counter() - began
+    def save(self) -> None:
+        """Save the state; training stalls for it."""
+        with self.s.clock.of("checkpoint"):
+            self.checkpoints.save()
+
+    def next_rows(self) -> Step:
+        """This rank's rows of the next update."""
+        with self.s.clock.of("data_wait"):
+            return next(self.s.feed)
 
     def agree(self, rows: Step) -> Agreed:
         """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
@@ -204,10 +208,11 @@ class Loop:
             return
         mine, norm = pending.figures.read()
         (total,) = self.s.world.total_floats([mine])
-        if self.s.writer is None or self.s.tracker is None:
+        if self.s.writer is None or self.s.tracker is None or self.s.timesheet is None:
             return
         loss, step = total / pending.label_tokens, pending.event["step"]
         self.s.writer.append("step", **pending.event, loss=loss, grad_norm=norm)
+        self.s.timesheet.write()
         if pending.event["verdict"] == "skipped":
             self.s.say(
                 f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
@@ -217,7 +222,7 @@ class Loop:
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
                 applied=step, skipped=pending.skipped,
             )  # fmt: skip
-            self.s.tracker.log(line | pending.norms)
+            self.s.tracker.log(line | pending.norms | self.s.timesheet.figures())
             while self.s.meter.notes:
                 self.s.say(self.s.meter.notes.pop(0))
 
@@ -236,11 +241,10 @@ class Loop:
         improved = False
         if self.evaluations.due(progress.step):
             self.settle()
-            with self.s.meter.pause():
+            with self.s.clock.of("evaluation"):
                 improved = self.evaluations.run()
             impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
         if self.checkpoints.due(progress.step, improved) or agreed.save:
             self.settle()
-            with self.s.meter.pause():
-                self.checkpoints.save()
+            self.save()
         return impatient

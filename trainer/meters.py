@@ -11,12 +11,10 @@ is not shown but said to be wrong.
 
 import math
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.clock import Clock
 from trainer.recipe import Model
 
 LN2 = math.log(2)
@@ -124,13 +122,14 @@ class Meter:
     """Speed and progress of one attempt, as seen by rank 0.
 
     The loop calls `step` once an update, right after launching it, and `line` when it has a line to write. The first
-    step only starts the clock: it pays for allocations and the choice of kernels. Time inside `pause` (evaluation,
-    saving) counts for the ETA but not for the speed.
+    step only starts the count: it pays for allocations and the choice of kernels. What the rank's clock holds as
+    anything but compute and data wait (evaluation, saving) counts for the ETA but not for the speed.
     """
 
     def __init__(
         self,
         *,
+        clock: Clock,
         steps: int,
         ranks: int,
         tokens_per_byte: float | None = None,
@@ -139,10 +138,10 @@ class Meter:
         device: str = "cpu",
         device_name: str = "",
         precision: str = "fp32",
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         Args:
+            clock: This rank's.
             steps: Updates of the whole run.
             ranks: Processes that train together.
             tokens_per_byte: Of the corpus, for bits per byte; None: not shown.
@@ -151,7 +150,6 @@ class Meter:
             device: "cpu" or "cuda...", for memory.
             device_name: As `torch.cuda.get_device_name` says it, for the peak.
             precision: "bf16" or "fp32".
-            clock: Seconds, monotonic.
         """
         self.peak = peak_flops(device_name, precision)
         self.notes: list[str] = []
@@ -159,32 +157,23 @@ class Meter:
         self._steps, self._ranks, self._flops, self._device = steps, ranks, flops, device
         self._tokens_per_byte, self._epoch_tokens, self._clock = tokens_per_byte, epoch_tokens, clock
         self._began: float | None = None
-        self._last = self._paused = self._seconds = self._waited = 0.0
+        self._at = (0.0, 0.0)  # seconds of training, and those of them that waited for data, at the last step
+        self._last = self._waited = self._seconds = 0.0
         self._tokens = self._counted = self._all_counted = 0
 
-    def step(self, tokens: int, waited_s: float) -> None:
-        """One update was launched: label tokens over all ranks, and seconds that this rank waited for its rows."""
-        now, before = self._clock(), self._last
-        self._last = now
-        paused, self._paused = self._paused, 0.0
+    def step(self, tokens: int) -> None:
+        """One update was launched, of so many label tokens over all ranks."""
+        trained, waited = self._at
+        self._at = self._clock.running("compute", "data_wait"), self._clock.running("data_wait")
+        self._last = self._clock.running()
         if self._began is None:
-            self._began = now
+            self._began = self._last
             return
-        self._seconds += now - before - paused
+        self._seconds += self._at[0] - trained
+        self._waited += self._at[1] - waited
         self._tokens += tokens
-        self._waited += waited_s
         self._counted += 1
         self._all_counted += 1
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Around what is not training."""
-        began = self._clock()
-        try:
-            yield
-        finally:
-            if self._began is not None:
-                self._paused += self._clock() - began
 
     def line(
         self, *, step: int, tokens: int, loss: float, grad_norm: float, lr: float, applied: int, skipped: int

@@ -52,7 +52,7 @@ class Checkpoints:
         s, progress = self.s, self.s.progress
         if progress.step == self._saved:
             return
-        began = time.monotonic()
+        began, clock = time.monotonic(), s.clock.seconds()
         self.finish()
         spans, state = s.engine.spans(), self._state()
         if state["adam_step"] != progress.step:
@@ -62,7 +62,7 @@ class Checkpoints:
 
         def published(manifest: dict[str, Any], size: int) -> None:
             assert s.writer is not None
-            figures = {"seconds": time.monotonic() - began, "stall": stall, "bytes": size}
+            figures = {"seconds": time.monotonic() - began, "stall": stall, "bytes": size, "clock": clock}
             s.writer.append("checkpoint", step=manifest["step"], name=name, best=best == manifest["step"], **figures)
             s.saved.append(name)
             self._retain(best)
@@ -73,8 +73,12 @@ class Checkpoints:
         stall = time.monotonic() - began
         self._last, self._saved = time.monotonic(), progress.step
 
+    def go_on(self, failed: bool) -> None:
+        """Every rank has written its part, or publishing failed. Collective. Raises UserError where it went wrong."""
+        self.finish() if failed else self.collect()
+
     def collect(self) -> None:
-        """Every rank has written its part: publish. Collective. Raises UserError where one could not."""
+        """Have the parts that every rank has written published. Collective. Raises UserError where one could not."""
         name = self.saver.collect()
         if name and self.s.mirror and self.s.writer is None:
             self.s.mirror.offer(name, None)

@@ -204,7 +204,7 @@ def alive(run: Path) -> int | None:
     newest = max(numbers(run), default=None)
     if newest is None:
         return None
-    beat = _last_beat(run, newest)
+    beat = last_beat(run, newest)
     if beat is None:
         return None
     with (run / "attempts" / f"{newest:04d}.jsonl").open("rb") as file:
@@ -215,7 +215,7 @@ def alive(run: Path) -> int | None:
 
 def dead(run: Path) -> set[int]:
     """Numbers of the attempts that write no more: ended, or without a fresh heartbeat."""
-    return {number for number in numbers(run) if time.time() - (_last_beat(run, number) or 0) > STALE_S}
+    return {number for number in numbers(run) if time.time() - (last_beat(run, number) or 0) > STALE_S}
 
 
 def refuse_if_held(run: Path) -> None:
@@ -223,12 +223,12 @@ def refuse_if_held(run: Path) -> None:
     number = alive(run)
     if number is None:
         return
-    seen = _last_beat(run, number)
+    seen = last_beat(run, number)
     deadline = time.time() + 3 * BEAT_S
     while time.time() < deadline:
         if alive(run) != number:
             return
-        if _last_beat(run, number) not in (seen, None):
+        if last_beat(run, number) not in (seen, None):
             raise Held(f"{run} is already running: {_holder(run, number)}. Stop it first, or take another name=...")
         time.sleep(0.2)
 
@@ -325,7 +325,7 @@ def _holder(run: Path, number: int) -> str:
     return f"attempt {number} since {since}, rank 0 is process {held['pid']} on {held['host']}"
 
 
-def _last_beat(run: Path, number: int) -> float | None:
+def last_beat(run: Path, number: int) -> float | None:
     """When an attempt's heartbeat was last touched, in Unix time; None where it has none any more."""
     try:
         return (run / "attempts" / f"{number:04d}.alive").stat().st_mtime

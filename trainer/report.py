@@ -12,7 +12,7 @@ from typing import Any
 from data.errors import UserError
 from data.publish import published
 from data.settings import differences
-from trainer import report_corpus
+from trainer import report_corpus, report_time
 from trainer.console import STATES, evaluation_figures
 from trainer.report_charts import COLOURS, Chart, Piece, Series, render
 from trainer.report_page import Html, details, join, page, section, table, tag
@@ -84,7 +84,7 @@ def _chapters(story: Story) -> Iterator[Html | None]:
     yield _lineage(story)
     yield _proof(story)
     yield _attempts(story)
-    yield _time(story)
+    yield report_time.chapter(story)
     yield report_corpus.chapter(story)
     yield _versions(story)
     yield section("Recipe", details("as resolved", tag("pre", story.recipe_text)))
@@ -307,27 +307,6 @@ def _attempts(story: Story) -> Html:
     ]
     said = details(f"{len(notes)} note{'s' * (len(notes) > 1)}", tag("ul", notes)) if notes else None
     return section("Attempts", table([*head, "exact"], rows), said)
-
-
-def _time(story: Story) -> Html | None:
-    spent = [(what, seconds) for what, seconds in story.spent if seconds > 0]
-    whole = sum(seconds for _, seconds in spent)
-    if not whole:
-        return None
-    colours = {"training": 2, "evaluation": 0, "start-up": 4, "lost work": 1, "between attempts": 7}
-    bar = [
-        tag("div", class_=f"f{colours[what]}", style=f"width:{100 * seconds / whole:.2f}%", title=what)
-        for what, seconds in spent
-    ]
-    rows = [
-        [
-            tag("span", tag("i", class_=f"swatch f{colours[what]}"), what),
-            duration(seconds),
-            f"{100 * seconds / whole:.1f} %",
-        ]
-        for what, seconds in spent
-    ]
-    return section("Where the time went", tag("div", bar, class_="bar"), table(["", "", ""], rows))
 
 
 # What it was made of

@@ -153,6 +153,8 @@ border-radius:14px;margin:0 6px 10px 0;color:var(--soft)}
 .by-tokens{display:none}
 .use-tokens:checked~.by-tokens{display:block}.use-tokens:checked~.by-steps{display:none}
 .bar{display:flex;height:22px;border-radius:6px;overflow:hidden;margin:10px 0;gap:1px}
+.bars{display:grid;grid-template-columns:auto 1fr auto;gap:4px 12px;align-items:center;font-size:13px;
+color:var(--soft);margin:10px 0}.bars .bar{margin:0}.bars .bar>div{flex-basis:0}.unknown{background:var(--line)}
 .swatch{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
 .tip{position:absolute;z-index:1;pointer-events:none;background:var(--paper);border:1px solid var(--line);
 border-radius:6px;padding:4px 8px;color:var(--ink);white-space:pre;line-height:1.45;box-shadow:0 1px 5px #0003}

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from trainer import record
 from trainer.console import best_evaluation, state_of
+from trainer.goodput import Goodput, measure
 from trainer.recipe import Recipe
 from trainer.report_charts import Piece, Point
 from trainer.run import FILE, read_recipe
@@ -140,20 +140,25 @@ class Story:
         return [line[name] for line in self.lines if isinstance(line.get(name), int | float)]
 
     @cached_property
-    def spent(self) -> list[tuple[str, float]]:
-        """(what, seconds) of the run's whole wall-clock, from its first start to its last event."""
-        return time_spent(self.history)
+    def goodput(self) -> Goodput:
+        """Where the run's whole wall-clock went."""
+        return measure(self.history)
 
     def figures(self) -> Iterator[tuple[str, str, str]]:
         """(name, value, remark) of what matters most; "n/a" where it is not known."""
         train = next((line for line in reversed(self.lines) if isinstance(line.get("train/loss"), float)), {})
         best = self.best["metrics"] if self.best else {}
+        accuracy = best.get("accuracy")
         steps = self.history.attempts[-1].last_step if self.history.attempts else 0
         yield "Training loss", _shown(train.get("train/loss"), 4), f"nats a token, at step {train.get('train/step', 0)}"
         yield "Best validation loss", _shown(best.get("loss"), 4), f"at step {self.best['step']}" if self.best else ""
         yield "Perplexity", _shown(best.get("perplexity"), 2), "validation"
         yield "Bits per byte", _shown(best.get("bits_per_byte"), 4), "validation"
-        yield "Next-token accuracy", _percent(best.get("accuracy")), "validation"
+        yield (
+            "Next-token accuracy",
+            _percent(None if accuracy is None else 100 * accuracy),
+            "validation",
+        )
         yield "Steps", f"{steps:,}", f"of {self.recipe.train.steps:,}"
         yield "Tokens", short(self.tokens_at.get(steps, max(self.tokens_at.values()))), "label tokens in the weights"
         parameters = self.history.attempts[-1].start.get("parameters") if self.history.attempts else None
@@ -170,39 +175,10 @@ class Story:
         yield "Data wait", f"{median(waits):.1f} %" if waits else "n/a", "of a step, median"
         memory = self.values("memory/peak_gib")
         yield "Peak memory", f"{max(memory):.2f} GiB" if memory else "n/a", "of rank 0"
-        yield "Wall-clock", duration(sum(seconds for _, seconds in self.spent)), "over all attempts"
+        yield "Wall-clock", duration(self.goodput.wall), "over all attempts"
+        yield "Goodput", _percent(self.goodput.percent), "of it computed what the weights are made of"
         yield "Attempts", str(len(self.history.attempts)), ""
         yield "Lost steps", f"{self.lost_steps:,}", "rolled back and done again" if self.lost_steps else ""
-
-
-def time_spent(history: record.History) -> list[tuple[str, float]]:
-    """Where the wall-clock went, in seconds; the parts add up to the whole.
-
-    Start-up is from an attempt's first event to its first step; lost work from the last step that counts to the last
-    that does not; waiting is between an attempt's last event and the next one's first. The rest is training, waiting
-    for data and saving included.
-    """
-    attempts = history.attempts
-    if not attempts:
-        return []
-    lost = {number: (first, last) for number, first, last in history.lost}
-    startup = evaluation = redone = 0.0
-    for attempt in attempts:
-        first, last = lost.get(attempt.number, (None, None))
-        steps = attempt.of("step")
-        begun = steps[0]["time"] if steps else attempt.ended
-        startup += begun - attempt.start["time"]
-        if first is not None and last is not None:
-            before = [event["time"] for event in steps if event["step"] < first]
-            redone += attempt.ended - (before[-1] if before else begun)
-        evaluation += sum(
-            event.get("seconds", 0.0) for event in attempt.of("evaluation") if first is None or event["step"] < first
-        )
-    waiting = sum(max(0.0, after.start["time"] - before.ended) for before, after in pairwise(attempts))
-    whole = attempts[-1].ended - attempts[0].start["time"]
-    training = max(0.0, whole - startup - evaluation - redone - waiting)
-    parts = [("training", training), ("evaluation", evaluation), ("start-up", startup)]
-    return [*parts, ("lost work", redone), ("between attempts", waiting)]
 
 
 @dataclass(frozen=True)
@@ -252,4 +228,4 @@ def _shown(value: float | None, digits: int) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f} %"
+    return "n/a" if value is None else f"{value:.1f} %"

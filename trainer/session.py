@@ -14,8 +14,9 @@ import torch
 
 from data.errors import UserError
 from data.order import key
-from trainer import checkpoint, record
+from trainer import checkpoint, goodput, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.clock import Clock
 from trainer.disk import shortcomings
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
@@ -76,11 +77,14 @@ class Session:
     """Rank 0's alone."""
     tracker: Tracker | None
     """Rank 0's alone."""
+    clock: Clock
     meter: Meter
     root: Place
     """Where checkpoints go: the run's folder, or its store."""
     mirror: Mirror | None = None
     """Copies this run's checkpoints to its store."""
+    timesheet: goodput.Timesheet | None = None
+    """Rank 0's account of its seconds."""
     attempt: int = 0
     saved: list[str] = field(default_factory=list)
     """Names of the verified checkpoints, oldest first."""
@@ -115,6 +119,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     if world.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = recipe.engine.exact == "samples"
     notes: list[str] = []
+    clock = Clock()
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
     root = root_of(recipe, run)
@@ -144,10 +149,12 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
-        _fixed_set(recipe, inputs, objective, shape), None, None, _meter(recipe, inputs, counted, world, bf16), root,
+        _fixed_set(recipe, inputs, objective, shape), None, None, clock,
+        _meter(recipe, inputs, counted, world, bf16, clock), root,
     )  # fmt: skip
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
     start = {
+        "began": clock.began,
         "adopts": found.name if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
@@ -264,9 +271,10 @@ def _fixed_set(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shap
     return FixedSet(reader, rows, objective, inputs.tokenizer, forward)
 
 
-def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool) -> Meter:
+def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
     text = inputs.dataset.kind == "text"
     return Meter(
+        clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
         tokens_per_byte=inputs.tokens_per_byte if text else None,
@@ -301,6 +309,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None
     if writer is None:
         return
     history = writer.history
+    s.timesheet = goodput.Timesheet(s.clock, writer, goodput.before(history, s.attempt, start))
     s.saved = history.checkpoints(checkpoint.names(s.root))
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps

@@ -17,6 +17,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
+def precise(seconds: float) -> str:
+    """As `duration`, but in tenths of a second below a minute: where parts are to add up."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else duration(seconds)
+
+
 def short(value: float) -> str:
     """A count or rate in three digits or so: 950, 12.3k, 4.56M."""
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

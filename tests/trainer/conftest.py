@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from data import settings
+from trainer.clock import Clock
 from trainer.recipe import Recipe
 from trainer.tracker import Metrics
 
 ROWS, CONTEXT, BEGAN = 8, 32, 1_760_000_000.0
+START_UP = 6.0  # from an attempt's process to its first event
 
 
 class FakeRun:
@@ -29,17 +31,19 @@ class FakeRun:
         """A new distributed life that goes on after `step`."""
         self.number += 1
         self.clock += 20
+        self.spent = Clock(lambda: round(1e9 * self.clock), began=round(1e9 * (self.clock - START_UP)))
         self.path = self.folder / "attempts" / f"{self.number:04d}.jsonl"
         self.path.parent.mkdir(exist_ok=True)
         earlier = {path.stem: path.stat().st_size for path in self.path.parent.glob("*.jsonl")}
         self.metrics = Metrics(self.folder, self.number)
         self.event(
-            "start", format="luban-attempt", version=1, attempt=self.number, adopts=adopts, step=step,
-            consumed=step * ROWS, accepts=earlier, world=world, zero_stage=2, micro_batch=4, precision="fp32",
-            device="cpu", exact="topology", dataset="ab" * 32, parameters=3_111_111,
+            "start", began=self.clock - START_UP, format="luban-attempt", version=1, attempt=self.number,
+            adopts=adopts, step=step, consumed=step * ROWS, accepts=earlier, world=world, zero_stage=2, micro_batch=4,
+            precision="fp32", device="cpu", exact="topology", dataset="ab" * 32, parameters=3_111_111,
             ranks=[{"rank": 0, "host": "node-1", "pid": 7}], versions={"luban": "0.1.0", "torch": "2.13.0"},
             supervisor="restart" if adopts else "start", **start,
         )  # fmt: skip
+        self.spent.enter("compute")
 
     def event(self, event: str, **values: object) -> None:
         """One line of the attempt's file."""
@@ -66,15 +70,18 @@ class FakeRun:
                     "time": self.clock,
                 }
             )  # fmt: skip
+        self.event("clock", clock=self.spent.seconds())
 
     def checkpoint(self, step: int) -> str:
         """Announce a checkpoint; no files."""
         name = f"step-{step:09d}.a{self.number}"
-        self.event("checkpoint", step=step, name=name, seconds=0.4, bytes=12 << 20)
+        self.event("checkpoint", step=step, name=name, seconds=0.4, bytes=12 << 20, clock=self.spent.seconds())
         return name
 
     def evaluation(self, step: int, loss: float, text: str = " and so on", best: bool = True) -> None:
         """A validation with one sample."""
+        with self.spent.of("evaluation"):
+            self.clock += 2
         figures = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 2, "accuracy": 0.5}
         samples = [{"prompt": "def f(", "text": text}]
         self.event("evaluation", step=step, set="valid", metrics=figures, seconds=2.0, best=best, samples=samples)
@@ -84,7 +91,7 @@ class FakeRun:
 
     def outcome(self, outcome: str, message: str = "") -> None:
         """The attempt's last word."""
-        self.event("outcome", outcome=outcome, message=message)
+        self.event("outcome", outcome=outcome, message=message, clock=self.spent.seconds())
 
 
 @pytest.fixture
@@ -95,7 +102,7 @@ def fake_run(tmp_path: Path) -> Callable[..., FakeRun]:
 
 @pytest.fixture
 def killed_run(fake_run: Callable[..., FakeRun]) -> FakeRun:
-    """60 steps: saved at 20 and 40, killed at 35, goes on from 20; steps 21 to 35 are lost."""
+    """60 steps: saved at 20, 40 and 60, killed at 35, goes on from 20; steps 21 to 35 are lost."""
     run = fake_run("demo")
     run.attempt()
     run.steps(1, 20)
@@ -109,5 +116,6 @@ def killed_run(fake_run: Callable[..., FakeRun]) -> FakeRun:
     run.checkpoint(40)
     run.steps(41, 60)
     run.evaluation(60, 2.1)
+    run.checkpoint(60)
     run.outcome("done", "step 60 reached")
     return run

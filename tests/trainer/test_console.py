@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import time
 
 from rich.console import Console
@@ -146,6 +147,8 @@ def test_status_of_a_run_that_was_killed_once_and_is_done(killed_run):
     assert "1: from the beginning on 2 ranks, killed at step 35, steps 21 to 35 lost" in text
     assert "2: from step-000000020.a1 on 1 rank, done at step 60" in text
     assert "luban pretrain" not in text
+    assert re.search(r"^goodput     5\d\.\d % of 1 min 48 s$", text, re.MULTILINE)
+    assert re.search(r"compute 1 min 01 s \(5\d\.\d %\), lost work 15.2 s .*, down 14.0 s .*, start-up 12.0 s", text)
 
 
 def test_status_tells_running_from_killed_by_the_heartbeat(fake_run):

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from trainer.clock import Clock
 from trainer.meters import (
     Flops,
     Meter,
@@ -19,14 +20,13 @@ from trainer.recipe import Model
 from trainer.units import duration, printable, short, size
 
 
-class Clock:
-    """Time that passes when told to."""
+class Time:
+    """Time that passes when told to, and a clock that measures it."""
 
     def __init__(self):
         self.now = 100.0
-
-    def __call__(self):
-        return self.now
+        self.clock = Clock(lambda: round(1e9 * self.now), began=0)
+        self.clock.enter("compute")
 
 
 def test_perplexity_and_bits_per_byte_of_a_uniform_guess():
@@ -102,7 +102,8 @@ def test_mfu_above_one_hundred_is_refused_with_its_numbers():
 
 
 def meter(clock, **changes):
-    return Meter(**({"steps": 100, "ranks": 2, "tokens_per_byte": 0.5, "epoch_tokens": 1000, "clock": clock} | changes))
+    own = {"steps": 100, "ranks": 2, "tokens_per_byte": 0.5, "epoch_tokens": 1000, "clock": clock.clock}
+    return Meter(**(own | changes))
 
 
 def line(subject, step, loss=2.0):
@@ -111,16 +112,18 @@ def line(subject, step, loss=2.0):
 
 def run(subject, clock, steps, seconds=2.0, waited=0.5):
     for _ in range(steps):
-        clock.now += seconds
-        subject.step(100, waited)
+        with clock.clock.of("data_wait"):
+            clock.now += waited
+        clock.now += seconds - waited
+        subject.step(100)
 
 
 def test_speed_excludes_the_first_step_and_pauses_but_the_eta_does_not():
-    clock = Clock()
+    clock = Time()
     subject = meter(clock)
     run(subject, clock, 1, seconds=60)
     run(subject, clock, 10)
-    with subject.pause():
+    with clock.clock.of("evaluation"):
         clock.now += 40
     run(subject, clock, 1)
     values = line(subject, 12)
@@ -134,7 +137,7 @@ def test_speed_excludes_the_first_step_and_pauses_but_the_eta_does_not():
 
 
 def test_each_line_measures_its_own_interval():
-    clock = Clock()
+    clock = Time()
     subject = meter(clock)
     run(subject, clock, 6)
     line(subject, 6)
@@ -144,7 +147,7 @@ def test_each_line_measures_its_own_interval():
 
 
 def test_a_line_that_comes_early_or_late_does_not_move_the_speed():
-    clock = Clock()
+    clock = Time()
     subject = meter(clock)
     run(subject, clock, 5)
     clock.now += 1.9  # in the middle of the next step
@@ -155,7 +158,7 @@ def test_a_line_that_comes_early_or_late_does_not_move_the_speed():
 
 
 def test_an_impossible_mfu_is_left_out_and_said_once():
-    clock = Clock()
+    clock = Time()
     subject = meter(clock, flops=Flops(1e15, 2e15), device_name="NVIDIA H200", precision="bf16")
     for step in (5, 10):
         run(subject, clock, 5, seconds=0.001)
@@ -165,7 +168,7 @@ def test_an_impossible_mfu_is_left_out_and_said_once():
 
 
 def test_mfu_is_of_one_rank_by_both_conventions():
-    clock = Clock()
+    clock = Time()
     subject = meter(clock, flops=Flops(1e9, 2e9), device_name="NVIDIA H200", precision="bf16")
     run(subject, clock, 11, seconds=0.01)
     values = line(subject, 11)

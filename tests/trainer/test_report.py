@@ -8,7 +8,7 @@ from data.errors import UserError
 from trainer.report import write
 from trainer.report_charts import Chart, Piece, Scale, Series, linear_ticks, log_ticks, render, thinned, value_scale
 from trainer.report_page import Html, tag
-from trainer.report_story import Story, coverage, time_spent
+from trainer.report_story import Story, coverage
 
 VOID = {"meta", "input", "br"}
 OUTSIDE = re.compile(
@@ -226,14 +226,34 @@ def test_coverage_names_what_was_left_out_and_what_was_read_twice():
     assert not coverage([step(8, 16)]).exact
 
 
-def test_time_adds_up(killed_run):
+def test_the_chapter_on_time_has_a_bar_for_each_attempt_and_its_parts_add_up(one, killed_run):
     history = Story.load(killed_run.folder).history
-    spent = dict(time_spent(history))
-    whole = history.attempts[-1].ended - history.attempts[0].start["time"]
-    assert sum(spent.values()) == pytest.approx(whole)
-    assert spent["lost work"] == pytest.approx(15, abs=1)
-    assert spent["between attempts"] == pytest.approx(20, abs=1)
-    assert spent["evaluation"] == pytest.approx(6)
+    whole = history.attempts[-1].ended - history.attempts[0].start["began"]
+    page = parsed(one)
+    bars = of_class(page, "bar")
+    assert bars[0]["style"] == "width:100.00%"
+    widths = [float(attrs["style"].removeprefix("width:").removesuffix("%")) for attrs in bars[1:]]
+    assert len(widths) == 2 and sum(widths) == pytest.approx(100, abs=0.1)
+    titles = [attrs["title"] for _, attrs in page.seen if str(attrs.get("style", "")).startswith("flex-grow")]
+    assert {"lost work: 15.2 s", "down: 14.0 s", "start-up: 6.0 s"} <= set(titles)
+    grown = sum(
+        float(attrs["style"].removeprefix("flex-grow:"))
+        for _, attrs in page.seen
+        if str(attrs.get("style", "")).startswith("flex-grow")
+    )
+    assert grown == pytest.approx(2 * whole, rel=0.003)  # once in all, once by attempts
+    shown = float(page.text[page.text.index("Goodput") + 1].removesuffix(" %"))
+    assert shown == pytest.approx(100 * 60.6 / whole, abs=0.2)  # 60 steps of a second are kept
+
+
+def test_a_record_without_a_clock_is_said_to_be_unattributed(fake_run):
+    run = fake_run()
+    run.attempt()
+    run.steps(1, 10)
+    run.path.write_text(run.path.read_text().replace('"began"', '"began_not"'))
+    text = " ".join(parsed(write([run.folder], run.folder / "report.html").read_text("utf-8")).text)
+    assert "attempt 1 was recorded without a clock: its 10 s can't be attributed" in text
+    assert "not recorded" in text
 
 
 def test_thinning_keeps_every_spike_and_the_ends():

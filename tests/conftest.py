@@ -99,3 +99,10 @@ def luban(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
         "tokenizer.vocab_size=1024", "split.valid=0.1", "shard_tokens=10000",
     )  # fmt: skip
     return command
+
+
+@pytest.fixture(scope="session")
+def straight(luban: CommandLine) -> CommandLine:
+    """The same, with a run `straight` that was never interrupted."""
+    luban.pretrain("straight")
+    return luban

@@ -16,13 +16,6 @@ from trainer.checkpoint import Checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="session")
-def straight(luban: CommandLine) -> CommandLine:
-    """A run `straight` that was never interrupted."""
-    luban.pretrain("straight")
-    return luban
-
-
 def lineage(luban: CommandLine, name: str) -> list[dict]:
     return record.load(luban.run(name)).lineage()
 

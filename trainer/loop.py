@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from trainer import watchdog
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import Stop
 
-DONE, STOPPED = "done", "stopped"
+DONE, STOPPED, FENCED = "done", "stopped", "fenced"
 
 
 class Fenced(Exception):
@@ -100,10 +101,10 @@ class Loop:
             rows, waited = self.next_rows()
             agreed = self.agree(rows)
             if agreed.fenced:
-                raise Fenced(f"attempt {self.s.attempt + 1} has begun")
+                raise Fenced(f"taken over: attempt {self.s.attempt + 1} of {self.s.run} has begun")
             if agreed.stop:
                 self.end()
-                return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
+                return STOPPED, f"by {self.stop.reason or 'a signal to another rank'} at step {progress.step}"
             if not agreed.label_tokens:
                 self.pass_over(rows, agreed)
                 continue
@@ -125,12 +126,14 @@ class Loop:
 
     def next_rows(self) -> tuple[Step, float]:
         """This rank's rows of the next update, and the seconds they were waited for."""
+        watchdog.enter("waiting for rows")
         began = time.perf_counter()
         rows = next(self.s.feed)
         return rows, time.perf_counter() - began
 
     def agree(self, rows: Step) -> Agreed:
         """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
+        watchdog.enter("the agreement before a step")
         fenced = self.s.writer is not None and self.s.writer.fenced()
         flags = (self.stop.asked, fenced, self.s.world.rank == 0 and self.checkpoints.time_is_up())
         labels, stop, fence, save, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
@@ -140,6 +143,7 @@ class Loop:
         """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""
         total = torch.zeros((), device=self.s.world.device)
         for number, (batch, first) in enumerate(zip(rows.batches, rows.first, strict=True), 1):
+            watchdog.enter("forward and backward")
             self.s.seed(first)
             loss = self.s.objective.loss(self.s.engine.model, batch)
             self.s.engine.backward(loss, label_tokens, last=number == len(rows.batches))
@@ -148,6 +152,7 @@ class Loop:
 
     def update(self, rows: Step, agreed: Agreed, loss: Tensor, norms: dict[str, float]) -> None:
         """Apply the gradient, or don't; then settle the update before."""
+        watchdog.enter("the update")
         progress, recipe = self.s.progress, self.s.recipe
         lr = learning_rate(progress.step, recipe.schedule, recipe.optimizer.lr, recipe.train.steps)
         verdict = self.s.engine.step(lr)
@@ -190,6 +195,7 @@ class Loop:
         pending, self.pending = self.pending, None
         if pending is None:
             return
+        watchdog.enter("settling the update before")
         mine, norm = pending.figures.read()
         (total,) = self.s.world.total_floats([mine])
         if self.s.writer is None or self.s.tracker is None:

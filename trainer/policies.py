@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.order import key
-from trainer import checkpoint
+from trainer import checkpoint, watchdog
 from trainer.generate import generate
 from trainer.session import Session
 
@@ -41,6 +41,7 @@ class Checkpoints:
         s, progress = self.s, self.s.progress
         if progress.step == self._saved:
             return
+        watchdog.enter("saving")
         began = time.monotonic()
         name = checkpoint.folder_name(progress.step, s.attempt)
         if s.writer:

@@ -197,7 +197,8 @@ def refuse_if_held(run: Path) -> None:
             holder = first["ranks"][0]
             raise Held(
                 f"{run} is already running: attempt {number} since {since}, rank 0 is process {holder['pid']} on "
-                f"{holder['host']}. Stop it first, or take another name=..."
+                f"{holder['host']}. Stop it first with luban stop {run.name}, or take it over at once with "
+                "--takeover, or take another name=..."
             )
         time.sleep(0.2)
 

@@ -14,8 +14,8 @@ import torch
 
 from data.errors import UserError
 from data.order import key
-from trainer import checkpoint, record
-from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer import checkpoint, record, watchdog
+from trainer.checkpoint import Checkpoint, CorruptCheckpoint, SpanReader
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
@@ -90,17 +90,18 @@ class Session:
         torch.manual_seed(key(self.recipe.seed, DROPOUT, max(position, 0)) >> 1)
 
 
-def begin(run: Path, world: World, restart: bool) -> Session:
+def begin(run: Path, world: World, how: str) -> Session:
     """Assemble a session: adopt the newest whole checkpoint, build the model, open the record.
 
     Args:
-        restart: a supervisor starts the run anew after a fault: an older attempt is fenced, not respected.
+        how: "start", by hand; or "restart" (by a supervisor, after a fault) or "takeover": an older attempt is then
+            fenced, not respected.
 
     Raises:
         UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
     """
     recipe = read_recipe(run)
-    _agree(world, lambda: None if restart or world.rank else record.refuse_if_held(run))
+    _agree(world, lambda: None if how != "start" or world.rank else record.refuse_if_held(run))
     torch.set_num_threads(recipe.launch.threads)
     if recipe.engine.exact == "topology":
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -129,7 +130,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
                 f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
                 f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
             )
-        engine.load(found.read, found.state["adam_step"])
+        engine.load(_step_by_step(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
     feed = Feed(
         inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed
@@ -158,7 +159,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         "loss_kernel": kernel,
         "versions": _versions(),
         "ranks": world.gather(me),
-        "supervisor": "restart" if restart else "start",
+        "supervisor": how,
     }
     _open_record(session, start, history, notes)
     return session
@@ -177,9 +178,20 @@ def _agree(world: World, action: Any) -> Any:
     return result
 
 
+def _step_by_step(found: Checkpoint) -> SpanReader:
+    """Reads pieces of a checkpoint; the watchdog sees each of them, for all together may take longer than a step."""
+
+    def read(name: str, shape: tuple[int, ...], start: int, count: int) -> dict[str, torch.Tensor]:
+        watchdog.enter("restoring", watchdog.START_UP_S)
+        return found.read(name, shape, start, count)
+
+    return read
+
+
 def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Checkpoint | None:
     """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly."""
     for name in reversed(names):
+        watchdog.enter("checking a checkpoint", watchdog.START_UP_S)
         try:
             found = Checkpoint(run / checkpoint.FOLDER / name)
             problems = found.problems(world.rank, world.size)

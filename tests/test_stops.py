@@ -1,6 +1,7 @@
 """Stops, hangs and takeovers of runs that real commands started: nothing is damaged, and everybody is told why."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.hold import holder
 from tests.conftest import CommandLine
 from trainer import checkpoint, record
 
@@ -36,14 +38,26 @@ def log(luban: CommandLine, name: str, attempt: int, rank: int) -> str:
 
 
 def test_a_request_and_the_time_budget_stop_the_run_and_a_stale_request_stops_nothing(straight: CommandLine) -> None:
-    name, long = "asked", ("launch.stop_after_minutes=60",)
-    process = straight.start_pretrain(name, *long)
-    straight.wait_for(name, 1, at_step(3))
-    assert "attempt 1 is stopped: by luban stop at step" in straight("stop", name)
-    text, _ = process.communicate(timeout=30)
+    name, run = "asked", straight.run("asked")
+    process = straight.start_pretrain(name, "launch.stop_after_minutes=60")
+    slow = pids(straight.wait_for(name, 1, at_step(3)))[1]
+    os.kill(slow, signal.SIGSTOP)  # a rank that takes its time, so that the request comes in the middle
+    assert "asked attempt 1" in straight("stop", name, "--no-wait")
+    os.kill(slow, signal.SIGCONT)
+    text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text
-    assert (straight.run(name) / "attempts" / "0001.stop").exists()
+    asked = record.load(run).attempts[0]
+    assert asked.message == f"by luban stop at step {asked.last_step}"
+    assert 3 <= asked.last_step < 24
+    assert (run / "attempts" / "0001.stop").exists()
     assert "has nothing to stop: attempt 1 is stopped" in straight("stop", name, code=2)
+
+    process = straight.start_pretrain(name)
+    wait_until(lambda: holder(run))
+    text = straight("stop", name)  # before there is an attempt
+    assert "asked attempt 2" in text
+    assert "attempt 2 is stopped: by luban stop at step" in text
+    assert process.wait(timeout=30) == 75
 
     text = straight.pretrain(name, "launch.stop_after_minutes=0.01", code=75)
     assert "by the time budget of 0.01 minutes at step" in text
@@ -86,7 +100,7 @@ def test_a_rank_that_hangs_is_found_and_the_run_ends_bitwise_as_the_uninterrupte
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert "rank 1 is stopped by a signal (state T" in text
-    assert "rank 0: nothing has moved for 6 s in" in text
+    assert re.search(r"rank 0: nothing has moved for \d+ s in .*: it waits for the other ranks", text), text
     stacks = log(straight, name, 1, 0)
     assert "Timeout" not in stacks.partition("luban: fault at")[0]
     assert "in all_reduce" in stacks
@@ -99,20 +113,23 @@ def test_a_rank_that_hangs_is_found_and_the_run_ends_bitwise_as_the_uninterrupte
 
 
 def test_a_takeover_fences_a_living_holder_and_one_that_sleeps(straight: CommandLine) -> None:
-    name, long = "taken", ("train.steps=300", "schedule.kind=constant")
-    first = straight.start_pretrain(name, *long)
-    straight.wait_for(name, 1, at_step(3))
-    second = straight.start_pretrain(name, *long, "--takeover")
+    name = "taken"
+    first = straight.start_pretrain(name)
+    slow = pids(straight.wait_for(name, 1, at_step(3)))[1]
+    os.kill(slow, signal.SIGSTOP)  # rank 0 lives and waits, or the run would be done before it can be taken over
+    second = straight.start_pretrain(name, "--takeover")
+    straight.wait_for(name, 2, lambda event: event["event"] == "start")
+    os.kill(slow, signal.SIGCONT)
     text, _ = first.communicate(timeout=60)
     assert first.returncode == 2, text
     assert "was taken over by attempt 2" in text
     assert "restart" not in text
-    events = straight.wait_for(name, 2, at_step(record.load(straight.run(name)).attempts[1].start["step"] + 3))
+    events = straight.wait_for(name, 2, at_step(9))
     sleepers = [second.pid, *pids(events)]
     for pid in sleepers:
         os.kill(pid, signal.SIGSTOP)
 
-    text = straight.pretrain(name, *long, "--takeover")
+    text = straight.pretrain(name, "--takeover")
     assert "taking over from attempt 2" in text
     before = (checkpoint.names(straight.run(name)), record.load(straight.run(name)).lineage())
     for pid in sleepers:
@@ -122,8 +139,7 @@ def test_a_takeover_fences_a_living_holder_and_one_that_sleeps(straight: Command
     assert "was taken over by attempt 3" in text
     assert not any(Path(f"/proc/{pid}").exists() for pid in sleepers)
     assert (checkpoint.names(straight.run(name)), record.load(straight.run(name)).lineage()) == before
-    assert len(before[1]) == 300
-    assert "everything holds" in straight("verify", name)
+    assert "everything holds" in straight("verify", name, "--against", "straight")
     assert "1: from the beginning on 2 ranks, taken over at step" in straight("status", name)
 
 
@@ -140,8 +156,10 @@ def test_of_starts_at_the_same_moment_one_wins_and_the_recipe_is_its_own(straigh
         wait_until((straight.run(name) / "recipe.yaml").exists)
         assert expected in (straight.run(name) / "recipe.yaml").read_text().partition("\nlog:")[2]
         if turn < 2:
-            winner.kill()
-            winner.communicate()
+            for _ in range(2):
+                winner.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            winner.communicate(timeout=30)
             continue
         text, _ = winner.communicate(timeout=120)
         assert winner.returncode == 0, text

@@ -185,6 +185,17 @@ def _recipe(recipe: Recipe, newest: Checkpoint) -> Check:
     return Check("recipe", f"as {newest.name} was trained with", not odd, detail="; ".join(odd[:3]))
 
 
+def _numbered(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """The lines that count, and how many don't: a fenced attempt's last, of a number that a newer attempt used too."""
+    first: dict[int, int] = {}
+    for line in lines:
+        first.setdefault(line["attempt"], line["line"])
+    kept = [
+        line for line in lines if not any(a > line["attempt"] and number <= line["line"] for a, number in first.items())
+    ]
+    return kept, len(lines) - len(kept)
+
+
 def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
     """Each update's learning rate is the schedule's, and metrics.jsonl says of a step what the record says."""
     problem = ""
@@ -194,10 +205,12 @@ def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
             if event["lr"] != due:
                 problem = problem or f"step {event['step']} has learning rate {event['lr']}, the schedule {due}"
     known = {event["step"]: event for event in lineage if event["verdict"] == "applied"}
-    lines, _ = jsonl.read(run / "metrics.jsonl")
-    for number, line in enumerate(lines):
-        if line.get("line") != number:
-            problem = problem or f"metrics.jsonl lacks line {number}"
+    lines, void = _numbered(jsonl.read(run / "metrics.jsonl")[0])
+    due = 0
+    for line in lines:
+        if not due <= line["line"] <= due + void:  # a void line may have used up a number
+            problem = problem or f"metrics.jsonl lacks line {due}"
+        due = line["line"] + 1
     written = {(line["attempt"], line["train/step"]): line for line in lines if line.get("kind") == "train"}
     lost = {(attempt, step) for attempt, first, last in record.load(run).lost for step in range(first, last + 1)}
     for (attempt, step), line in written.items():

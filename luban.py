@@ -27,6 +27,10 @@ Overrides = Annotated[
 Show = Annotated[bool, typer.Option("--show", help="Print the resolved recipe, each setting documented, and stop.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
 On = Annotated[str, typer.Option("--on", help="Where to run: local.")]
+Takeover = Annotated[
+    bool,
+    typer.Option("--takeover", help="Take the run from whoever runs it, at once: what that start still does is void."),
+]
 RunArgument = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
 PointArgument = Annotated[
     str, typer.Argument(help="RUN, RUN@STEP or RUN@best; without a point, its newest checkpoint.", show_default=False)
@@ -94,12 +98,16 @@ def pretrain(
     on: On = "local",
     show: Show = False,
     dry_run: DryRun = False,
+    takeover: Takeover = False,
 ) -> None:
     """Train a model. Called again for the same run, it goes on where it left off.
 
+    Ctrl-C, `luban stop RUN` or launch.stop_after_minutes save and stop it. While a start of the run is alive another
+    one is refused and told who holds it; --takeover fences the holder instead of waiting for it.
+
     Ends with 0 done, 2 a mistake in what was asked, 75 stopped early and resumable, 1 a fault.
     """
-    _train("stdlib", recipe, overrides, source, on, show, dry_run)
+    _train("stdlib", recipe, overrides, source, on, show, dry_run, takeover)
 
 
 @app.command()
@@ -112,12 +120,13 @@ def finetune(
     on: On = "local",
     show: Show = False,
     dry_run: DryRun = False,
+    takeover: Takeover = False,
 ) -> None:
     """Train a pretrained model on a dataset of examples; only their completions count in the loss.
 
     Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
     """
-    _train("docstrings", recipe, overrides, source, on, show, dry_run, kind="examples")
+    _train("docstrings", recipe, overrides, source, on, show, dry_run, takeover, kind="examples")
 
 
 @app.command()
@@ -188,6 +197,24 @@ def status(run: RunArgument) -> None:
 
 
 @app.command()
+def stop(
+    run: RunArgument,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended, or only leave the request.")
+    ] = True,
+) -> None:
+    """Ask a run to finish its step, save and stop, wherever it runs: the request lies in its folder.
+
+    The command that runs it ends with 75, and the same command goes on. This one ends with 0 when the run has stopped
+    (or is done), 1 if it fell before it could, 2 where there is nothing to stop.
+    """
+    from cluster.stop import stop as ask
+    from trainer.run import find
+
+    raise typer.Exit(ask(find(run), wait, typer.echo))
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="One run, or several to lay over each other.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first run.")] = None,
@@ -214,7 +241,7 @@ def demo(
 
 def _train(
     default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, show: bool,
-    dry_run: bool, kind: str | None = None,
+    dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
     from data import settings
     from data.errors import UserError
@@ -230,22 +257,25 @@ def _train(
     if show:
         typer.echo(settings.manual(recipe), nl=False)
         return
+    from cluster.hold import hold
     from cluster.job import training_job
     from cluster.on_local import Local
 
+    job = training_job(run, recipe, takeover)
     if dry_run:
-        typer.echo(Local().render(training_job(run, recipe)), nl=False)
+        typer.echo(Local().render(job), nl=False)
         return
     if kind == "examples" and recipe.ancestor is None:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    changed = changes(recipe, run)
-    open_run(recipe, run, kind)
-    if done := finished(run):
-        typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
-        return
-    if changed:
-        typer.echo(f"goes on with {', '.join(changed)}")
-    raise typer.Exit(Local().submit(training_job(run, recipe)))
+    with hold(run, takeover) as held:  # before anything of the run is written
+        changed = changes(recipe, run)
+        open_run(recipe, run, kind, takeover)
+        if done := finished(run):
+            typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
+            return
+        if changed:
+            typer.echo(f"goes on with {', '.join(changed)}")
+        raise typer.Exit(Local(held).submit(job))
 
 
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:

@@ -37,6 +37,8 @@ class Job:
     """Faults without a new checkpoint in between, after which it ends."""
     backoff_s: float = 1.0
     """Wait before the first restart, in seconds, doubled at each further one."""
+    takeover: bool = False
+    """Its first life fences whoever holds the run."""
 
 
 class Launcher(Protocol):
@@ -51,7 +53,7 @@ class Launcher(Protocol):
         ...
 
 
-def training_job(run: Path, recipe: Recipe) -> Job:
+def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:
     """The job of training `run` on one machine."""
     return Job(
         argv=(sys.executable, "-P", "-m", "trainer", str(run.absolute())),
@@ -62,4 +64,5 @@ def training_job(run: Path, recipe: Recipe) -> Job:
         environment=(("OMP_NUM_THREADS", str(recipe.launch.threads)),),
         max_restarts=recipe.launch.max_restarts,
         backoff_s=recipe.launch.backoff_s,
+        takeover=takeover,
     )

@@ -3,27 +3,30 @@
 A rank that dies is noticed within half a second (the processes are polled five times a second), the others are ended,
 and a fresh life begins with a fresh port and the `--restart` flag, so that it adopts the last checkpoint at once.
 Restarts are bounded: a new checkpoint makes the count begin anew, so a run that advances is never given up. A user's
-mistake is never retried. Ctrl-C, TERM and USR1 are passed on to the ranks once: they save, stop, and the command
-ends with 75; a second signal ends everything at once. Ranks die with their supervisor.
+mistake is never retried, nor a run that somebody else has taken over. Ctrl-C, TERM and USR1 are passed on to the
+ranks once: they save, stop, and the command ends with 75; a second signal ends everything at once. Ranks that are left
+over by a fault write their stacks to their logs before they are ended. Ranks die with their supervisor.
 """
 
 import ctypes
-import fcntl
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
+from cluster import fate
+from cluster.hold import Hold, hold
 from cluster.job import EXIT_CODES, FAULT, STOPPED, USER_ERROR, Job
 from data.errors import UserError
 from trainer import checkpoint, record
 from trainer.console import Follower
+from trainer.signals import forget_requests, requested
 
 POLL_S = 0.2
 GRACE_S = 5.0  # what the other ranks get to end by themselves after one has died
@@ -36,25 +39,38 @@ MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
 class Local:
     """The launcher behind `--on local`."""
 
+    def __init__(self, held: Hold | None = None):
+        """
+        Args:
+            held: the run, if the caller holds it already; else `submit` does.
+        """
+        self._held = held
+
     def render(self, job: Job) -> str:
         """The commands of the ranks, as a shell script."""
         lines = [f"# {job.ranks_per_node} rank(s) on this machine, logs in {job.run}/logs/attempt-N/"]
         for rank in range(job.ranks_per_node):
             variables = {**_variables(job, rank, "PORT"), **dict(job.environment)}
-            lines.append(f"{' '.join(f'{k}={shlex.quote(v)}' for k, v in variables.items())} {shlex.join(job.argv)} &")
+            lines.append(
+                f"{' '.join(f'{k}={shlex.quote(v)}' for k, v in variables.items())} {shlex.join(_argv(job))} &"
+            )
         return "\n".join([*lines, "wait"]) + "\n"
 
     def submit(self, job: Job) -> int:
         """Supervise the job to its end; returns 0 done, 75 stopped, 2 a user's mistake, 1 a fault."""
-        with _only_supervisor(job.run):  # before there is a supervisor, with signals and a terminal to give back
-            return Supervisor(job).run()
+        # Before there is a supervisor, with signals and a terminal to give back.
+        with nullcontext(self._held) if self._held else hold(job.run, job.takeover) as held:
+            return Supervisor(job, held).run()
 
 
 class Supervisor:
     """One job's lives, one after the other, in this process."""
 
-    def __init__(self, job: Job):
-        self.job = job
+    def __init__(self, job: Job, held: Hold):
+        self.job, self.held = job, held
+        self.began = time.monotonic()
+        self.first = 1
+        """The first attempt that the present life may open; a rollback opens further ones in the same processes."""
         self.follower = Follower(job.run, job.steps)
         self.asked: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
@@ -92,20 +108,15 @@ class Supervisor:
     def _lives(self) -> int:
         failures = 0
         restart = False
+        forget_requests(self.job.run, max(record.numbers(self.job.run), default=0))
+        if self.held.over:
+            self._say(f"taking over from {self.held.over}", "yellow")
         while True:
             saved = checkpoint.names(self.job.run)
             outcome, message = self._one_life(restart)
             self._show(self.follower.poll)
-            if outcome != "fault" or self.asked is not None:
-                code = STOPPED if outcome == "fault" else EXIT_CODES[outcome]
-                if code == USER_ERROR:
-                    raise UserError(message)
-                if outcome == "fault":
-                    self._say(f"the stop was not clean: {message}", "bold red")
-                if code == STOPPED:
-                    saved = checkpoint.names(self.job.run)
-                    self._say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
-                return code
+            if outcome != "fault" or self._stop_asked():
+                return self._end(outcome, message)
             failures = 1 if checkpoint.names(self.job.run) != saved else failures + 1
             if failures > self.job.max_restarts:
                 self._say(f"given up after {failures} faults without a new checkpoint: {message}", "bold red")
@@ -114,69 +125,101 @@ class Supervisor:
             self._say(f"{message}; restart {failures} of {self.job.max_restarts} in {wait:g} s", "yellow")
             restart = True
             deadline = time.monotonic() + wait
-            while time.monotonic() < deadline and self.asked is None:
+            while time.monotonic() < deadline and not self._stop_asked():
                 time.sleep(POLL_S)
-            if self.asked is not None:
+            if self._stop_asked():
                 self._say("stopped; the same command continues", "yellow")
                 return STOPPED
 
+    def _end(self, outcome: str, message: str) -> int:
+        """Say how it ended; returns the exit code. Raises UserError for a user's mistake, and for a lost hold."""
+        code = STOPPED if outcome == "fault" else EXIT_CODES[outcome]
+        if code == USER_ERROR:
+            raise UserError(message)
+        if outcome == "fault":
+            self._say(f"the stop was not clean: {message}", "bold red")
+        if code == STOPPED:
+            saved = checkpoint.names(self.job.run)
+            self._say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
+        return code
+
+    def _stop_asked(self) -> bool:
+        """Whether a signal, or `luban stop` in words that no rank has heeded any more, has asked for a stop."""
+        newest = max(record.numbers(self.job.run), default=0)
+        return self.asked is not None or requested(self.job.run, self.first, newest + 1)
+
     def _one_life(self, restart: bool) -> tuple[str, str]:
         """Start the ranks and see them end. Returns (outcome, what happened)."""
-        number = max(record.numbers(self.job.run), default=0) + 1
-        logs = self.job.run / "logs" / f"attempt-{number}"
+        if taken := self.held.taken():
+            return "user_error", taken
+        self.first = max(record.numbers(self.job.run), default=0) + 1
+        logs = self.job.run / "logs" / f"attempt-{self.first}"
         try:
             logs.mkdir(parents=True, exist_ok=True)
             self._spawn(logs, restart)
         except OSError as error:
             raise UserError(f"cannot start ranks with logs in {logs}: {error}") from None
-        fallen: int | None = None
-        deadline, told = None, False
+        fallen, deadline, told = "", None, False
         while any(rank.poll() is None for rank in self.ranks):
             self._show(self.follower.poll)
             time.sleep(POLL_S)
             if self.asked is not None and not told:
                 told = True
                 self._say("stopping: the ranks save first; the same signal again ends everything at once", "yellow")
-            if fallen is None:
-                ended = [(rank.poll() or 0, number) for number, rank in enumerate(self.ranks)]
-                # A rank killed by a signal is the cause; those that lost their connection to it are not.
-                fallen = next((number for code, number in sorted(ended) if code), None)
-                if fallen is not None:
-                    deadline = time.monotonic() + GRACE_S
-                    if self.asked is None and self.ranks[fallen].returncode != USER_ERROR:
-                        self._say(
-                            f"rank {fallen} {_fate(self.ranks[fallen].returncode)}; ending the others", "bold red"
-                        )
-                elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
-                    deadline = time.monotonic() + LAST_S
+            if not fallen and any(rank.poll() for rank in self.ranks):
+                deadline = time.monotonic() + GRACE_S
+                number, what = fate.cause(self.ranks, logs)
+                fallen = f"rank {number} {what} (see {logs / f'rank-{number}.log'})"
+                if self.asked is None and self.ranks[number].poll() != USER_ERROR:
+                    self._say(f"{fallen}; ending the others", "bold red")
+            elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
+                deadline = time.monotonic() + LAST_S
             if deadline is not None and time.monotonic() > deadline:
+                for number in fate.ask_for_stacks(self.ranks):
+                    self._say(
+                        f"rank {number} was still there: its stacks are in {logs / f'rank-{number}.log'}", "yellow"
+                    )
                 self._end_ranks()
-        codes = [rank.returncode for rank in self.ranks]
-        return self._judge(number, logs, codes, fallen)
+            if self.held.taken() and not self._mine(record.load(self.job.run)):
+                self._end_ranks()  # before they open an attempt, by which they would fence who took over
+        if not fallen:
+            number, what = fate.cause(self.ranks, logs)
+            fallen = f"rank {number} {what} (see {logs / f'rank-{number}.log'})"
+        return self._judge(logs, fallen)
 
-    def _judge(self, number: int, logs: Path, codes: Sequence[int], fallen: int | None) -> tuple[str, str]:
-        """What became of attempt `number`, from its own last line, else from the ranks' exit codes."""
+    def _mine(self, history: record.History) -> record.Attempt | None:
+        """The newest attempt that the present life has opened."""
+        me = {"pid": self.ranks[0].pid, "host": socket.gethostname()}
+        newest_first = (a for a in reversed(history.attempts) if a.number >= self.first)
+        return next((a for a in newest_first if a.start["ranks"][0].items() >= me.items()), None)
+
+    def _judge(self, logs: Path, fallen: str) -> tuple[str, str]:
+        """What became of the life, from its attempt's own last line, else from who fell first."""
         history = record.load(self.job.run)
-        pid = self.ranks[0].pid
-        written = next((a for a in history.attempts if a.number >= number and a.start["ranks"][0]["pid"] == pid), None)
-        if written and history.attempts[-1] is not written:
-            taken = history.attempts[-1].start["ranks"][0]
-            where = f"process {taken['pid']} on {taken['host']}"
-            return "user_error", f"{self.job.run} was taken over by attempt {history.attempts[-1].number}, {where}"
-        if written and written.outcome and written.outcome != "fault":
-            return written.outcome, written.message
-        for rank, code in enumerate(codes):
-            if code == USER_ERROR:
-                return "user_error", _mistake(logs / f"rank-{rank}.log")
-        if fallen is None:
-            fallen = next((rank for rank, code in enumerate(codes) if code), 0)
-        code = codes[fallen]
-        why = f": {written.message}" if written and written.message and code > 0 else ""
-        return "fault", f"rank {fallen} {_fate(code)}{why} (see {logs / f'rank-{fallen}.log'})"
+        mine = self._mine(history)
+        if history.attempts and mine and history.attempts[-1] is not mine:
+            taken = history.attempts[-1].start
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(taken["time"]))
+            by = f"process {taken['ranks'][0]['pid']} on {taken['ranks'][0]['host']}"
+            number = history.attempts[-1].number
+            return "user_error", f"{self.job.run} was taken over by attempt {number} since {since}, {by}"
+        if taken := self.held.taken():
+            return "user_error", taken
+        if mine and mine.outcome == "fenced":  # by an attempt that has not written its first line yet
+            return "user_error", mine.message
+        if mine and mine.outcome and mine.outcome != "fault":
+            return mine.outcome, mine.message
+        for number, rank in enumerate(self.ranks):
+            if rank.returncode == USER_ERROR:
+                return "user_error", _mistake(logs / f"rank-{number}.log")
+        if mine:
+            fate.write_down(self.job.run, mine.number, fallen)
+        return "fault", fallen
 
     def _spawn(self, logs: Path, restart: bool) -> None:
         port = str(_free_port())
-        argv = [*self.job.argv, "--restart"] if restart else list(self.job.argv)
+        spent = f"{time.monotonic() - self.began:.1f}"
+        argv = [*self.job.argv, "--restart", "--spent", spent] if restart else _argv(self.job)
         self.ranks = []
         for rank in range(self.job.ranks_per_node):
             environment = os.environ | _variables(self.job, rank, port) | dict(self.job.environment)
@@ -215,23 +258,9 @@ class Supervisor:
             rank.wait()
 
 
-def _fate(code: int) -> str:
-    """What an exit code says, in words."""
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-@contextmanager
-def _only_supervisor(run: Path) -> Iterator[None]:
-    """Hold the run against other supervisors on this machine, from before there is an attempt with a heartbeat."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".supervisor").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run} is being started, or run, by another command at this moment; stop it first"
-            ) from None
-        yield
+def _argv(job: Job) -> list[str]:
+    """Of a rank of the first life."""
+    return [*job.argv, "--takeover"] if job.takeover else list(job.argv)
 
 
 def _variables(job: Job, rank: int, port: str) -> dict[str, str]:

@@ -104,3 +104,10 @@ def tiny_home(home: Path) -> CommandLine:
 def luban(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     """The command line, in a folder with a dataset `tiny`."""
     return tiny_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def straight(luban: CommandLine) -> CommandLine:
+    """The same, with a run `straight` that was never interrupted."""
+    luban.pretrain("straight")
+    return luban

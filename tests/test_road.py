@@ -16,13 +16,6 @@ from trainer.checkpoint import Checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="session")
-def straight(luban: CommandLine) -> CommandLine:
-    """A run `straight` that was never interrupted."""
-    luban.pretrain("straight")
-    return luban
-
-
 def lineage(luban: CommandLine, name: str) -> list[dict]:
     return record.load(luban.run(name)).lineage()
 
@@ -180,7 +173,7 @@ def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straig
     first = straight.start_pretrain("held", "train.steps=200")
     straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] >= 3)
     text = straight.pretrain("held", "train.steps=200", code=2)
-    assert "is already running: attempt 1 since" in text
+    assert f"is already running: attempt 1, by process {first.pid} on" in text
     assert first.poll() is None
     first.terminate()
     text, _ = first.communicate(timeout=60)

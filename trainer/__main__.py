@@ -2,17 +2,21 @@
 
 It knows nothing of who started it. Its outcome (done, stopped, user_error, fault) is an event of its attempt, written
 by rank 0; it exits 0 for all but a fault, and 2 for a mistake of the user that could not be written there.
+USR2 writes the stacks of all its threads to its log.
 """
 
 import argparse
 import errno
+import faulthandler
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
 
 from data.errors import UserError
+from trainer import watchdog
 from trainer.signals import Stop
 
 
@@ -20,21 +24,36 @@ def main() -> int:
     """Train; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
+    how.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
+    parser.add_argument("--spent", type=float, default=0.0, help="seconds of the time budget used by earlier lives")
     arguments = parser.parse_args()
+    how = "restart" if arguments.restart else "takeover" if arguments.takeover else "start"
     stop = Stop()  # first of all: a signal during the imports is a stop too
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from trainer.loop import Loop
+    from trainer.loop import FENCED, Fenced, Loop
     from trainer.run import read_recipe
     from trainer.session import begin
     from trainer.world import join, leave
 
     session = None
     try:
-        world = join(read_recipe(arguments.run).engine.timeout_s)
-        session = begin(arguments.run, world, arguments.restart)
+        recipe = read_recipe(arguments.run)
+        world = join(recipe.engine.timeout_s)
+        watchdog.enter("the start-up", watchdog.START_UP_S)
+        watchdog.watch(recipe.engine.timeout_s)
+        session = begin(arguments.run, world, how)
+        if session.writer:
+            held, minutes = session, recipe.launch.stop_after_minutes
+            stop.heed(arguments.run, lambda: held.attempt, minutes, arguments.spent)
         outcome, message = Loop(session, stop).train()
         code = 0
+    except Fenced as error:
+        outcome, message, code = FENCED, str(error), 0 if session and session.writer else 2
+        tell(message)
     except UserError as error:
         outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2
         tell(message)
@@ -50,6 +69,10 @@ def main() -> int:
         outcome, message, code = "fault", f"{type(error).__name__}: {error}", 1
     if session:
         session.clock.enter("shutdown")
+    watchdog.rest()
+    if outcome == "fault":
+        with suppress(OSError):
+            watchdog.tell_fault(message)
     if session and session.writer:
         try:
             session.writer.append("outcome", outcome=outcome, message=message, clock=session.clock.seconds())

@@ -10,6 +10,7 @@ must not be able to move the cursor.
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from trainer.units import duration, precise, printable, short, size
 
 SAMPLE_LINES = 12
 TAIL = 1 << 16
-STATES = {"done": "done", "stopped": "stopped", "fault": "failed", "user_error": "failed"}
+STATES = {"done": "done", "stopped": "stopped", "fault": "failed", "user_error": "failed", "fenced": "taken over"}
 
 
 class Follower:
@@ -230,15 +231,19 @@ def fates(history: record.History) -> Iterator[str]:
     """One line an attempt: where it began, how it ended, what of it was lost."""
     lost = {number: (first, last) for number, first, last in history.lost}
     newest = history.attempts[-1].number if history.attempts else 0
+    successors = {before.number: after.start.get("supervisor") for before, after in pairwise(history.attempts)}
     for attempt in history.attempts:
         start = attempt.start
         origin = f"from {start['adopts']}" if start.get("adopts") else "from the beginning"
         fate = STATES.get(attempt.outcome or "", "killed")
+        if attempt.outcome is None and successors.get(attempt.number) == "takeover":
+            fate = STATES["fenced"]
         if attempt.number == newest and state_of(history) == "running":
             fate = "running"
+        why = f": {printable(attempt.message)}" if attempt.outcome == "fault" else ""
         gone = f", steps {lost[attempt.number][0]} to {lost[attempt.number][1]} lost" if attempt.number in lost else ""
         ranks = f"{start['world']} rank{'s' * (start['world'] > 1)}"
-        yield f"{attempt.number}: {origin} on {ranks}, {fate} at step {attempt.last_step}{gone}"
+        yield f"{attempt.number}: {origin} on {ranks}, {fate} at step {attempt.last_step}{gone}{why}"
 
 
 def time_spent(account: goodput.Goodput) -> Iterator[str]:

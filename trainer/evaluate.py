@@ -16,6 +16,7 @@ from data.order import deal
 from data.reader import LocalReader
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
+from trainer import watchdog
 from trainer.meters import perplexity
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Objective
@@ -43,6 +44,7 @@ class FixedSet:
         model.eval()
         with torch.no_grad():
             for positions in deal(0, self.rows, self.micro_batch, world.rank, world.size):
+                watchdog.enter("evaluation")
                 batch = self.objective.batch(self.reader.rows(positions), world.device)
                 logits = model(batch.input_ids, None, batch.documents).float().flatten(0, 1)
                 targets = batch.labels.flatten()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from trainer import watchdog
 from trainer.models.decoder import Decoder
 from trainer.models.layers import Cache
 
@@ -141,6 +142,7 @@ def _continue(
     logits = logits.repeat_interleave(copies, 0)
     forwards = min(max_new_tokens, context - min(lengths))
     while True:
+        watchdog.enter("sampling")
         tokens = _next(logits[:, 0].float().cpu(), sequences, sampling)
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             sequence.take(token, min(max_new_tokens, context - sequence.prompt_length), eos_id)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
+from trainer import watchdog
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
 from trainer.record import Fenced
@@ -20,7 +21,7 @@ from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import Stop
 
-DONE, STOPPED = "done", "stopped"
+DONE, STOPPED, FENCED = "done", "stopped", "fenced"
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,13 @@ class Loop:
             rows = self.next_rows()
             agreed = self.agree(rows)
             if agreed.fenced:
-                raise Fenced(f"attempt {self.s.attempt + 1} has begun")
+                raise Fenced(f"taken over: attempt {self.s.attempt + 1} of {self.s.run} has begun")
             if agreed.written or agreed.failed:
                 with self.s.clock.of("checkpoint"):
                     self.checkpoints.go_on(agreed.failed)
             if agreed.stop:
                 self.end()
-                return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
+                return STOPPED, f"by {self.stop.reason or 'a signal to another rank'} at step {progress.step}"
             if not agreed.label_tokens:
                 self.pass_over(rows, agreed)
                 continue
@@ -138,11 +139,13 @@ class Loop:
 
     def next_rows(self) -> Step:
         """This rank's rows of the next update."""
+        watchdog.enter("waiting for rows")
         with self.s.clock.of("data_wait"):
             return next(self.s.feed)
 
     def agree(self, rows: Step) -> Agreed:
         """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
+        watchdog.enter("the agreement before a step")
         fenced = self.s.writer is not None and self.s.writer.fenced()
         late = self.s.world.rank == 0 and self.checkpoints.time_is_up()
         saver = self.checkpoints.saver
@@ -156,6 +159,7 @@ class Loop:
         """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""
         total = torch.zeros((), device=self.s.world.device)
         for number, (batch, first) in enumerate(zip(rows.batches, rows.first, strict=True), 1):
+            watchdog.enter("forward and backward")
             self.s.seed(first)
             loss = self.s.objective.loss(self.s.engine.model, batch)
             self.s.engine.backward(loss, label_tokens, last=number == len(rows.batches))
@@ -164,6 +168,7 @@ class Loop:
 
     def update(self, rows: Step, agreed: Agreed, loss: Tensor, norms: dict[str, float]) -> None:
         """Apply the gradient, or don't; then settle the update before."""
+        watchdog.enter("the update")
         progress, recipe = self.s.progress, self.s.recipe
         lr = learning_rate(progress.step, recipe.schedule, recipe.optimizer.lr, recipe.train.steps)
         verdict = self.s.engine.step(lr)
@@ -206,6 +211,7 @@ class Loop:
         pending, self.pending = self.pending, None
         if pending is None:
             return
+        watchdog.enter("settling the update before")
         mine, norm = pending.figures.read()
         (total,) = self.s.world.total_floats([mine])
         if self.s.writer is None or self.s.tracker is None or self.s.timesheet is None:

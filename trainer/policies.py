@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data.order import key
-from trainer import checkpoint
+from trainer import checkpoint, watchdog
 from trainer.generate import generate
 from trainer.saver import Saver
 from trainer.session import Session
@@ -52,6 +52,7 @@ class Checkpoints:
         s, progress = self.s, self.s.progress
         if progress.step == self._saved:
             return
+        watchdog.enter("saving")
         began, clock = time.monotonic(), s.clock.seconds()
         self.finish()
         spans, state = s.engine.spans(), self._state()

@@ -150,7 +150,7 @@ class Engine(Section):
     activation_checkpointing: Free[bool] = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
     timeout_s: Free[int] = Field(default=600, ge=5)
-    """A collective that waits longer than this is a fault, in seconds."""
+    """A collective that waits longer than this, or a phase of a step in which nothing moves, is a fault, in seconds."""
     max_skipped: Free[int] = Field(default=5, ge=1)
     """Skipped updates in a row (non-finite gradients) after which the run stops."""
 

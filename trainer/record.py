@@ -229,7 +229,10 @@ def refuse_if_held(run: Path) -> None:
         if alive(run) != number:
             return
         if last_beat(run, number) not in (seen, None):
-            raise Held(f"{run} is already running: {_holder(run, number)}. Stop it first, or take another name=...")
+            raise Held(
+                f"{run} is already running: {_holder(run, number)}. Stop it first with luban stop {run.name}, or take "
+                "it over at once with --takeover, or take another name=..."
+            )
         time.sleep(0.2)
 
 

@@ -118,7 +118,7 @@ def dataset_path(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(found.absolute())})})
 
 
-def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
+def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool = False) -> None:
     """Check everything that can be checked beforehand, and write or accept the run's folder.
 
     Called again for a run that has begun, settings marked free may differ and are written anew, unless it is done.
@@ -126,6 +126,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
     Args:
         run: its folder.
         kind: which kind of dataset it must be, "text" or "examples"; None: either.
+        takeover: another start that is alive is going to be fenced, not respected.
 
     Raises:
         UserError: the dataset doesn't fit, the run is of another recipe, or another start of it is alive.
@@ -142,7 +143,8 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None) -> None:
             )
         if finished(run):
             return
-        record.refuse_if_held(run)
+        if not takeover:
+            record.refuse_if_held(run)
     inputs = open_inputs(recipe)
     if kind is not None and inputs.dataset.kind != kind:
         raise UserError(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from trainer import checkpoint
+from trainer import checkpoint, watchdog
 from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, digest_of
 from trainer.place import Folder, Place
 from trainer.record import Fenced
@@ -33,6 +33,7 @@ from trainer.span_file import bytes_of, header
 from trainer.world import World
 
 NICENESS = 10
+LONGEST_S = 3600.0  # a write that takes longer hangs
 FLOATS_PER_ELEMENT = 1 + len(checkpoint.MOMENTS)
 
 
@@ -180,6 +181,7 @@ class Saver:
 
     def _wait(self) -> None:
         if self._thread is not None:
+            watchdog.enter("waiting for a checkpoint to be written", LONGEST_S)
             self._thread.join()
 
     def _guarded(self, work: Callable[[], None]) -> None:

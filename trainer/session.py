@@ -15,7 +15,8 @@ import torch
 from data.errors import UserError
 from data.order import key
 from trainer import checkpoint, goodput, record
-from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.adopt import adopt, agree, span_by_span
+from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
 from trainer.disk import shortcomings
 from trainer.engine import Engine
@@ -23,13 +24,13 @@ from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
-from trainer.mirror import Mirror, places, root_of, store_of
+from trainer.mirror import Mirror, root_of, store_of
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.causal import Causal
 from trainer.optimizer import freeze, parameter_groups
-from trainer.place import Folder, Place
+from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.run import Source, read_recipe
 from trainer.tracker import Tracker
@@ -101,11 +102,12 @@ class Session:
         torch.manual_seed(key(self.recipe.seed, DROPOUT, max(position, 0)) >> 1)
 
 
-def begin(run: Path, world: World, restart: bool) -> Session:
+def begin(run: Path, world: World, how: str) -> Session:
     """Assemble a session: adopt the newest whole checkpoint, build the model, open the record.
 
     Args:
-        restart: a supervisor starts the run anew after a fault: an older attempt is fenced, not respected.
+        how: "start", by hand; or "restart" (by a supervisor, after a fault) or "takeover": an older attempt is then
+            fenced, not respected.
 
     Raises:
         UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
@@ -123,8 +125,8 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
     root = root_of(recipe, run)
-    writer = _agree(world, lambda: record.Writer(run, by_hand=not restart) if world.rank == 0 else None)
-    found = _adopt(recipe, run, writer, world, notes)
+    writer = agree(world, lambda: record.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
+    found = adopt(recipe, run, writer, world, notes)
     bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
@@ -141,8 +143,8 @@ def begin(run: Path, world: World, restart: bool) -> Session:
                 f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
                 f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
             )
-        _agree(world, lambda: found.refuse_other_model(engine.shapes()))
-        engine.load(found.read, found.state["adam_step"])
+        agree(world, lambda: found.refuse_other_model(engine.shapes()))
+        engine.load(span_by_span(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
     feed = Feed(
         inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed
@@ -173,55 +175,10 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         "loss_kernel": kernel,
         "versions": _versions(),
         "ranks": world.gather(me),
-        "supervisor": "restart" if restart else "start",
+        "supervisor": how,
     }
     _open_record(session, start, writer, notes)
     return session
-
-
-def _agree(world: World, action: Any) -> Any:
-    """Do `action` here; if it was refused on any rank, refuse on all, with the same words."""
-    result, problem = None, None
-    try:
-        result = action()
-    except UserError as error:
-        problem = str(error)
-    refused = next((text for text in world.gather(problem) if text), None)
-    if refused:
-        raise UserError(refused)
-    return result
-
-
-def _adopt(
-    recipe: Recipe, run: Path, writer: record.Writer | None, world: World, notes: list[str]
-) -> Checkpoint | None:
-    """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly."""
-
-    def known() -> list[tuple[str, bool]]:
-        assert writer is not None
-        found = places(recipe, run)
-        held = set(writer.history.checkpoints(name for name, _ in found))
-        return [(name, isinstance(place, Folder)) for name, place in found if name in held]
-
-    candidates = _agree(world, lambda: known() if world.rank == 0 else [])
-    candidates = world.gather(candidates)[0]
-    for name, near in reversed(candidates):
-        home: Place | None = Folder(run) if near else store_of(recipe, run)
-        assert home is not None
-        try:
-            found = Checkpoint(home.child(checkpoint.FOLDER).child(name))
-            problems = found.problems(world.rank, world.size)
-        except CorruptCheckpoint as error:
-            found, problems = None, [str(error)]
-        problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
-        if found and not problems:
-            if not near:
-                notes.append(f"{name} comes from {home}: the run's folder has no whole copy")
-            return found
-        notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
-    if candidates:
-        notes.append("No checkpoint of this run is whole: it begins again at step 0")
-    return None
 
 
 def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
@@ -243,7 +200,7 @@ def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None
         return found.base
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     root = root_of(recipe, run)
-    name = _agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
+    name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.gather(name)[0]
 
 
@@ -300,7 +257,7 @@ def _versions() -> dict[str, str]:
 
 def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None, notes: list[str]) -> None:
     """Write the attempt's first line on rank 0, say what is degraded, and tell every rank its number."""
-    _agree(s.world, lambda: writer.start(**start) if writer else None)
+    agree(s.world, lambda: writer.start(**start) if writer else None)
     s.attempt = s.world.gather(writer.number if writer else None)[0]
     s.writer = writer
     store = store_of(s.recipe, s.run)

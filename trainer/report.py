@@ -265,6 +265,7 @@ def _attempts(story: Story) -> Html:
     if not story.history.attempts:
         return section("Attempts", tag("p", "The run has not begun.", class_="note"))
     lost = {number: f"{first:,} to {last:,}" for number, first, last in story.history.lost}
+    lives = {life.attempt: life for life in story.goodput.lives}
     rows = []
     for attempt in story.history.attempts:
         start = attempt.start
@@ -279,7 +280,7 @@ def _attempts(story: Story) -> Html:
                 f"{start['step']:,} to {attempt.last_step:,}",
                 f"{fate}{': ' + attempt.message if attempt.message else ''}",
                 lost.get(attempt.number, ""),
-                duration(attempt.ended - start["time"]),
+                duration(lives[attempt.number].ended - lives[attempt.number].began),
                 f"{start.get('world')} x {start.get('device')}",
                 start.get("precision", ""),
                 start.get("zero_stage", ""),

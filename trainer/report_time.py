@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from trainer.goodput import NAMES, Goodput
-from trainer.report_page import Html, section, table, tag
+from trainer.report_page import Html, details, section, table, tag
 from trainer.report_story import Story
 from trainer.units import precise
 
@@ -44,7 +44,7 @@ def chapter(story: Story) -> Html | None:
         tag("p", note, class_="note"),
         tag("div", bars, class_="bars"),
         table(["", "", ""], rows),
-        _by_attempt(account) if len(account.lives) > 1 else None,
+        details("attempt by attempt", _by_attempt(account)) if len(account.lives) > 1 else None,
         [tag("p", doubt, class_="note") for doubt in account.notes],
     )
 

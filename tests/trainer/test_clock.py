@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.clock import CATEGORIES, Clock, boot_ns, process_start_ns
@@ -45,6 +45,7 @@ class Told:
             account[self.clock.category] = account.get(self.clock.category, 0) + more
 
 
+@settings(deadline=None)
 @given(early=st.integers(0, 10**11), done=st.lists(doing, max_size=12))
 def test_the_seconds_of_all_categories_are_the_time_that_passed(early, done):
     told = Told(early)

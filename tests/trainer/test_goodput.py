@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.clock import Clock
@@ -135,6 +135,7 @@ one_life = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(lives=st.lists(one_life, min_size=1, max_size=5), data=st.data())
 def test_whatever_happens_every_second_is_attributed_once_and_truly(lives, data):
     life, saved = Life(), []
@@ -199,12 +200,15 @@ def test_a_checkpoint_whose_event_was_cut_off_counts_up_to_the_reading_before_it
     assert account(life.history, life.beats, life.unix).seconds["compute"] == pytest.approx(10)
 
 
-def test_a_rollback_is_a_new_attempt_without_a_gap_and_its_start_up_is_its_own():
+@pytest.mark.parametrize("said", [False, True])
+def test_a_rollback_is_a_new_attempt_without_a_gap_and_its_start_up_is_its_own(said):
     life = Life()
     life.begin()
     life.train(0, 10)
     saved = life.save(2)
     life.train(0, 8)
+    if said:
+        life.event("outcome", outcome="rolled back", message="", clock=life.clock.seconds())
     life.passed += 1.5  # noticed, agreed, closed
     life.begin(saved, start_up=0.5, supervisor="rollback")
     life.train(0, 20)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from cluster.job import EXIT_CODES, FAULT, STOPPED, USER_ERROR, Job
 from data.errors import UserError
@@ -31,6 +32,22 @@ LAST_S = 90.0  # and after one has ended well: rank 0 waits up to a minute for W
 LONGEST_BACKOFF_S = 60.0
 PR_SET_PDEATHSIG = 1
 MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
+
+
+class Watcher(Protocol):
+    """What a supervisor shows its run to."""
+
+    def poll(self) -> None:
+        """Called several times a second; looks at the run folder."""
+        ...
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line of the supervisor's own."""
+        ...
+
+    def close(self) -> None:
+        """The run's command ends."""
+        ...
 
 
 class Local:
@@ -53,9 +70,13 @@ class Local:
 class Supervisor:
     """One job's lives, one after the other, in this process."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, follower: Watcher | None = None):
+        """
+        Args:
+            follower: what is shown of it; None: the run's own live view.
+        """
         self.job = job
-        self.follower = Follower(job.run, job.steps)
+        self.follower = follower or Follower(job.run, job.steps)
         self.asked: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
 

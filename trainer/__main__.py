@@ -21,6 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
+    parser.add_argument("--until", type=int, help="stop after this update; the schedule stays the recipe's")
+    parser.add_argument("--save-at", type=int, help="also save after this update")
     arguments = parser.parse_args()
     stop = Stop()  # first of all: a signal during the imports is a stop too
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -33,7 +35,7 @@ def main() -> int:
     try:
         world = join(read_recipe(arguments.run).engine.timeout_s)
         session = begin(arguments.run, world, arguments.restart)
-        outcome, message = Loop(session, stop).train()
+        outcome, message = Loop(session, stop, arguments.until, arguments.save_at).train()
         code = 0
     except UserError as error:
         outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2

@@ -141,6 +141,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
     start = {
         "adopts": found.name if found else None,
+        "record": found.state.get("record") if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
         "world": world.size,

@@ -1,0 +1,177 @@
+"""What resuming promises, and whether two runs of one recipe kept it: pure functions of recipes and records.
+
+Three promises, from the recipe and from what changed between the runs:
+
+    bitwise    every loss, weight and moment the same bit for bit: nothing changed, or `engine.exact=any`
+    close      another number of ranks or ZeRO stage adds the same numbers in another order: what was read, counted and
+               scheduled is the same bit for bit; losses and gradient norms are within a tolerance
+    samples    what was read, counted and scheduled, and nothing more: `engine.exact=samples`
+
+The tolerance is relative, and for the first 50 updates after the change; later ones are shown and not judged, because
+rounding grows from update to update without bound. In fp32 a loss moved by 7e-7 within 5 updates and 8.3e-7 within 20
+(ranks 1 to 4, stages 0 to 3), a gradient norm by 4.8e-7; in bf16 a loss by 1.6e-4. @MEASURED@
+Gradient norms are judged beside losses because AdamW and clipping hide a gradient of a wrong scale from the losses.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from trainer import record
+from trainer.feed import Shape
+from trainer.recipe import Recipe
+from trainer.verify import Check
+
+JUDGED = 50  # updates after the change whose figures are held against the tolerance
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+FIGURES = {"loss of each step": "loss", "grad_norm of each step": "grad_norm"}
+STATE = ("weights", "moments exp_avg", "moments exp_avg_sq", "validation", "dropout seeds of each step")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How a part of a run is spread."""
+
+    ranks: int
+    zero_stage: int
+
+    def __str__(self) -> str:
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)} at ZeRO {self.zero_stage}"
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """`recipe` on this topology."""
+        launch = recipe.launch.model_copy(update={"ranks": self.ranks})
+        engine = recipe.engine.model_copy(update={"zero_stage": self.zero_stage})
+        return recipe.model_copy(update={"launch": launch, "engine": engine})
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What must be equal, and how."""
+
+    kind: Literal["bitwise", "close", "samples"]
+    why: str
+    tolerance: float = 0.0
+    """Largest relative difference of a loss or gradient norm where it is close."""
+    changed_at: int = 0
+    """Updates before the first one that the two runs did on different topologies."""
+
+    def __str__(self) -> str:
+        if self.kind == "bitwise":
+            return f"everything is the same bit for bit ({self.why})"
+        counted = "rows, counts and learning rates are the same bit for bit"
+        if self.kind == "samples":
+            return f"{counted}; losses and weights are shown and not judged ({self.why})"
+        return (
+            f"{counted}; losses and gradient norms differ by at most {self.tolerance:g} of their size in the "
+            f"{JUDGED} updates after step {self.changed_at}; weights are shown and not judged ({self.why})"
+        )
+
+
+def promised(recipe: Recipe, parts: Sequence[Topology], killed_at: int, bf16: bool) -> Promise:
+    """What a resume promises.
+
+    Args:
+        parts: of the straight run, of the first part and of the resumed part.
+        killed_at: updates before the resumed part.
+        bf16: whether it computes in bf16.
+    """
+    straight, first, resumed = parts
+    exact = recipe.engine.exact
+    if exact == "samples":
+        return Promise("samples", "engine.exact=samples")
+    if straight == first == resumed:
+        return Promise("bitwise", "the same ranks and ZeRO stage")
+    if exact == "any" and all(part.zero_stage for part in parts):
+        return Promise("bitwise", "engine.exact=any")
+    changed_at = killed_at if first == straight else 0
+    changed = resumed if first == straight else first
+    sizes = [Shape.of(part.applied(recipe), part.ranks).micro_batch for part in parts]
+    if recipe.model.residual_dropout and len(set(sizes)) > 1:
+        why = f"dropout is drawn by forward, and forwards of {', '.join(map(str, sizes))} rows draw others"
+        return Promise("samples", f"{why}: engine.micro_batch={min(sizes)} would make them comparable")
+    tolerance = TOLERANCE["bf16" if bf16 else "fp32"]
+    return Promise("close", f"{straight} against {changed}: sums in another order", tolerance, changed_at)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One check, and what it means for the promise."""
+
+    check: Check
+    broken: bool
+    words: str
+    """same, within ..., differs as it may, or DIFFERS."""
+
+
+def rulings(
+    promise: Promise, checks: Sequence[Check], a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]
+) -> Iterator[Ruling]:
+    """Each check held against the promise; `a` and `b` are the step events of the two lineages."""
+    for check in checks:
+        if check.equal:
+            yield Ruling(check, False, "same")
+        elif promise.kind == "close" and check.name in FIGURES:
+            yield _within(promise, check, a, b)
+        elif promise.kind != "bitwise" and (check.name in FIGURES or check.name in STATE):
+            yield Ruling(check, False, "differs, as it may")
+        else:
+            yield Ruling(check, True, "DIFFERS")
+
+
+def _within(promise: Promise, check: Check, a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> Ruling:
+    """A figure of each step against the tolerance; one that is not finite on one side alone is out of it."""
+    name, broken_at, largest = FIGURES[check.name], None, 0.0
+    for x, y in zip(a, b, strict=False):
+        if x["step"] > promise.changed_at + JUDGED or x[name] == y[name]:
+            continue
+        bad = x[name] is None or y[name] is None
+        away = float("inf") if bad else abs(x[name] - y[name]) / max(abs(x[name]), abs(y[name]))
+        largest = max(largest, away)
+        if broken_at is None and (away > promise.tolerance or x["step"] <= promise.changed_at):
+            broken_at = x["step"]
+    if broken_at is None:
+        return Ruling(check, False, f"within {promise.tolerance:g} ({largest:.1e})")
+    where = "where nothing had changed yet" if broken_at <= promise.changed_at else f"tolerance {promise.tolerance:g}"
+    detail = f"first at step {broken_at}, {where}; largest difference {largest:.3g} of its size"
+    return Ruling(replace(check, detail=detail), True, "DIFFERS")
+
+
+def other_checks(straight: record.History, resumed: record.History, adopts: str) -> Iterator[Check]:
+    """What `compare` leaves out: where it resumed, which steps it did again, what dropout and validation were."""
+    newest = resumed.attempts[-1]
+    lost = [f"{first} to {last}" for _, first, last in resumed.lost]
+    found = newest.start["adopts"]
+    problem = "" if found == adopts else f"it adopted {found} instead of {adopts}"
+    problem = problem or ("" if lost else "no update was lost to the kill, so none was redone")
+    yield Check(
+        "resumed", f"from {found}, steps {', '.join(lost) or 'none'} lost and redone", not problem, 0.0, problem
+    )
+    seeds = [list(_forwards(history)) for history in (straight, resumed)]
+    odd = next((x[0] for x, y in zip(*seeds, strict=False) if x != y), None)
+    yield Check(
+        "dropout seeds of each step", "position and rows of each forward", odd is None, 0.0,
+        "" if odd is None else f"first differs at step {odd}: {_sizes(straight)} and {_sizes(resumed)} rows a forward",
+    )  # fmt: skip
+    losses = [_validation(history) for history in (straight, resumed)]
+    away = max((abs((losses[0][s] or 0) - (losses[1].get(s) or 0)) for s in losses[0]), default=0.0)
+    odd = next((step for step in sorted(losses[0] | losses[1]) if losses[0].get(step) != losses[1].get(step)), None)
+    detail = "" if odd is None else f"first differs at step {odd}, largest difference {away:.3g}"
+    yield Check("validation", f"losses of {len(losses[0])} evaluations", odd is None, away, detail)
+
+
+def _forwards(history: record.History) -> Iterator[tuple[int, int, int]]:
+    """(step, first position, rows of a forward) of each update: with the seed they decide every random draw."""
+    sizes = {id(event): attempt.start["micro_batch"] for attempt in history.attempts for event in attempt.events}
+    for event in history.lineage():
+        yield event["step"], event["positions"][0], sizes[id(event)]
+
+
+def _sizes(history: record.History) -> str:
+    return ", then ".join(dict.fromkeys(str(size) for _, _, size in _forwards(history)))
+
+
+def _validation(history: record.History) -> dict[int, float | None]:
+    """Validation losses by step; those of lost steps are overwritten by the ones that were kept."""
+    found = [event for attempt in history.attempts for event in attempt.of("evaluation")]
+    return {event["step"]: event["metrics"]["loss"] for event in found}

@@ -242,11 +242,12 @@ class Life:
         """
         job: Job = training_job(self.run, recipe)
         supervisor = Supervisor(replace(job, argv=(*job.argv, *words)), self)
-        self._progress.begin(self.stage, self.steps, "updates")
+        self._progress.say(f"{self.stage}: {recipe.launch.ranks} rank{'s' * (recipe.launch.ranks > 1)} starting")
         try:
             code = supervisor.run()
         finally:
-            self._progress.end(f"{self._done} updates" if self.victim is None else self._killed())
+            if self._rank:
+                self._progress.end(f"{self._done} updates" if self.victim is None else self._killed())
         if supervisor.asked is not None:
             raise KeyboardInterrupt
         return code
@@ -257,6 +258,7 @@ class Life:
         for event in events:
             if event["event"] == "start":
                 self._rank = event["ranks"][-1]["pid"]
+                self._progress.begin(self.stage, self.steps, "updates")  # the time left is of updates, not of imports
             elif event["event"] == "step":
                 self._beyond = event["step"]
                 if self._done < self.steps:

@@ -99,7 +99,7 @@ def check_run(run: Path) -> Iterator[Check]:
     state = Checkpoint(run / checkpoint.FOLDER / whole[-1]).state["progress"]
     lineage = history.lineage(state["consumed"])
     yield _lineage(lineage, state)
-    yield _sealed(history, Checkpoint(run / checkpoint.FOLDER / whole[-1]).state.get("record"))
+    yield check_seals(history, Checkpoint(run / checkpoint.FOLDER / whole[-1]).state.get("record"))
     recipe = read_recipe(run)
     yield _recipe(recipe, Checkpoint(run / checkpoint.FOLDER / whole[-1]))
     yield _metrics(run, lineage, recipe)
@@ -175,7 +175,7 @@ def _lineage(lineage: list[dict[str, Any]], state: dict[str, Any]) -> Check:
     )
 
 
-def _sealed(history: record.History, seal: dict[str, Any] | None) -> Check:
+def check_seals(history: record.History, seal: dict[str, Any] | None) -> Check:
     """The record's bytes are those that the newest checkpoint sealed, and what its attempt adopted, and so on back.
 
     A checkpoint holds the SHA-256 of its attempt's lines up to itself, and an attempt's first line the seal of the

@@ -2,7 +2,7 @@
 
 Three lives in a scratch folder, each started as the local launcher starts any run:
 
-    straight     N + M updates, never interrupted, on the recipe's own ranks
+    straight     N + M updates, never interrupted
     killed       saves after update N and goes on until a rank is killed (SIGKILL), one recorded update later at least
     resumed      adopts the checkpoint at N, does the lost updates again, and ends at N + M
 
@@ -54,8 +54,8 @@ class Plan:
     """Updates before the kill."""
     after: int
     """Updates after the resume that are compared."""
-    straight: Topology
-    first: Topology
+    begun: Topology
+    """Of the straight run, and of the other until it is killed."""
     resumed: Topology
     promise: Promise
 
@@ -66,9 +66,9 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{self.run.name}: {self.last} updates straight on {self.straight}; beside them {self.before} on "
-            f"{self.first}, a rank killed, and {self.after} resumed on {self.resumed}; the learning rate is the "
-            f"recipe's, of {self.recipe.train.steps:,} updates\npromised: {self.promise}"
+            f"{self.run.name}: {self.last} updates straight on {self.begun}; beside them {self.before}, a rank killed, "
+            f"and {self.after} resumed on {self.resumed}; the learning rate is the recipe's, of "
+            f"{self.recipe.train.steps:,} updates\npromised: {self.promise}"
         )
 
 
@@ -80,7 +80,7 @@ def prove_resume(
     Args:
         name: a run, whose recipe is taken; its folder isn't touched.
         steps: "N,M", or one number for both.
-        ranks: "A,B": on how many ranks the killed run begins and goes on; None: on the recipe's.
+        ranks: "A,B": begin on A ranks, as the straight run does, and go on with B; None: on the recipe's.
         zero: the ZeRO stage at which it goes on; None: the recipe's.
         keep: leave the scratch folder.
 
@@ -128,19 +128,18 @@ def plan(name: str, steps: str | None, ranks: str | None, zero: int | None) -> P
             f"--steps {before},{after} are {before + after} updates, and {run.name} has {recipe.train.steps} "
             f"(train.steps): take fewer"
         )
-    begins, goes_on = recipe.launch.ranks, recipe.launch.ranks
+    begun = resumed = Topology(recipe.launch.ranks, recipe.engine.zero_stage)
     if ranks is not None:
-        begins, goes_on = _numbers("--ranks", ranks, "2,1", both=True)
-    straight = Topology(recipe.launch.ranks, recipe.engine.zero_stage)
-    stage = straight.zero_stage if zero is None else zero
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"--zero {stage}: DeepSpeed ZeRO has the stages 0 to 3")
-    first, resumed = replace(straight, ranks=begins), Topology(goes_on, stage)
+        counts = _numbers("--ranks", ranks, "2,1", both=True)
+        begun, resumed = (replace(begun, ranks=count) for count in counts)
+    if zero is not None:
+        if zero not in (0, 1, 2, 3):
+            raise UserError(f"--zero {zero}: DeepSpeed ZeRO has the stages 0 to 3")
+        resumed = replace(resumed, zero_stage=zero)
     bf16 = _bf16(recipe)
-    if stage == 0 and bf16:
+    if zero == 0 and bf16:
         raise UserError("--zero 0 takes a wrong first step in bf16: take stage 1, 2 or 3")
-    promise = promised(recipe, (straight, first, resumed), before, bf16)
-    return Plan(run, recipe, before, after, straight, first, resumed, promise)
+    return Plan(run, recipe, before, after, begun, resumed, promised(recipe, begun, resumed, before, bf16))
 
 
 def table(found: list[Ruling]) -> Iterator[str]:
@@ -158,20 +157,20 @@ def table(found: list[Ruling]) -> Iterator[str]:
 
 def _prove(plan: Plan, scratch: Path) -> Iterator[Ruling]:
     straight, killed = scratch / "straight", scratch / "killed"
-    recipe = scaled(plan)
+    recipe = plan.begun.applied(scaled(plan))
     progress = for_this_stream()
-    open_run(plan.straight.applied(recipe), straight)
+    open_run(recipe, straight)
     life = Life("straight", straight, 1, plan.last, progress)
-    code = life.live(plan.straight.applied(recipe), "--until", str(plan.last))
+    code = life.live(recipe, "--until", str(plan.last))
     if code not in (DONE, STOPPED):
         yield _fell(life)
         return
     reached = record.load(straight).attempts[-1]
     if reached.last_step != plan.last:
         raise UserError(f"{plan.run.name} ends at step {reached.last_step} ({reached.message}): take fewer --steps")
-    open_run(plan.first.applied(recipe), killed)
+    open_run(recipe, killed)
     life = Life("killed", killed, 1, plan.before + 1, progress, kill_after=plan.before)
-    life.live(plan.first.applied(recipe), "--save-at", str(plan.before), "--until", str(ENDLESS))
+    life.live(recipe, "--save-at", str(plan.before), "--until", str(ENDLESS))
     if life.victim is None:
         yield _fell(life)
         return

@@ -54,7 +54,7 @@ def scratch(luban: CommandLine, name: str) -> list[Path]:
 @pytest.mark.slow
 def test_the_same_ranks_resume_bitwise_and_leave_nothing_behind(luban: CommandLine) -> None:
     folder = run(luban, "plain", "model.residual_dropout=0.1")
-    before = (folder / "recipe.yaml").stat()
+    before = (folder / "recipe.yaml").stat().st_mtime_ns
     text = luban("verify", "plain", "--resume", "--steps", "4,3")
     assert "promised: everything is the same bit for bit (the same ranks and ZeRO stage)" in text
     found = results(text)
@@ -68,7 +68,7 @@ def test_the_same_ranks_resume_bitwise_and_leave_nothing_behind(luban: CommandLi
     assert "plain: resuming changes nothing that was promised" in text
     assert not scratch(luban, "plain")
     assert list(folder.iterdir()) == [folder / "recipe.yaml"]
-    assert (folder / "recipe.yaml").stat() == before
+    assert (folder / "recipe.yaml").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_other_ranks_and_another_stage_resume_within_the_tolerance(luban: Comman
     run(luban, "resized")
     text = luban("verify", "resized", "--resume", "--steps", "2,8", "--ranks", "2,1", "--zero", "3", "--keep")
     assert "8 resumed on 1 rank at ZeRO 3" in text
-    assert "updates after step 2" in text
+    assert "so is everything up to step 2; in the 5 updates after it" in text
     found = results(text)
     assert found["rows of each step"] == found["lr of each step"] == found["counters"] == "same"
     assert found["loss of each step"].startswith("within ")

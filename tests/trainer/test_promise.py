@@ -7,41 +7,37 @@ from trainer.promise import JUDGED, TOLERANCE, Promise, Topology, promised, ruli
 from trainer.recipe import Recipe
 from trainer.verify import Check
 
-TWO = Topology(2, 2)
+TWO, ONE = Topology(2, 2), Topology(1, 2)
 
 
-def kind(parts: tuple[Topology, Topology, Topology], *given: str, bf16: bool = False) -> str:
-    return promised(settings.load(Recipe, None, given), parts, 4, bf16).kind
+def kind(after: Topology, *given: str) -> str:
+    return promised(settings.load(Recipe, None, given), TWO, after, 4, False).kind
 
 
-@pytest.mark.parametrize("other", [Topology(1, 2), Topology(2, 3), Topology(3, 1)])
+@pytest.mark.parametrize("other", [ONE, Topology(2, 3), Topology(3, 1)])
 def test_bits_are_promised_on_the_same_topology_or_by_exact_any(other: Topology) -> None:
-    same, moved = (TWO, TWO, TWO), (TWO, TWO, other)
-    assert kind(same) == "bitwise"
-    assert kind(moved) == "close"
-    assert kind((TWO, other, other)) == "close"
-    assert kind(same, "engine.exact=any") == kind(moved, "engine.exact=any") == "bitwise"
-    assert kind(same, "engine.exact=samples") == kind(moved, "engine.exact=samples") == "samples"
+    assert kind(TWO) == "bitwise"
+    assert kind(other) == "close"
+    assert kind(TWO, "engine.exact=any") == kind(other, "engine.exact=any") == "bitwise"
+    assert kind(TWO, "engine.exact=samples") == kind(other, "engine.exact=samples") == "samples"
 
 
 def test_exact_any_says_nothing_of_stage_0() -> None:
-    assert kind((TWO, TWO, Topology(2, 0)), "engine.exact=any") == "close"
+    assert kind(Topology(2, 0), "engine.exact=any") == "close"
 
 
 def test_dropout_is_comparable_only_with_the_same_forwards() -> None:
-    moved = (TWO, TWO, Topology(1, 2))
     drops = ("model.residual_dropout=0.1", "train.batch_rows=12")
-    assert kind(moved, *drops) == "samples"
-    assert kind(moved, *drops, "engine.micro_batch=6") == "close"
-    assert kind((TWO, TWO, TWO), *drops) == "bitwise"
+    assert kind(ONE, *drops) == "samples"
+    assert kind(ONE, *drops, "engine.micro_batch=6") == "close"
+    assert kind(TWO, *drops) == "bitwise"
 
 
-def test_the_tolerance_begins_where_the_topology_changed() -> None:
-    recipe = settings.load(Recipe)
-    after = promised(recipe, (TWO, TWO, Topology(1, 2)), 4, False)
-    assert (after.changed_at, after.tolerance) == (4, TOLERANCE["fp32"])
-    assert promised(recipe, (TWO, Topology(1, 2), TWO), 4, True).changed_at == 0
-    assert promised(recipe, (TWO, Topology(1, 2), TWO), 4, True).tolerance == TOLERANCE["bf16"]
+def test_the_tolerance_is_that_of_the_precision_from_the_resume_on() -> None:
+    for bf16, precision in ((False, "fp32"), (True, "bf16")):
+        promise = promised(settings.load(Recipe), TWO, ONE, 4, bf16)
+        assert (promise.killed_at, promise.precision) == (4, precision)
+        assert f"losses differ by at most {TOLERANCE[precision]['loss']:g} of their size" in str(promise)
 
 
 def steps(losses: list[float | None]) -> list[dict]:
@@ -51,16 +47,16 @@ def steps(losses: list[float | None]) -> list[dict]:
 @pytest.mark.parametrize(
     ("at", "loss", "broken"),
     [
-        (5, 2 * (1 + 0.9e-4), False),
-        (5, 2 * (1 + 1.2e-4), True),
+        (5, 2 * (1 + 0.9e-5), False),
+        (5, 2 * (1 + 1.2e-5), True),
         (5, None, True),
-        (4, 2 * (1 + 1e-9), True),  # before the change nothing may differ
+        (4, 2 * (1 + 1e-9), True),  # before the kill nothing may differ
         (4 + JUDGED, 2.1, True),
         (5 + JUDGED, 2.1, False),
     ],
 )
 def test_a_loss_is_close_within_the_tolerance_for_so_many_updates(at: int, loss: float | None, broken: bool) -> None:
-    promise = Promise("close", "", 1e-4, changed_at=4)
+    promise = Promise("close", "", killed_at=4)
     straight: list[float | None] = [2.0] * (10 + JUDGED)
     moved = [*straight[: at - 1], loss, *straight[at:]]
     (ruling,) = rulings(promise, [Check("loss of each step", "", False)], steps(straight), steps(moved))

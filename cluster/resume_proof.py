@@ -272,7 +272,7 @@ class Life:
             self.victim = self._rank
 
     def say(self, text: str, style: str = "") -> None:
-        """What a supervisor says, kept for the verdict; its warnings are shown, but for the death it was meant to see."""
+        """What a supervisor says, kept for the verdict; its warnings are shown, but for a death it was to cause."""
         self.fault = text
         if style and self.victim is None:
             self._progress.say(f"{self.stage}: {text}")

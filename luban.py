@@ -176,11 +176,33 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="Another run of the same recipe: compare weights, moments, rows of each step.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Prove on its recipe, in a scratch folder, that resuming changes nothing.")
+    ] = False,
+    steps: Annotated[
+        str | None, typer.Option(help="With --resume: updates before the kill and after, as N,M or one for both.")
+    ] = None,
+    ranks: Annotated[str | None, typer.Option(help="With --resume: begin on A ranks and go on with B, as A,B.")] = None,
+    zero: Annotated[int | None, typer.Option(help="With --resume: go on at this ZeRO stage.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="With --resume: leave the scratch folder.")] = False,
 ) -> None:
     """Re-read every checkpoint and shard against its digest, and check that each sample was seen exactly once.
 
-    Ends with 1 if anything is not as it was promised, naming the first thing that isn't.
+    With --resume, train twice, once killed in the middle, and compare. Ends with 1 if anything is not as it was
+    promised, naming the first thing that isn't.
     """
+    from data.errors import UserError
+
+    if resume:
+        from cluster.resume_proof import prove_resume
+
+        if against is not None:
+            raise UserError("--against and --resume are two questions: ask one after the other")
+        if not prove_resume(run, steps, ranks, zero, keep, typer.echo):
+            raise typer.Exit(1)
+        return
+    if (steps, ranks, zero, keep) != (None, None, None, False):
+        raise UserError("--steps, --ranks, --zero and --keep belong to --resume")
     from trainer.verify import verify_run
 
     if not verify_run(run, against, typer.echo):

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from cluster import fate
 from cluster.hold import Hold, hold
@@ -34,6 +35,22 @@ LAST_S = 90.0  # and after one has ended well: rank 0 waits up to a minute for W
 LONGEST_BACKOFF_S = 60.0
 PR_SET_PDEATHSIG = 1
 MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
+
+
+class Watcher(Protocol):
+    """What a supervisor shows its run to."""
+
+    def poll(self) -> None:
+        """Called several times a second; looks at the run folder."""
+        ...
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line of the supervisor's own."""
+        ...
+
+    def close(self) -> None:
+        """The run's command ends."""
+        ...
 
 
 class Local:
@@ -66,12 +83,17 @@ class Local:
 class Supervisor:
     """One job's lives, one after the other, in this process."""
 
-    def __init__(self, job: Job, held: Hold):
+    def __init__(self, job: Job, held: Hold, follower: Watcher | None = None):
+        """
+        Args:
+            held: the run's lock.
+            follower: what is shown of it; None: the run's own live view.
+        """
         self.job, self.held = job, held
         self.began = time.monotonic()
         self.first = 1
         """The first attempt that the present life may open; a rollback opens further ones in the same processes."""
-        self.follower = Follower(job.run, job.steps)
+        self.follower = follower or Follower(job.run, job.steps)
         self.asked: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
 

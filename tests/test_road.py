@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_verify_finds_a_run_that_is_not_the_same(straight: CommandLine) -> None:
     assert "FAIL weights" in text
     assert "FAIL rows of each step" in text
     assert "first differs at step 1" in text
+
+
+def test_a_loss_edited_in_record_and_metrics_alike_is_found(straight: CommandLine) -> None:
+    edited = straight.home / "edited"
+    shutil.copytree(straight.run("straight"), edited, symlinks=True)
+    for file in (edited / "attempts" / "0001.jsonl", edited / "metrics.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            for name in {"loss", "train/loss"} & set(line):
+                line[name] = 1.5 if line.get("step", line.get("train/step")) == 4 else line[name]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = straight("verify", str(edited), code=1)
+    assert "FAIL seals" in text
+    assert "attempts/0001.jsonl is not as it was written" in text
+    assert "ok   metrics" in text
 
 
 def test_ctrl_c_saves_stops_with_75_and_the_next_start_goes_on_bitwise(straight: CommandLine) -> None:

@@ -28,6 +28,8 @@ def main() -> int:
     how.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
     how.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of the time budget used by earlier lives")
+    parser.add_argument("--until", type=int, help="stop after this update; the schedule stays the recipe's")
+    parser.add_argument("--save-at", type=int, help="also save after this update")
     arguments = parser.parse_args()
     how = "restart" if arguments.restart else "takeover" if arguments.takeover else "start"
     stop = Stop()  # first of all: a signal during the imports is a stop too
@@ -49,7 +51,7 @@ def main() -> int:
         if session.writer:
             held, minutes = session, recipe.launch.stop_after_minutes
             stop.heed(arguments.run, lambda: held.attempt, minutes, arguments.spent)
-        outcome, message = Loop(session, stop).train()
+        outcome, message = Loop(session, stop, arguments.until, arguments.save_at).train()
         code = 0
     except Fenced as error:
         outcome, message, code = FENCED, str(error), 0 if session and session.writer else 2

@@ -80,8 +80,14 @@ def _begin_copy(scalar: Tensor) -> Tensor:
 class Loop:
     """Drives a session to its end."""
 
-    def __init__(self, session: Session, stop: Stop):
-        self.s, self.stop = session, stop
+    def __init__(self, session: Session, stop: Stop, until: int | None = None, save_at: int | None = None):
+        """
+        Args:
+            until: end after this update, short of the run's last one or beyond it; the schedule doesn't move.
+            save_at: save after this update, whatever the policy says.
+        """
+        self.s, self.stop, self.save_at = session, stop, save_at
+        self.until = session.recipe.train.steps if until is None else until
         self.pending: Pending | None = None
         self.checkpoints = Checkpoints(session)
         self.evaluations = Evaluations(session)
@@ -94,8 +100,10 @@ class Loop:
             UserError: too many updates in a row were skipped, or the disk is full.
             Fenced: a newer attempt has begun.
         """
-        progress, last = self.s.progress, self.s.recipe.train.steps
-        reason = f"step {last} reached"
+        progress, last = self.s.progress, self.until
+        outcome, reason = DONE, f"step {last} reached"
+        if last < self.s.recipe.train.steps:
+            outcome, reason = STOPPED, f"as asked at step {last}"
         self.s.clock.enter("compute")
         while progress.step < last:
             self.diagnostics.before_step(progress.step)
@@ -117,10 +125,10 @@ class Loop:
             self.update(rows, agreed, loss, norms)
             self.s.meter.step(agreed.label_tokens)
             if self.after_update(agreed):
-                reason = f"no better validation loss in {progress.worse} evaluations"
+                outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
                 break
         self.end()
-        return DONE, reason
+        return outcome, reason
 
     def end(self) -> None:
         """Write down what is pending, and save."""
@@ -250,7 +258,7 @@ class Loop:
             with self.s.clock.of("evaluation"):
                 improved = self.evaluations.run()
             impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
-        if self.checkpoints.due(progress.step, improved) or agreed.save:
+        if self.checkpoints.due(progress.step, improved) or agreed.save or progress.step == self.save_at:
             self.settle()
             self.save()
         return impatient

@@ -116,6 +116,7 @@ class Checkpoints:
             "vocab_size": s.inputs.vocab_size,
             "zero_stage": s.recipe.engine.zero_stage,
             "recipe": s.recipe.model_dump(mode="json"),
+            "record": s.writer.seal() if s.writer else None,
         }
 
 

@@ -18,6 +18,7 @@ after an adopted checkpoint are *lost*: their weights are gone, and their positi
 """
 
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -199,6 +200,15 @@ def load(run: Path) -> History:
     return History(run, attempts[::-1])
 
 
+def digest(run: Path, attempt: int, size: int) -> str | None:
+    """SHA-256 of the first `size` bytes of an attempt's file; None where it is gone or has fewer."""
+    try:
+        text = (run / "attempts" / f"{attempt:04d}.jsonl").read_bytes()
+    except FileNotFoundError:
+        return None
+    return hashlib.sha256(text[:size]).hexdigest() if len(text) >= size else None
+
+
 def alive(run: Path) -> int | None:
     """The number of the newest attempt if it still runs: no outcome, and a fresh heartbeat."""
     newest = max(numbers(run), default=None)
@@ -263,6 +273,7 @@ class Writer:
         self._ended, self._lock = threading.Event(), threading.Lock()
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         self._beat_path.write_text(json.dumps(holder))
+        self._bytes, self._sha256 = 0, hashlib.sha256()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         sync_folder(folder)
         self.history = load(run)
@@ -297,6 +308,13 @@ class Writer:
                     f"cannot write the record in {self.run}/attempts ({error.strerror}). The run stands at its last "
                     "checkpoint: make room and start it again"
                 ) from None
+            self._bytes += len(line)
+            self._sha256.update(line)
+
+    def seal(self) -> dict[str, Any]:
+        """What has been written so far, as a checkpoint keeps it: attempt, bytes, and their SHA-256."""
+        with self._lock:
+            return {"attempt": self.number, "bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
     def sync(self) -> None:
         """Make every event so far durable."""

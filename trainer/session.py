@@ -158,6 +158,7 @@ def begin(run: Path, world: World, how: str) -> Session:
     start = {
         "began": clock.began,
         "adopts": found.name if found else None,
+        "record": found.state.get("record") if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
         "world": world.size,

@@ -105,6 +105,7 @@ def check_run(run: Path) -> Iterator[Check]:
     state = whole[-1].state["progress"]
     lineage = history.lineage(state["consumed"])
     yield _lineage(lineage, state)
+    yield check_seals(history, whole[-1].state.get("record"))
     yield _recipe(recipe, whole[-1])
     yield _metrics(run, lineage, recipe)
     try:
@@ -177,6 +178,22 @@ def _lineage(lineage: list[dict[str, Any]], state: dict[str, Any]) -> Check:
     return Check(
         "lineage", f"positions [0, {reached:,}) in {len(lineage)} updates, once each", not problem, detail=problem
     )
+
+
+def check_seals(history: record.History, seal: dict[str, Any] | None) -> Check:
+    """The record's bytes are those that the newest checkpoint sealed, and what its attempt adopted, and so on back.
+
+    A checkpoint holds the SHA-256 of its attempt's lines up to itself, and an attempt's first line the seal of the
+    checkpoint it adopts: so a line edited later is found even where metrics.jsonl was edited to agree with it.
+    """
+    problem, sealed = "", 0
+    while seal is not None and not problem:
+        if record.digest(history.run, seal["attempt"], seal["bytes"]) != seal["sha256"]:
+            problem = f"attempts/{seal['attempt']:04d}.jsonl is not as it was written: restore it from a copy"
+        else:
+            sealed += seal["bytes"]
+            seal = history.attempt(seal["attempt"]).start.get("record")
+    return Check("seals", f"{sealed:,} bytes of the record by their SHA-256", not problem, detail=problem)
 
 
 def _recipe(recipe: Recipe, newest: Checkpoint) -> Check:

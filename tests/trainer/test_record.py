@@ -5,7 +5,7 @@ import os
 import resource
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from socket import gethostname
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from trainer import checkpoint, record
 from trainer.record import Held, Writer, alive, load, refuse_if_held
+from trainer.verify import check_seals
 
 ROWS = 8
 RANKS = [{"rank": 0, "host": "node-7", "pid": 4242}, {"rank": 1, "host": "node-8", "pid": 17}]
@@ -187,6 +188,30 @@ def test_the_lineage_is_what_made_the_weights_whatever_happened(tmp_path_factory
     assert told == weights
     ends = [end for _, _, end, _ in told]
     assert [first for _, first, _, _ in told] == [0, *ends][:-1]  # every position once
+
+
+def test_a_seal_covers_every_byte_of_the_attempts_that_it_goes_back_to(run):
+    first = begin(run)
+    apply(first, 1, 3)
+    seal = first.seal()
+    apply(first, 4, 5)  # lost
+    assert record.digest(run, 1, seal["bytes"]) == seal["sha256"]
+    start = {"adopts": save(first, 3), "step": 3, "consumed": 3 * ROWS, "ranks": RANKS, "record": seal}
+    with closing(Writer(run, start)) as second:
+        apply(second, 4, 6)
+        newest = second.seal()
+    assert check_seals(load(run), newest).equal
+    for number in (1, 2):
+        text = file(run, number).read_bytes()
+        file(run, number).write_bytes(text.replace(b'"loss": 2.5', b'"loss": 2.4', 1))
+        found = check_seals(load(run), newest)
+        assert not found.equal
+        assert f"attempts/{number:04d}.jsonl is not as it was written" in found.detail
+        file(run, number).write_bytes(text)
+    file(run, 1).write_bytes(file(run, 1).read_bytes()[: seal["bytes"]])  # what was lost is not sealed
+    assert check_seals(load(run), newest).equal
+    assert record.digest(run, 1, seal["bytes"] + 1) is None
+    assert record.digest(run, 7, 0) is None
 
 
 def test_an_attempt_that_is_gone_is_an_error_naming_its_file(run):

@@ -6,6 +6,7 @@ signal killed; a rank that a signal stopped, for which the others waited in vain
 was wrong in its log, where one that was waiting for others comes last. The judgement becomes the attempt's outcome.
 """
 
+import os
 import re
 import signal
 import subprocess
@@ -58,7 +59,10 @@ def ask_for_stacks(ranks: Ranks) -> list[int]:
 def write_down(run: Path, attempt: int, message: str) -> None:
     """Make it the last word of an attempt whose ranks have all ended, in place of what rank 0 could tell."""
     with suppress(OSError):  # on a full disk there is only the terminal
-        file = jsonl.Appender(run / "attempts" / f"{attempt:04d}.jsonl")
+        path = run / "attempts" / f"{attempt:04d}.jsonl"
+        whole = path.read_bytes().rfind(b"\n") + 1
+        os.truncate(path, whole)  # the line that a kill tore is no event; nobody writes here any more
+        file = jsonl.Appender(path)
         file.append({"event": "outcome", "outcome": "fault", "message": message, "time": time.time()})
         file.close()
 

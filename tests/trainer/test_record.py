@@ -197,7 +197,8 @@ def test_a_seal_covers_every_byte_of_the_attempts_that_it_goes_back_to(run):
     apply(first, 4, 5)  # lost
     assert record.digest(run, 1, seal["bytes"]) == seal["sha256"]
     start = {"adopts": save(first, 3), "step": 3, "consumed": 3 * ROWS, "ranks": RANKS, "record": seal}
-    with closing(Writer(run, start)) as second:
+    with closing(Writer(run)) as second:
+        second.start(**start)
         apply(second, 4, 6)
         newest = second.seal()
     assert check_seals(load(run), newest).equal

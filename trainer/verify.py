@@ -189,9 +189,11 @@ def _numbered(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     """The lines that count, and how many don't: a fenced attempt's last, of a number that a newer attempt used too."""
     first: dict[int, int] = {}
     for line in lines:
-        first.setdefault(line["attempt"], line["line"])
+        first.setdefault(line["attempt"], line.get("line", -1))
     kept = [
-        line for line in lines if not any(a > line["attempt"] and number <= line["line"] for a, number in first.items())
+        line
+        for line in lines
+        if not any(a > line["attempt"] and 0 <= number <= line.get("line", -1) for a, number in first.items())
     ]
     return kept, len(lines) - len(kept)
 
@@ -208,9 +210,9 @@ def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
     lines, void = _numbered(jsonl.read(run / "metrics.jsonl")[0])
     due = 0
     for line in lines:
-        if not due <= line["line"] <= due + void:  # a void line may have used up a number
+        if not due <= line.get("line", -1) <= due + void:  # a void line may have used up a number
             problem = problem or f"metrics.jsonl lacks line {due}"
-        due = line["line"] + 1
+        due = line.get("line", -1) + 1
     written = {(line["attempt"], line["train/step"]): line for line in lines if line.get("kind") == "train"}
     lost = {(attempt, step) for attempt, first, last in record.load(run).lost for step in range(first, last + 1)}
     for (attempt, step), line in written.items():

@@ -3,8 +3,8 @@
 The loop says at the head of each phase which one begins: one assignment, 0.15 us. A daemon thread sleeps until the
 phase in hand would be older than `engine.timeout_s`; if it still is the same one by then, the stacks of all threads
 go to the rank's log and the process ends with the code of a fault, without a collective: the supervisor sees it, ends
-the others and starts anew. The phase begins before its collectives, so the watchdog comes before their own timeout,
-which would tell of one thread alone.
+the others and starts anew. Process groups get `HEAD_START_S` more, or on a crowded machine their own timeout would
+come first, which tells of one thread alone.
 
 Code that holds Python's lock for ever would stop this thread too; behind it stands faulthandler's own timer, which
 needs no lock, set anew whenever the thread wakes. A process that was stopped as a whole (SIGSTOP, a paused container)
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 FAULT = 1
 START_UP_S = 300.0  # least allowance before the first step: imports and first kernels take 5 to 20 s, a cold disk more
+HEAD_START_S = 5.0
 OVERSLEPT_S = 1.0
 MAIN = threading.main_thread().ident
 COLLECTIVES = "distributed_c10d.py"  # where a thread that waits for other ranks is found

@@ -147,7 +147,7 @@ class Supervisor:
             self._say(f"{message}; restart {failures} of {self.job.max_restarts} in {wait:g} s", "yellow")
             restart = True
             deadline = time.monotonic() + wait
-            while time.monotonic() < deadline and not self._stop_asked():
+            while time.monotonic() < deadline and not self._stop_asked() and not self.held.taken():
                 time.sleep(POLL_S)
             if self._stop_asked():
                 self._say("stopped; the same command continues", "yellow")

@@ -78,6 +78,8 @@ def test_a_second_signal_while_a_checkpoint_is_written_damages_nothing(straight:
     process = straight.start_pretrain(name)
     wait_until((folder / "spans-00000.safetensors").exists)
     ranks = pids(straight.wait_for(name, 1, at_step(1)))
+    os.kill(ranks[1], signal.SIGUSR2)
+    wait_until(lambda: "in _write" in log(straight, name, 1, 1))
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
@@ -118,14 +120,13 @@ def test_a_takeover_fences_a_living_holder_and_one_that_sleeps(straight: Command
     slow = pids(straight.wait_for(name, 1, at_step(3)))[1]
     os.kill(slow, signal.SIGSTOP)  # rank 0 lives and waits, or the run would be done before it can be taken over
     second = straight.start_pretrain(name, "--takeover")
-    straight.wait_for(name, 2, lambda event: event["event"] == "start")
+    sleepers = [second.pid, *pids(straight.wait_for(name, 2, lambda event: event["event"] == "start"))]
+    os.kill(sleepers[-1], signal.SIGSTOP)  # for the same reason
     os.kill(slow, signal.SIGCONT)
     text, _ = first.communicate(timeout=60)
     assert first.returncode == 2, text
     assert "was taken over by attempt 2" in text
     assert "restart" not in text
-    events = straight.wait_for(name, 2, at_step(9))
-    sleepers = [second.pid, *pids(events)]
     for pid in sleepers:
         os.kill(pid, signal.SIGSTOP)
 

@@ -44,7 +44,7 @@ def main() -> int:
     session = None
     try:
         recipe = read_recipe(arguments.run)
-        world = join(recipe.engine.timeout_s)
+        world = join(recipe.engine.timeout_s + watchdog.HEAD_START_S)
         watchdog.enter("the start-up", watchdog.START_UP_S)
         watchdog.watch(recipe.engine.timeout_s)
         session = begin(arguments.run, world, how)

@@ -29,6 +29,7 @@ import deepspeed  # noqa: E402
 from deepspeed.utils import logger, safe_get_full_grad  # noqa: E402
 
 from data.errors import UserError  # noqa: E402
+from trainer import watchdog  # noqa: E402
 from trainer.checkpoint import MOMENTS, WEIGHT, Span, SpanReader  # noqa: E402
 from trainer.recipe import Recipe  # noqa: E402
 from trainer.world import World  # noqa: E402
@@ -76,7 +77,8 @@ class Engine:
         configuration = self._configuration(recipe, micro_batch, bf16, trainable)
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
         for group in list(dist.distributed_c10d._world.pg_map):
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=recipe.engine.timeout_s), group)
+            patience = timedelta(seconds=recipe.engine.timeout_s + watchdog.HEAD_START_S)
+            dist.distributed_c10d._set_pg_timeout(patience, group)
         self.module: Any = self._engine.module
         self._trainable = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 

@@ -1,10 +1,10 @@
 """Finds a rank in which nothing moves any more, and ends it with its stacks in its log.
 
-The loop says at the head of each phase which one begins: one assignment, 0.15 us. A daemon thread sleeps until the
-phase in hand would be older than `engine.timeout_s`; if it still is the same one by then, the stacks of all threads
+The loop says at the head of each phase which one begins: one assignment. A daemon thread sleeps until the phase in
+hand would be older than `engine.timeout_s`; if it still is the same one by then, the stacks of all threads
 go to the rank's log and the process ends with the code of a fault, without a collective: the supervisor sees it, ends
-the others and starts anew. The phase begins before its collectives, so the watchdog comes before their own timeout,
-which would tell of one thread alone.
+the others and starts anew. Process groups get `HEAD_START_S` more, or on a crowded machine their own timeout would
+come first, which tells of one thread alone.
 
 Code that holds Python's lock for ever would stop this thread too; behind it stands faulthandler's own timer, which
 needs no lock, set anew whenever the thread wakes. A process that was stopped as a whole (SIGSTOP, a paused container)
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 FAULT = 1
 START_UP_S = 300.0  # least allowance before the first step: imports and first kernels take 5 to 20 s, a cold disk more
+HEAD_START_S = 5.0
 OVERSLEPT_S = 1.0
 MAIN = threading.main_thread().ident
 COLLECTIVES = "distributed_c10d.py"  # where a thread that waits for other ranks is found
@@ -72,8 +73,9 @@ def _watch(timeout_s: float) -> None:
             # Where the disk of the log is full there is nobody to tell.
             with suppress(OSError, ValueError, RuntimeError):
                 faulthandler.dump_traceback_later(left + 2 * timeout_s, exit=True)
-            time.sleep(left)
-            if phase is not None and time.monotonic() - now - left > OVERSLEPT_S and _phase is phase:
+            asleep = min(left, timeout_s)  # no phase that begins meanwhile can be too old by then
+            time.sleep(asleep)
+            if phase is not None and time.monotonic() - now - asleep > OVERSLEPT_S and _phase is phase:
                 _phase = phase._replace(since=time.monotonic())
         elif phase is _phase and phase is not None:
             _end(phase, now - phase.since)

@@ -53,7 +53,7 @@ class World:
         return everyone
 
 
-def join(timeout_s: int) -> World:
+def join(timeout_s: float) -> World:
     """Meet the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Where they meet on loopback, every socket is bound to loopback: torch by itself would listen on all addresses.

@@ -5,12 +5,15 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from cluster.hold import hold
 from cluster.job import FAULT, STOPPED, Job, training_job
 from cluster.on_local import Local
+from cluster.stop import stop
 from data.errors import UserError
 from trainer.recipe import Recipe
 
@@ -73,3 +76,37 @@ def test_a_stop_during_the_back_off_ends_with_75(tmp_path: Path, monkeypatch: py
     assert Local().submit(slow) == STOPPED
     assert time.monotonic() - began < 15
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_request_that_no_rank_heeded_ends_the_back_off_with_75(tmp_path: Path) -> None:
+    slow = Job((sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "run", 1, max_restarts=3, backoff_s=30)
+    (tmp_path / "run" / "attempts").mkdir(parents=True)
+    said = []
+    asking = threading.Timer(2.0, lambda: said.append(stop(tmp_path / "run", False, said.append)))
+    asking.start()
+    began = time.monotonic()
+    assert Local().submit(slow) == STOPPED
+    assert time.monotonic() - began < 15
+    assert said == [f"asked attempt 1 of {tmp_path / 'run'} to stop; it finishes its step and saves", 0]
+    with pytest.raises(UserError, match="nothing to stop: no attempt has begun"):
+        stop(tmp_path / "run", True, said.append)
+
+
+def test_a_supervisor_that_was_taken_over_starts_no_ranks_any_more(tmp_path: Path) -> None:
+    code = f"open(r'{tmp_path}/lives', 'a').write('x'); raise SystemExit(3)"
+    slow = Job((sys.executable, "-c", code), tmp_path / "run", 1, max_restarts=3, backoff_s=3)
+    with ExitStack() as taken:
+        threading.Timer(1.5, lambda: taken.enter_context(hold(tmp_path / "run", takeover=True))).start()
+        with pytest.raises(UserError, match=r"was taken over by attempt 1, by process \d+ on"):
+            Local().submit(slow)
+    assert (tmp_path / "lives").read_text() == "x"
+
+
+def test_ranks_of_a_life_that_was_taken_over_before_it_began_are_ended(tmp_path: Path) -> None:
+    slow = Job((sys.executable, "-c", "import time; time.sleep(60)"), tmp_path / "run", 1)
+    began = time.monotonic()
+    with ExitStack() as taken:
+        threading.Timer(1.0, lambda: taken.enter_context(hold(tmp_path / "run", takeover=True))).start()
+        with pytest.raises(UserError, match="was taken over by attempt 1"):
+            Local().submit(slow)
+    assert time.monotonic() - began < 15

@@ -21,7 +21,8 @@ def test_a_phase_that_lasts_too_long_ends_the_process_with_the_stacks_of_all_thr
     began = time.monotonic()
     process = start(
         CRAWL + "threading.Thread(target=crawl, daemon=True).start()\ndef stuck(): time.sleep(60)\n"
-        "watchdog.enter('the update'); watchdog.watch(0.5); stuck()"
+        "watchdog.enter('the start-up', at_least_s=60); watchdog.watch(0.5); time.sleep(1)\n"
+        "watchdog.enter('the update'); stuck()"
     )
     _, text = process.communicate(timeout=30)
     assert process.returncode == 1

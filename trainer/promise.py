@@ -15,8 +15,8 @@ updates (two numbers: in a calm recipe, and in one whose gradient norm spikes af
                           5               10               50
     fp32   loss           1e-7, 1e-7      1e-7, 1e-5       1e-7, 1e-2
            gradient norm  1e-7, 1e-7      1e-7, 1e-2       1e-5, 0.9
-    bf16   loss           7e-6            2e-5             2e-3
-           gradient norm  2e-3            2e-3             0.4
+    bf16   loss           2e-5             2e-5             2e-3
+           gradient norm  2e-3             2e-3             0.4
 
 What a resume can break shows at once: moments forgotten at the resume move the second loss after it. Gradient norms
 are judged beside losses because AdamW and clipping hide a gradient of a wrong scale from the losses.

@@ -180,6 +180,17 @@ class Engine:
             self._engine.step()
 
     @property
+    def cost_of_any(self) -> str | None:
+        """What `exact: any` costs this rank, in words."""
+        if self._exact is None:
+            return None
+        memory, sent, per_update = self._exact.extra_bytes(), self._exact.sent_bytes(), self.accumulation
+        return (
+            f"sums in float64 and buckets take {memory / 2**20:.0f} MiB a rank, and each of its {per_update} "
+            f"micro-batches in an update sends its gradient, {sent / 2**20:.1f} MiB to other ranks"
+        )
+
+    @property
     def model(self) -> Any:
         """The model to train: its own forward, through DeepSpeed's hooks, or only those that fetch its weights."""
         return self._engine if self._exact is None else self.module

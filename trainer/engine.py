@@ -180,15 +180,11 @@ class Engine:
             self._engine.step()
 
     @property
-    def cost_of_any(self) -> str | None:
-        """What `exact: any` costs this rank, in words."""
+    def extra(self) -> tuple[int, int] | None:
+        """What `exact: any` costs this rank: (bytes of memory, bytes sent in one update); None in the other modes."""
         if self._exact is None:
             return None
-        memory, sent, per_update = self._exact.extra_bytes(), self._exact.sent_bytes(), self.accumulation
-        return (
-            f"sums in float64 and buckets take {memory / 2**20:.0f} MiB a rank, and each of its {per_update} "
-            f"micro-batches in an update sends its gradient, {sent / 2**20:.1f} MiB to other ranks"
-        )
+        return self._exact.held_bytes(), self._exact.sent_bytes() * self.accumulation
 
     @property
     def model(self) -> Any:

@@ -229,7 +229,7 @@ class ExactGradient:
             torch.mul(self._sums[first : first + piece.count], scale, out=target)
             row += piece.rows
 
-    def extra_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Memory on this rank for as long as the engine lives."""
         held = (self._sums, self._sent, self._nothing, *([self._received] if self._world.size > 1 else []))
         return sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -308,8 +308,12 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
             f"a run of its own on the same shards as its ancestor, whose weights have read {ancestor['consumed']:,} "
             "rows of them: this run counts from position 0, and some rows will be seen by both"
         )
-    if s.engine.cost_of_any:
-        s.say(f"exact any: {s.engine.cost_of_any}")
+    if s.engine.extra is not None:
+        memory, sent = s.engine.extra
+        s.say(
+            f"exact any costs each rank {memory / 2**20:.1f} MiB of memory beside one micro-batch's gradient, and "
+            f"{sent / 2**20:.1f} MiB sent to other ranks in each update ({s.shape.accumulation} x the gradient)"
+        )
     if s.fixed is None:
         s.say("the validation split holds no row of this context: nothing is evaluated")
     s.say(

@@ -17,6 +17,7 @@ from data.reader import LocalReader
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 from trainer import watchdog
+from trainer.exact import addable
 from trainer.meters import perplexity
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Objective
@@ -49,9 +50,8 @@ class FixedSet:
                 logits = model(batch.input_ids, None, batch.documents).float().flatten(0, 1)
                 targets = batch.labels.flatten()
                 counted = targets != IGNORED
-                loss += (
-                    nn.functional.cross_entropy(logits, targets, reduction="sum").item() if batch.label_tokens else 0
-                )
+                if batch.label_tokens:
+                    loss += addable(nn.functional.cross_entropy(logits, targets, reduction="sum")).item()
                 correct += ((logits.argmax(-1) == targets) & counted).sum().item()
                 labels += batch.label_tokens
                 text_bytes += piece_bytes[targets[counted].cpu()].sum().item()

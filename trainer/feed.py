@@ -27,9 +27,15 @@ class Shape:
 
     @classmethod
     def of(cls, recipe: Recipe, ranks: int) -> "Shape":
-        """The recipe's batch on so many ranks; a micro-batch is never larger than a rank's share."""
+        """The recipe's batch on so many ranks; a micro-batch is never larger than a rank's share.
+
+        Under `exact: any` it doesn't depend on the ranks: by itself a quarter of the batch, so that four share it.
+        """
         rows = recipe.train.batch_rows
-        micro_batch = min(recipe.engine.micro_batch or MOST_ROWS, -(-rows // ranks))
+        if recipe.engine.exact == "any":
+            micro_batch = min(recipe.engine.micro_batch or min(MOST_ROWS, -(-rows // 4)), rows)
+        else:
+            micro_batch = min(recipe.engine.micro_batch or MOST_ROWS, -(-rows // ranks))
         accumulation = -(-rows // (micro_batch * ranks))
         return cls(micro_batch, accumulation, accumulation * micro_batch * ranks - rows)
 

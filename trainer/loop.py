@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from trainer import watchdog
+from trainer.exact import addable
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
 from trainer.record import Fenced
@@ -164,14 +165,14 @@ class Loop:
         return Agreed(labels, stop > 0, fence > 0, save > 0, written == self.s.world.size, failed > 0, digest)
 
     def forward_backward(self, rows: Step, label_tokens: int) -> Tensor:
-        """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""
-        total = torch.zeros((), device=self.s.world.device)
+        """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, float64 on the device."""
+        total = torch.zeros((), dtype=torch.float64, device=self.s.world.device)
         for number, (batch, first) in enumerate(zip(rows.batches, rows.first, strict=True), 1):
             watchdog.enter("forward and backward")
             self.s.seed(first)
             loss = self.s.objective.loss(self.s.engine.model, batch)
             self.s.engine.backward(loss, label_tokens, last=number == len(rows.batches))
-            total += loss.detach()
+            total += addable(loss)
         return total
 
     def update(self, rows: Step, agreed: Agreed, loss: Tensor, norms: dict[str, float]) -> None:

@@ -140,7 +140,8 @@ class Engine(Section):
     zero_stage: Free[Literal[0, 1, 2, 3]] = 2
     """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing (for comparison, fp32 only)."""
     micro_batch: Free[int | None] = Field(default=None, ge=1)
-    """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most."""
+    """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most; under exact: any
+    a quarter of the batch, 16 at most, whatever the number of ranks."""
     precision: Branch[Literal["auto", "fp32", "bf16"]] = "auto"
     """bf16 keeps fp32 master weights. auto: bf16 on a GPU, fp32 on a CPU."""
     exact: Free[Literal["any", "topology", "samples"]] = "topology"
@@ -283,6 +284,8 @@ class Recipe(Section):
             problems.append("schedule.warmup_steps + schedule.decay_steps must not exceed train.steps")
         if self.engine.zero_stage == 0 and self.engine.precision == "bf16":
             problems.append("engine.zero_stage 0 is for comparison in fp32: with bf16 take stage 1, 2 or 3")
+        if self.engine.zero_stage == 0 and self.engine.exact == "any":
+            problems.append("engine.zero_stage 0 is for comparison: engine.exact any needs stage 1, 2 or 3")
         if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1] <= self.train.steps:
             problems.append(
                 f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to <= train.steps"

@@ -37,7 +37,10 @@ from trainer.tracker import Tracker
 from trainer.world import World
 
 DROPOUT = 11  # what a key is for
-TOPOLOGY = ("world", "zero_stage", "micro_batch", "precision", "device", "threads", "versions")
+ANY = ("micro_batch", "precision", "device", "threads", "versions", "exact")
+"""What decides the bits of a sum under `exact: any`, as an attempt's start names it."""
+TOPOLOGY = ("world", "zero_stage", *ANY)
+"""The same under `exact: topology`."""
 
 
 @dataclass
@@ -114,7 +117,7 @@ def begin(run: Path, world: World, how: str) -> Session:
     """
     recipe = read_recipe(run)
     torch.set_num_threads(recipe.launch.threads)
-    if recipe.engine.exact == "topology":
+    if recipe.engine.exact != "samples":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling what is about to be overwritten would cost 7 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -286,16 +289,23 @@ def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None
         )
     if start["adopts"]:
         before = history.attempt(int(start["adopts"].rpartition(".a")[2])).start
+        decisive = {"any": ANY, "topology": TOPOLOGY, "samples": ()}[s.recipe.engine.exact]
         changed = [
-            f"{name} {before.get(name)} -> {start[name]}" for name in TOPOLOGY if before.get(name) != start[name]
+            f"{name} {before.get(name)} -> {start[name]}" for name in decisive if before.get(name) != start[name]
         ]
-        if changed and s.recipe.engine.exact == "topology":
+        if changed:
             s.say(f"the same rows from here on, but not bitwise the same sums: {'; '.join(changed)}")
     ancestor = start["ancestor"]
     if ancestor and ancestor["dataset"] == start["dataset"]:
         s.say(
             f"a run of its own on the same shards as its ancestor, whose weights have read {ancestor['consumed']:,} "
             "rows of them: this run counts from position 0, and some rows will be seen by both"
+        )
+    if s.engine.extra is not None:
+        memory, sent = s.engine.extra
+        s.say(
+            f"exact any costs each rank {memory / 2**20:.1f} MiB of memory beside one micro-batch's gradient, and "
+            f"{sent / 2**20:.1f} MiB sent to other ranks in each update ({s.shape.accumulation} x the gradient)"
         )
     if s.fixed is None:
         s.say("the validation split holds no row of this context: nothing is evaluated")

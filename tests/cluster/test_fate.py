@@ -81,7 +81,7 @@ def test_the_judgement_is_the_last_word_of_the_attempt_also_after_a_torn_line(tm
 
     (tmp_path / "recipe.yaml").write_text(settings.dump(Recipe()))
     writer = Writer(tmp_path)
-    writer.start(**{"adopts": None, "step": 0, "consumed": 0, "ranks": RANKS, "world": 2})
+    writer.start(adopts=None, step=0, consumed=0, ranks=RANKS, world=2)
     writer.append("outcome", outcome="fault", message="RuntimeError: Connection closed by peer")
     writer.close()
     with (tmp_path / "attempts" / "0001.jsonl").open("a") as file:

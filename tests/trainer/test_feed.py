@@ -99,6 +99,20 @@ def test_shapes_by_hand(rows, ranks, micro_batch, expected):
     assert Shape.of(recipe(train__batch_rows=rows, engine__micro_batch=micro_batch), ranks) == expected
 
 
+@hypothesis_settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 20), st.none() | st.integers(1, 40))
+def test_under_exact_any_a_micro_batch_does_not_depend_on_the_ranks(rows, ranks, micro_batch):
+    chosen = recipe(train__batch_rows=rows, engine__micro_batch=micro_batch or "null", engine__exact="any")
+    shape = Shape.of(chosen, ranks)
+    assert shape.micro_batch == Shape.of(chosen, 1).micro_batch <= min(micro_batch or MOST_ROWS, rows)
+    assert shape.accumulation * shape.micro_batch * ranks - shape.filler == rows
+    dealt = [deal(0, rows, shape.micro_batch, rank, ranks) for rank in range(ranks)]
+    merged = [list(part) for number in range(shape.accumulation) for part in (held[number] for held in dealt)]
+    alone = [list(part) for part in deal(0, rows, shape.micro_batch, 0, 1)]
+    assert merged[: len(alone)] == alone
+    assert all(set(part) == {-1} for part in merged[len(alone) :])
+
+
 # -- the digest of what was read -------------------------------------------------------------------------------------
 
 

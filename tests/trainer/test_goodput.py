@@ -300,7 +300,7 @@ def test_what_a_running_attempt_logs_is_what_is_accounted_later(tmp_path):
     start = life.newest.attempt.start
     earlier = before(History(tmp_path, life.history.attempts[:1]), 2, start)
     writer = Writer(tmp_path)
-    writer.start(**{"adopts": None, "step": 0, "consumed": 0})
+    writer.start(adopts=None, step=0, consumed=0)
     sheet = Timesheet(life.clock, writer, earlier)
     logged = sheet.figures()
     life.read()

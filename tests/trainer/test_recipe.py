@@ -24,6 +24,7 @@ def load(*overrides: str) -> Recipe:
         (["train.steps=40"], "schedule.warmup_steps 40 must be below train.steps 40"),
         (["schedule.kind=wsd", "train.steps=139"], "warmup_steps + schedule.decay_steps must not exceed train.steps"),
         (["engine.zero_stage=0", "engine.precision=bf16"], "engine.zero_stage 0 is for comparison in fp32"),
+        (["engine.zero_stage=0", "engine.exact=any"], "engine.exact any needs stage 1, 2 or 3"),
         (["log.profile=[5, 5]"], "log.profile [5, 5] must be [from, to] with 0 <= from < to"),
         (["log.profile=[-1, 5]"], "log.profile [-1, 5] must be"),
         (["name=a/b"], "name: String should match pattern"),

@@ -8,6 +8,7 @@ from torch import Tensor
 from data import settings
 from data.order import deal
 from trainer.engine import Engine
+from trainer.exact import addable
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Batch
@@ -80,13 +81,14 @@ class Training:
 
     def step(self, number: int, poison: float = 1.0) -> tuple[float, float, bool]:
         """One update: (mean loss, gradient norm before clipping, applied)."""
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float64)
         count = label_tokens(number)
         batches = micro_batches(number, self.micro_batch, self.world)
         for index, batch in enumerate(batches, 1):
+            torch.manual_seed(1000 * number + (index - 1) * self.world.size + self.world.rank)  # its number in the step
             loss = self.engine.model(batch.input_ids, batch.labels, batch.documents)
             self.engine.backward(loss * (poison if self.world.rank == 0 else 1.0), count, last=index == len(batches))
-            total += loss.detach()
+            total += addable(loss)
         lr = learning_rate(number, self.recipe.schedule, self.recipe.optimizer.lr, self.recipe.train.steps)
         verdict = self.engine.step(lr)
         (whole,) = self.world.total_floats([float(total)])

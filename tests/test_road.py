@@ -79,7 +79,7 @@ def check_that_every_second_is_attributed(luban: CommandLine, name: str) -> None
     assert seconds["down"] == pytest.approx(last.start["began"] - died, abs=0.05)
     saved = next(event for event in first.of("step") if event["step"] == 8)["time"]
     beside = sum(event["seconds"] for kind in ("checkpoint", "evaluation") for event in first.of(kind))
-    assert died - saved - beside - 0.25 < seconds["lost"] < died - saved + 0.25
+    assert died - saved - beside - 0.5 < seconds["lost"] < died - saved + 0.25
     assert seconds["compute"] > 0
     logged = [line for line in jsonl.read(luban.run(name) / "metrics.jsonl")[0] if line["kind"] == "train"][-1]
     assert logged["goodput/lost_pct"] > 0

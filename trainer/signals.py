@@ -5,7 +5,7 @@ second signal ends the process at once: a checkpoint that was being written neve
 disk is damaged.
 
 `luban stop` leaves a file beside the attempt that it means, `attempts/0003.stop`, which no other attempt heeds. Rank 0
-looks for it once a second (a step without a look costs 0.2 us, a look 2 us on a local disk).
+looks for it once a second at most: 26 us on a crowded machine, and 0.3 us for a step that need not look.
 """
 
 import os

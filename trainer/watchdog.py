@@ -23,7 +23,6 @@ from typing import NamedTuple
 FAULT = 1
 START_UP_S = 300.0  # least allowance before the first step: imports and first kernels take 5 to 20 s, a cold disk more
 HEAD_START_S = 5.0
-OVERSLEPT_S = 1.0
 MAIN = threading.main_thread().ident
 COLLECTIVES = "distributed_c10d.py"  # where a thread that waits for other ranks is found
 WAITS = "it waits for the other ranks"
@@ -75,7 +74,7 @@ def _watch(timeout_s: float) -> None:
                 faulthandler.dump_traceback_later(left + 2 * timeout_s, exit=True)
             asleep = min(left, timeout_s)  # no phase that begins meanwhile can be too old by then
             time.sleep(asleep)
-            if phase is not None and time.monotonic() - now - asleep > OVERSLEPT_S and _phase is phase:
+            if phase is not None and time.monotonic() - now - asleep > timeout_s / 2 and _phase is phase:
                 _phase = phase._replace(since=time.monotonic())
         elif phase is _phase and phase is not None:
             _end(phase, now - phase.since)

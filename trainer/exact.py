@@ -125,8 +125,9 @@ class ExactGradient:
         self._sums = torch.zeros(self._rounds * self._bucket, dtype=torch.float64, device=world.device)
         self._sent = torch.empty(world.size * self._bucket, dtype=dtype, device=world.device)
         self._received = torch.empty_like(self._sent) if world.size > 1 else self._sent
-        self._nothing = torch.zeros(self._bucket, dtype=dtype, device=world.device)
         self._plan = [self._segments(everyone, number) for number in range(self._rounds)]
+        gaps = (stop for plan in self._plan for parameter, _, stop in plan if parameter is None)
+        self._nothing = torch.zeros(max(gaps, default=0), dtype=dtype, device=world.device)
         self._map_chunks(sizes, everyone)
         self._squares: Tensor | None = None
 
@@ -176,13 +177,13 @@ class ExactGradient:
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add one micro-batch's gradient, whole, by parameter; None is zero. Collective."""
-        flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
         self._squares = None
+        flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
         for number, plan in enumerate(self._plan):
             parts = []
             for parameter, start, stop in plan:
-                source = None if parameter is None else flat[parameter]
-                parts.append(self._nothing[: stop - start] if source is None else source[start:stop])
+                source = self._nothing if parameter is None else flat[parameter]
+                parts.append(self._sent.new_zeros(stop - start) if source is None else source[start:stop])
             torch.cat(parts, out=self._sent)
             if self._world.size > 1:
                 dist.all_to_all_single(self._received, self._sent)

@@ -15,6 +15,7 @@ from tests.chaos import damage, play
 from tests.chaos.faults import FIRED, KILLED, Broken, Crash, Full, PowerLoss, Short
 from tests.chaos.gate import GROWS, Call, Fault
 from tests.chaos.judge import Verdict, judge
+from trainer import record
 
 PARTIAL = "open step-000000006.a1/state.json"
 REMOVED = "unlink step-000000003.a1/state.json"
@@ -45,11 +46,12 @@ class Injection:
 
     def run(self, home: Path) -> Result:
         """Do it, in the folder `home`, whose `run` is a copy of the base."""
-        where = f"{self.base}, call {self.at}"
+        where, saved = f"{self.base}, call {self.at}", 0
         code = play.ended(play.forked(home, lambda: self.make(home), self.ranks))
         told = home.with_suffix(f".{FIRED}")
         if told.exists():
-            where = f"{self.base}, {told.read_text()}"
+            step, _, call = told.read_text().partition(" ")
+            where, saved = f"{self.base}, {call}", int(step)
             told.unlink()
         elif code == play.DONE:
             return Result(self.fault, where, Verdict(), fired=False)
@@ -61,7 +63,11 @@ class Injection:
         if code != play.DONE:
             problem = f"the next attempt ended with {code}: {play.output(home)[-2000:]}"
             return Result(self.fault, where, Verdict(problems=[problem]))
-        return Result(self.fault, where, judge(home / "run", flushed_metrics=self.power))
+        found = judge(home / "run", flushed_metrics=self.power)
+        began = record.load(home / "run").attempts[-1].start["step"]
+        if began < saved:
+            found.problems.append(f"the record said that step {saved} was saved, and the run went on from {began}")
+        return Result(self.fault, where, found)
 
 
 class Census(Fault):

@@ -32,7 +32,8 @@ def judge(run: Path, steps: int = STEPS, flushed_metrics: bool = False, kept: in
 
     Args:
         flushed_metrics: power was lost: of metrics.jsonl only that its lines are numbered without a gap can be asked.
-        kept: checkpoints that retention must have left, None: not asked.
+        kept: checkpoints that retention leaves, or one more if it was the last removal that a fault prevented; None: not
+            asked.
     """
     found, history = Verdict(), record.load(run)
     names = history.checkpoints()
@@ -41,7 +42,7 @@ def judge(run: Path, steps: int = STEPS, flushed_metrics: bool = False, kept: in
         return found
     held = [Checkpoint(run / checkpoint.FOLDER / name) for name in names]
     found.problems += [problem for each in held for problem in each.problems()]
-    if kept is not None and len(names) != kept:
+    if kept is not None and len(names) not in (kept, kept + 1):
         found.problems.append(f"{names} instead of {kept} checkpoints")
     state, story = known(steps)
     newest = held[-1]

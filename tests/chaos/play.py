@@ -213,6 +213,9 @@ def _root(chosen: Recipe, run: Path) -> Any:
 
 
 def _frozen(run: Path, found: Checkpoint | None, world: World) -> str | None:
+    """A file in `base/` where there is one rank, none where there are two: most runs have none."""
+    if world.size > 1:
+        return None
     name = found.base if found else checkpoint.save_frozen(run, STILL) if world.rank == 0 else None
     return world.gather(name)[0]
 

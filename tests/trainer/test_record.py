@@ -334,12 +334,13 @@ def test_start_checkpoint_and_outcome_are_on_the_disk_before_anything_goes_on(ru
 
     monkeypatch.setattr(os, "fsync", fsync)
     writer = begin(run)
-    assert flushed == ["attempts", "0001.jsonl"]  # the file's name, and the line
+    # the names of file, folder and run; then the line
+    assert flushed == ["attempts", run.name, run.parent.name, "0001.jsonl"]
     apply(writer, 1, 2)
-    assert len(flushed) == 2
+    assert len(flushed) == 4
     save(writer, 2)
     writer.append("outcome", outcome="done", message="")
-    assert flushed[2:] == ["0001.jsonl"] * 2
+    assert flushed[4:] == ["0001.jsonl"] * 2
 
 
 def test_events_of_several_threads_are_whole_lines(run):

@@ -226,9 +226,13 @@ def alive(run: Path) -> int | None:
     return newest if time.time() - beat < STALE_S and not ended else None
 
 
-def dead(run: Path) -> set[int]:
-    """Numbers of the attempts that write no more: ended, or without a fresh heartbeat."""
-    return {number for number in numbers(run) if time.time() - (_last_beat(run, number) or 0) > STALE_S}
+def dead(run: Path, before: int) -> set[int]:
+    """Numbers below `before`, the reader's own, of attempts that write no more: ended, or without a fresh heartbeat.
+
+    Whoever has slept and is fenced by now must not take a newer attempt that sleeps for dead.
+    """
+    older = [number for number in numbers(run) if number < before]
+    return {number for number in older if time.time() - (_last_beat(run, number) or 0) > STALE_S}
 
 
 def refuse_if_held(run: Path) -> None:

@@ -1,25 +1,28 @@
-"""`python -m tests.chaos [SHARE]`: all injections of the checkpoint writer and the record, and a table of them.
+"""`python -m tests.chaos writer|fencing [SHARE]`: faults in the checkpoint writer and the record, and a table of them.
 
 SHARE: a number above 0 and at most 1, of the injections that are made; all by default. Ends with 1 if any failed.
 """
 
 import os
+import pickle
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
-from tests.chaos import injections
+from tests.chaos import fencing, injections
 from tests.chaos.injections import Result
 
 
 def main() -> int:
     """Make them, on all cores; print the table and the first failures."""
-    part = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    layer = {"writer": injections, "fencing": fencing}[sys.argv[1]]
+    part = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
     began, memory = time.monotonic(), Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        results = spread(Path(name), part)
+        results = spread(Path(name), layer, part)
     print(table(results))
     failed = [result for result in results if result.verdict.problems]
     for result in failed[:10]:
@@ -28,11 +31,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def spread(folder: Path, part: float) -> list[Result]:
+def spread(folder: Path, layer: ModuleType, part: float) -> list[Result]:
     """The results of all workers, one a core."""
-    import pickle
-
-    calls = injections.prepare(folder)
+    calls = layer.prepare(folder)
     workers = len(os.sched_getaffinity(0))
     children = []
     for number in range(workers):
@@ -41,7 +42,7 @@ def spread(folder: Path, part: float) -> list[Result]:
             code = 1
             try:
                 every = max(1, round(1 / part))
-                found = list(injections.share(folder, number, workers * every, calls))
+                found = list(layer.share(folder, number, workers * every, calls))
                 (folder / f"results-{number}").write_bytes(pickle.dumps(found))
                 code = 0
             finally:

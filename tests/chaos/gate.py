@@ -135,11 +135,11 @@ class Gate:
     def _inside(self, what: Any, folder: int | None) -> Path | None:
         """The path that a call is about, if it lies in the folder."""
         if isinstance(what, int):
-            text = os.readlink(f"/proc/self/fd/{what}")
+            text = str(Path(f"/proc/self/fd/{what}").readlink())
         else:
             text = os.fspath(what)
             text = text.decode() if isinstance(text, bytes) else text
             if folder is not None:
-                text = f"{os.readlink(f'/proc/self/fd/{folder}')}/{text}"
+                text = f"{Path(f'/proc/self/fd/{folder}').readlink()}/{text}"
         path = Path(text)
         return path if path.is_relative_to(self.folder) else None

@@ -57,7 +57,8 @@ class Injection:
             return Result(self.fault, where, Verdict(), fired=False)
         if code not in (KILLED, play.TOLD, play.DONE):
             return Result(self.fault, where, Verdict(problems=[f"ended with {code}: {play.output(home)[-2000:]}"]))
-        if code == play.TOLD and "cannot write" not in play.output(home) and "No space left" not in play.output(home):
+        clear = ("cannot write", "No space left", "Input/output error")
+        if code == play.TOLD and not any(words in play.output(home) for words in clear):
             return Result(self.fault, where, Verdict(problems=[f"no clear error: {play.output(home)[-300:]}"]))
         code = play.ended(play.forked(home, Fault, self.ranks))
         if code != play.DONE:

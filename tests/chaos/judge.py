@@ -32,8 +32,7 @@ def judge(run: Path, steps: int = STEPS, flushed_metrics: bool = False, kept: in
 
     Args:
         flushed_metrics: power was lost: of metrics.jsonl only that its lines are numbered without a gap can be asked.
-        kept: checkpoints that retention leaves, or one more if it was the last removal that a fault prevented; None: not
-            asked.
+        kept: checkpoints that retention leaves (one more if it was the last removal that a fault prevented); None: any.
     """
     found, history = Verdict(), record.load(run)
     names = history.checkpoints()

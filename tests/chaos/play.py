@@ -220,20 +220,27 @@ def _frozen(run: Path, found: Checkpoint | None, world: World) -> str | None:
     return world.gather(name)[0]
 
 
-def forked(home: Path, fault: Callable[[], Fault], ranks: int = 1, steps: int = STEPS) -> int:
-    """Fork a child that plays one attempt of `home/run` with a fault; its process number. See `ended`."""
+def forked(
+    home: Path, fault: Callable[[], Fault], ranks: int = 1, steps: int = STEPS, name: str = "out", **more: Any
+) -> int:
+    """Fork a child that plays one attempt of `home/run` with a fault; its process number. See `ended`.
+
+    Args:
+        name: which of its `output`s takes what it says.
+        more: settings of the run.
+    """
     child = os.fork()
     if child:
         return child
     code = FAULT
     try:
-        with home.with_suffix(".out").open("w") as out:
+        with home.with_suffix(f".{name}").open("w") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", 1)
         record.STALE_S = 0.0  # whoever was killed is dead at once; who sleeps is taken for dead
         Gate(home, fault()).install()
-        code = _code(lambda: _ranks(home / "run", ranks, steps))
+        code = _code(lambda: _ranks(home / "run", ranks, steps, more))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -241,9 +248,9 @@ def forked(home: Path, fault: Callable[[], Fault], ranks: int = 1, steps: int = 
         os._exit(code)
 
 
-def _ranks(run: Path, ranks: int, steps: int) -> None:
+def _ranks(run: Path, ranks: int, steps: int, more: dict[str, Any]) -> None:
     if ranks == 1:
-        attempt(run, steps)
+        attempt(run, steps, chosen=recipe(steps, **more))
         return
     meeting, slots, errors = threading.Barrier(ranks), [None] * ranks, list[BaseException]()
 
@@ -286,6 +293,6 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def output(home: Path) -> str:
+def output(home: Path, name: str = "out") -> str:
     """What the last child of `home` said."""
-    return home.with_suffix(".out").read_text()
+    return home.with_suffix(f".{name}").read_text()

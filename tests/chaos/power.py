@@ -56,7 +56,7 @@ class Platter:
     def _fsync(self, path: Path) -> None:
         node = self._node(path)
         if node.folder:
-            node.names = {name: self._node(path / name) for name in os.listdir(path)}
+            node.names = {inside.name: self._node(inside) for inside in path.iterdir()}
         elif node.link is None:
             node.data = path.read_bytes()
 
@@ -72,7 +72,7 @@ class Platter:
             return node
         if not node.folder:
             return Node(data=node.data if path is None or draw is None else _torn(node.data, path.read_bytes(), draw))
-        now = {} if path is None else {name: self._node(path / name) for name in os.listdir(path)}
+        now = {} if path is None else {inside.name: self._node(inside) for inside in path.iterdir()}
         names = {}
         for name in sorted({*node.names, *now}):
             held = node.names.get(name)
@@ -85,7 +85,7 @@ class Platter:
 
 
 def _new(path: Path) -> Node:
-    link = os.readlink(path) if path.is_symlink() else None
+    link = str(path.readlink()) if path.is_symlink() else None
     return Node(folder=link is None and path.is_dir(), link=link)
 
 

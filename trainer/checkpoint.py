@@ -247,11 +247,19 @@ def save_frozen(run: Place | Path, weights: Mapping[str, Tensor]) -> str | None:
     data = save({name: weights[name].contiguous().cpu() for name in sorted(weights)})
     name = hashlib.sha256(data).hexdigest() + ".safetensors"
     try:
-        if root.child(BASE).holds(name) != len(data):
+        if not _holds(root.child(BASE), name):
             root.child(BASE).publish(name, data)
     except OSError as error:
         raise UserError(f"cannot write the frozen weights to {root.child(BASE)}: {error}") from None
     return name
+
+
+def _holds(base: Place, name: str) -> bool:
+    """Whether a file of frozen weights is there, and undamaged: every later checkpoint leans on it."""
+    try:
+        return base.digest(name)[1] == name.partition(".")[0]
+    except FileNotFoundError:
+        return False
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def _probe(folder: Path) -> list[str]:
     probe, target = folder / f".probe-{os.getpid()}", folder / f".probe-{os.getpid()}.renamed"
     try:
         for path in (target, probe):
-            with path.open("wb") as file:
+            with path.open("wb", buffering=0) as file:
                 file.write(path.name.encode())
                 os.fsync(file.fileno())
         probe.rename(target)

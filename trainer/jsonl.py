@@ -2,11 +2,13 @@
 
 A line is one `write` of one buffer that ends in a newline, so whoever reads sees whole lines and at most one torn one
 at the end. Figures that are not finite become null: NaN is not JSON, and a gap in a curve is what a reader can show.
+The record's lines end in a checksum of themselves: most flipped bits leave a line that is JSON, and says another thing.
 """
 
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,18 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(held) for held in value]
     return value
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """A line of these (finite) values that ends in its own CRC-32."""
+    body = json.dumps(values)
+    return f'{body[:-1]}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def intact(line: bytes) -> bool:
+    """Whether a line has the bytes that its checksum says; one without a checksum is taken as it is."""
+    body, mark, seal = line.rpartition(b', "crc": "')
+    return not mark or seal[:8] == f"{zlib.crc32(body + b'}'):08x}".encode()
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ object in one request, and whoever reads it checks the digest inside.
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,7 @@ class Folder:
         return {"bytes": size, "sha256": digest.hexdigest()}
 
     def publish(self, name: str, data: bytes) -> None:
-        draft = f"{name}.draft"
+        draft = f"{name}.{secrets.token_hex(4)}.draft"  # its own: in `base/` a fenced attempt may be at the same file
         try:
             self.write(draft, [np.frombuffer(data, np.uint8)])
         except OSError:

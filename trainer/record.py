@@ -9,8 +9,12 @@ Fencing holds at any interleaving, also when a process sleeps for an hour betwee
   written what the newer one will read.
 - An attempt removes a checkpoint in three acts: it writes that it will (`retire`), looks for a newer attempt, removes.
   A newer attempt adopts nothing that an accepted line gives up; so whatever it adopts, nobody removes.
-- A checkpoint exists for a reader only where an accepted line names it (or its attempt is the newest), so one that a
-  fenced attempt publishes late is nobody's. Everything else it can write lies in files of its own number.
+- A checkpoint exists for a reader only where an accepted line names it (or its attempt is the newest that anybody has
+  claimed), so one that a fenced attempt publishes late is nobody's. Everything else it can write lies in files of its
+  own number.
+- What an attempt accepts of an older one never changes any more: it is flushed before it is accepted, and a whole line
+  is never taken back. So a record that is shorter than was accepted, or has other bytes (each line ends in a checksum),
+  is damaged, and a reader says where.
 
 The *lineage* of the weights is the chain of applied steps that made them: an attempt's own, then those of the attempt
 whose checkpoint it adopted, up to that checkpoint, and so on. Exactly-once is a claim about the lineage. Steps applied
@@ -100,6 +104,8 @@ class History:
 
     run: Path
     attempts: list[Attempt]
+    claimed: int = 0
+    """The newest number that anybody but the reader has taken, a first line written or not; 0: none."""
 
     def lineage(self, consumed: int | None = None) -> list[dict[str, Any]]:
         """The step events, applied and skipped, that led to the newest weights, in order.
@@ -122,7 +128,7 @@ class History:
         for attempt in self.attempts:
             if attempt.number == number:
                 return attempt
-        raise UserError(f"{self.run} lacks attempts/{number:04d}.jsonl: its record is incomplete")
+        raise UserError(_incomplete(self.run, number))
 
     @cached_property
     def lost(self) -> list[tuple[int, int, int]]:
@@ -144,19 +150,19 @@ class History:
     def checkpoints(self, found: Iterable[str] | None = None) -> list[str]:
         """Names of the checkpoints that the record vouches for, oldest first.
 
-        One of the newest attempt counts also without its event: it was killed between the manifest and the event.
+        One of the newest attempt counts also without its event: it was killed between the manifest and the event. Not
+        so once another has claimed the next number, even if that one wrote nothing: it may be clearing up.
 
         Args:
             found: those that are there; None: those in the run's folder.
         """
         known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
         known |= {attempt.start["adopts"] for attempt in self.attempts}
-        newest = self.attempts[-1].number if self.attempts else None
         there = checkpoint.names(self.run) if found is None else found
         return [
             name
             for name in there
-            if name not in self.retired and (name in known or checkpoint.attempt_of(name) == newest)
+            if name not in self.retired and (name in known or checkpoint.attempt_of(name) == self.claimed)
         ]
 
     @cached_property
@@ -179,25 +185,32 @@ def numbers(run: Path) -> list[int]:
     return sorted(int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl"))
 
 
-def load(run: Path) -> History:
+def load(run: Path, mine: int | None = None) -> History:
     """The record of a run; a torn last line of a killed attempt is not yet an event.
 
+    Args:
+        mine: the number that the reader has claimed itself.
+
     Raises:
-        UserError: a file of the record is damaged or of a newer format.
+        UserError: a file of the record is damaged, gone or of a newer format.
     """
     texts = {number: (run / "attempts" / f"{number:04d}.jsonl").read_bytes() for number in numbers(run)}
     attempts = []
-    accepted = {number: len(text) for number, text in texts.items()}
+    accepted: dict[int, int] = {}
     for number in sorted(texts, reverse=True):
-        text, limit = texts[number], min(accepted[number], len(texts[number]))
+        text, limit = texts[number], accepted.get(number, len(texts[number]))
+        if number in accepted and (len(text) < limit or text[:limit][-1:] not in (b"", b"\n")):
+            raise _damaged(run, number, text[:limit].count(b"\n") + 1)
         events = _events(run, number, text[:limit])
         if not events:
             continue  # killed before its first line
         for earlier, size in events[0]["accepts"].items():
-            accepted[int(earlier)] = min(accepted.get(int(earlier), 0), size)
+            if size and int(earlier) not in texts:
+                raise UserError(_incomplete(run, int(earlier)))
+            accepted[int(earlier)] = min(accepted.get(int(earlier), size), size)
         void = [event for event in map(jsonl.parse, text[limit:].splitlines()) if event is not None]
         attempts.append(Attempt(number, events, void))
-    return History(run, attempts[::-1])
+    return History(run, attempts[::-1], max((number for number in texts if number != mine), default=0))
 
 
 def digest(run: Path, attempt: int, size: int) -> str | None:
@@ -223,9 +236,13 @@ def alive(run: Path) -> int | None:
     return newest if time.time() - beat < STALE_S and not ended else None
 
 
-def dead(run: Path) -> set[int]:
-    """Numbers of the attempts that write no more: ended, or without a fresh heartbeat."""
-    return {number for number in numbers(run) if time.time() - (last_beat(run, number) or 0) > STALE_S}
+def dead(run: Path, before: int) -> set[int]:
+    """Numbers below `before`, the reader's own, of attempts that write no more: ended, or without a fresh heartbeat.
+
+    Whoever has slept and is fenced by now must not take a newer attempt that sleeps for dead.
+    """
+    older = [number for number in numbers(run) if number < before]
+    return {number for number in older if time.time() - (last_beat(run, number) or 0) > STALE_S}
 
 
 def refuse_if_held(run: Path) -> None:
@@ -257,11 +274,15 @@ class Writer:
 
         Raises:
             Held: another start is alive, or took the same number first.
+            UserError: the record is damaged, or lacks an attempt whose checkpoint is there.
         """
         self.run, folder = run, run / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         taken = numbers(run)
         self.number = max(taken, default=0) + 1
+        orphans = [checkpoint.attempt_of(name) for name in checkpoint.names(run)]
+        if max(orphans, default=0) >= self.number:  # its number would be given out again
+            raise UserError(_incomplete(run, max(orphans)))
         if by_hand:  # after the number is chosen: who begins in between has it, and this one fails below
             refuse_if_held(run)
         path = folder / f"{self.number:04d}.jsonl"
@@ -275,8 +296,11 @@ class Writer:
         self._beat_path.write_text(json.dumps(holder))
         self._bytes, self._sha256 = 0, hashlib.sha256()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        sync_folder(folder)
-        self.history = load(run)
+        for each in (folder, run, run.parent):
+            sync_folder(each)
+        for number in taken:
+            _flush(folder / f"{number:04d}.jsonl")
+        self.history = load(run, self.number)
         """What this attempt builds on: read after the older ones were fenced."""
         self._accepts = {f"{number:04d}": 0 for number in taken}  # also of those that may yet write their first line
         self._accepts |= {f"{attempt.number:04d}": _accepted_size(folder, attempt) for attempt in self.history.attempts}
@@ -294,16 +318,16 @@ class Writer:
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, in one write: whole, or not at all. Raises UserError for a full disk."""
-        line = (json.dumps({"event": event, **jsonl.finite(values), "time": time.time()}) + "\n").encode()
+        line = jsonl.sealed({"event": event, **jsonl.finite(values), "time": time.time()})
         with self._lock:  # notes come from the W&B thread too
             size = os.fstat(self._file).st_size
             try:
                 if os.write(self._file, line) < len(line):
+                    os.ftruncate(self._file, size)  # half a line; a whole one may have been accepted, and stays
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if event in DURABLE:
                     os.fsync(self._file)
             except OSError as error:
-                os.ftruncate(self._file, size)
                 raise UserError(
                     f"cannot write the record in {self.run}/attempts ({error.strerror}). The run stands at its last "
                     "checkpoint: make room and start it again"
@@ -368,11 +392,27 @@ def _events(run: Path, number: int, text: bytes) -> list[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break  # torn by a kill
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            where = f"{run}/attempts/{number:04d}.jsonl line {len(events) + 1}"
-            raise UserError(f"{where} is damaged: restore the file from a copy") from None
+        event = jsonl.parse(line)
+        if event is None or not jsonl.intact(line):
+            raise _damaged(run, number, len(events) + 1)
+        events.append(event)
     if events and (events[0].get("format", FORMAT) != FORMAT or events[0].get("version", 0) > VERSION):
         raise UserError(f"{run}/attempts/{number:04d}.jsonl is of a newer format: use a newer Luban")
     return events
+
+
+def _damaged(run: Path, number: int, line: int) -> UserError:
+    return UserError(f"{run}/attempts/{number:04d}.jsonl line {line} is damaged: restore the file from a copy")
+
+
+def _incomplete(run: Path, number: int) -> str:
+    return f"{run} lacks attempts/{number:04d}.jsonl: its record is incomplete, restore the file from a copy"
+
+
+def _flush(path: Path) -> None:
+    """Make what another process has written durable."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -275,7 +275,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
     checkpoint.remove(s.root, [name for name in checkpoint.names(s.root) if name in history.retired])
-    checkpoint.clear_partial(s.root, record.dead(s.run))
+    checkpoint.clear_partial(s.root, record.dead(s.run, before=s.attempt))
     notes = [*notes, *shortcomings(s.run)]
     facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)

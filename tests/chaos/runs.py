@@ -1,6 +1,6 @@
 """Whole runs, hurt: `make chaos`, or `python -m tests.chaos.runs [TIMES] [MINUTES]`.
 
-Every fault of `faults.py` befalls a run of its own, TIMES times at other moments; the run is started again until it is
+Every fault of `harm.py` befalls a run of its own, TIMES times at other moments; the run is started again until it is
 done. Then its lineage must be exactly the uninterrupted one (each row once, by position and digest), its weights and
 moments equal bit for bit, and `luban verify` must hold. What is done is kept in `chaos/results.jsonl`: called again,
 it goes on where it was.
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.faults import FAULTS, Victim, start
+from tests.chaos.harm import FAULTS, Victim, start
 from tests.conftest import CommandLine, tiny_home
 from trainer import jsonl, record
 from trainer.console import duration

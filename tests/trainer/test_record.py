@@ -1,5 +1,6 @@
 """The record of a run: which attempts count how far, and which steps made the weights."""
 
+import errno
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from trainer import checkpoint, record
+from trainer import checkpoint, jsonl, record
 from trainer.record import Held, Writer, alive, load, refuse_if_held
 from trainer.verify import check_seals
 
@@ -360,12 +361,13 @@ def test_start_checkpoint_and_outcome_are_on_the_disk_before_anything_goes_on(ru
 
     monkeypatch.setattr(os, "fsync", fsync)
     writer = begin(run)
-    assert flushed == ["attempts", "0001.jsonl"]  # the file's name, and the line
+    # the names of file, folder and run; then the line
+    assert flushed == ["attempts", run.name, run.parent.name, "0001.jsonl"]
     apply(writer, 1, 2)
-    assert len(flushed) == 2
+    assert len(flushed) == 4
     save(writer, 2)
     writer.append("outcome", outcome="done", message="")
-    assert flushed[2:] == ["0001.jsonl"] * 2
+    assert flushed[4:] == ["0001.jsonl"] * 2
 
 
 def test_events_of_several_threads_are_whole_lines(run):
@@ -410,11 +412,90 @@ def test_a_damaged_line_is_an_error_naming_file_and_line(run):
         load(run)
 
 
+def test_every_flipped_byte_is_found_except_in_a_last_line_that_looks_torn(run):
+    writer = begin(run)
+    apply(writer, 1, 2)
+    text = file(run, 1).read_bytes()
+    seal = len(b'", "crc": "00000000"}\n')
+    for at in range(len(text) - 1):
+        damaged = bytearray(text)
+        damaged[at] ^= 1
+        file(run, 1).write_bytes(damaged)
+        line = text[:at].count(b"\n") + 1
+        ends = text.index(b"\n", at)
+        try:
+            events = load(run).attempts[0].events
+        except UserError as error:
+            assert f"attempts/0001.jsonl line {line} is damaged" in str(error)
+        else:  # in the name of the checksum itself: what it covers is untouched
+            assert ends - seal < at < ends and len(events) == 3
+    file(run, 1).write_bytes(text)
+    assert told(run) == steps(1, 1, 2)
+
+
+def test_a_record_shorter_than_a_later_attempt_has_accepted_is_an_error_naming_the_line(run):
+    first = begin(run)
+    apply(first, 1, 3)
+    begin(run, save(first, 3), 3)
+    text = file(run, 1).read_bytes()
+    for end in (len(text) - 1, text.rindex(b"\n", 0, -1) + 1, 10, 0):
+        file(run, 1).write_bytes(text[:end])
+        with pytest.raises(UserError, match=rf"0001\.jsonl line {text[:end].count(bytes([10])) + 1} is damaged"):
+            load(run)
+    file(run, 1).write_bytes(text[:-1] + b" ")
+    with pytest.raises(UserError, match=r"0001\.jsonl line 5 is damaged"):
+        load(run)
+
+
+def test_the_number_of_an_attempt_whose_record_is_gone_is_not_given_out_again(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    second = begin(run, save(first, 2), 2)
+    apply(second, 3, 4)
+    save(second, 4)
+    file(run, 2).unlink()
+    with pytest.raises(UserError, match=r"lacks attempts/0002\.jsonl: its record is incomplete"):
+        Writer(run)
+    assert not file(run, 2).exists() and not file(run, 3).exists()
+
+
+def test_a_whole_line_is_never_taken_back(run, monkeypatch):
+    """A newer attempt may have read it before the flush failed."""
+    writer = begin(run)
+    before = file(run, 1).read_bytes()
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="cannot write the record"):
+        writer.append("checkpoint", step=1, name="step-000000001.a1")
+    monkeypatch.undo()
+    assert file(run, 1).read_bytes().startswith(before) and len(load(run).attempts[0].events) == 2
+
+
+def test_a_checkpoint_without_its_event_counts_only_until_the_next_number_is_claimed(run):
+    first = begin(run)
+    apply(first, 1, 2)
+    unsaid = run / checkpoint.FOLDER / "step-000000002.a1"
+    unsaid.mkdir(parents=True)
+    (unsaid / "manifest.json").write_text("{}")
+    assert load(run).checkpoints() == ["step-000000002.a1"]
+    claimed = Writer(run)
+    OPENED[run].callback(claimed.close)
+    assert claimed.history.checkpoints() == ["step-000000002.a1"]
+    third = Writer(run)
+    OPENED[run].callback(third.close)
+    assert third.history.checkpoints() == load(run).checkpoints() == []
+
+
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "luban-attempt-ng"}])
 def test_a_newer_format_is_refused_by_the_name_of_the_file(run, change):
     begin(run)
     (line,) = file(run, 1).read_text().splitlines()
-    file(run, 1).write_text(json.dumps(json.loads(line) | change) + "\n")
+    values = json.loads(line) | change
+    del values["crc"]
+    file(run, 1).write_bytes(jsonl.sealed(values))
     with pytest.raises(UserError, match=r"attempts/0001\.jsonl is of a newer format: use a newer Luban"):
         load(run)
 

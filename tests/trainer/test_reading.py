@@ -141,16 +141,12 @@ def measure_memory(world: World, root: Path, stage: int, vocab: int) -> dict[str
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_save_takes_its_planned_buffer_and_nothing_that_grows_beside_it(tmp_path, stage):
     """So does a load: a piece of the rank's share at a time, however large the parameter."""
-    small, large = 16_384, 131_072
-    for vocab in (small, large):
-        for told in launch(measure_memory, 2, tmp_path, stage, vocab, folder=tmp_path):
-            assert told["planned"] == told["owned"]
-            assert told["planned"] >= BYTES * vocab * 128  # half of two embeddings
-            assert told["buffer"] < told["planned"] + 4 * MB
-            for what in ("saving", "again"):
-                assert told[what] < 32 * MB, (vocab, told)
-            assert told["loading"] < 64 * MB, (vocab, told)
-    assert 64 * MB < BYTES * large * 128 / 3  # a copy, or two more of a share, would be seen
+    vocab = 131_072
+    for told in launch(measure_memory, 2, tmp_path, stage, vocab, folder=tmp_path):
+        assert told["planned"] == told["owned"] > BYTES * vocab * 128  # half of two embeddings: 201 MB
+        assert told["buffer"] < told["planned"] + 4 * MB
+        assert max(told["saving"], told["again"]) < 16 * MB, told
+        assert told["loading"] < 0.6 * told["owned"], told  # at stage 2 gloo copies the new weights it then gathers
 
 
 def test_what_a_save_copies_into_is_taken_before_any_step_waits_for_it(tmp_path):

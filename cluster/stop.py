@@ -71,7 +71,7 @@ def _running(run: Path) -> tuple[int | None, bool]:
     ended = bool(attempts) and attempts[-1].number == newest and attempts[-1].outcome not in (None, "fault")
     if held is not None and (held.get("attempt", 0) > newest or not ended):
         return newest + 1, True  # a start, or a restart, is under way
-    return None, held is not None or (ended and newest not in record.dead(run))
+    return None, held is not None or (ended and newest not in record.dead(run, newest + 1))
 
 
 def _standing(run: Path) -> str:

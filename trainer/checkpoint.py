@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
+from trainer.manifest import STATE, contradiction, file_of
 from trainer.place import Folder, Place
 
 if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and start in half the time without torch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and s
 FORMAT, VERSION = "luban-checkpoint", 1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 FOLDER, BASE = "checkpoints", "base"
-MANIFEST, STATE = "manifest.json", "state.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Checkpoint:
     def __init__(self, place: Place | Path):
         """
         Raises:
-            CorruptCheckpoint: there is no manifest, or it isn't the one that was written.
+            CorruptCheckpoint: there is no manifest, or it isn't the one that was written, or it contradicts itself.
             UserError: it is of a newer format.
         """
         self.place: Place = Folder(place) if isinstance(place, Path) else place
@@ -82,15 +83,19 @@ class Checkpoint:
             raise CorruptCheckpoint(f"{self.name}: its manifest.json cannot be read ({error})") from None
         if claimed != digest_of(self.manifest):
             raise CorruptCheckpoint(f"{self.name}: its manifest.json doesn't match its own digest")
-        if self.manifest["format"] != FORMAT or self.manifest["version"] > VERSION:
+        form, version = self.manifest.get("format"), self.manifest.get("version", 0)
+        if form != FORMAT or version > VERSION:
             raise UserError(
-                f"{self.place} is of format {self.manifest['format']} {self.manifest['version']}; this Luban reads "
-                f"{FORMAT} up to {VERSION}: use a newer Luban"
+                f"{self.place} is of format {form} {version}; this Luban reads {FORMAT} up to {VERSION}: use a newer "
+                "Luban"
             )
-        if self.manifest["name"] != self.name:
-            raise CorruptCheckpoint(f"{self.name}: its manifest.json is that of {self.manifest['name']}")
+        problem = contradiction(self.manifest)
+        if problem:
+            raise CorruptCheckpoint(f"{self.name}: its manifest.json {problem}")
         self.step: int = self.manifest["step"]
         self.attempt: int = self.manifest["attempt"]
+        if folder_name(self.step, self.attempt) != self.name:
+            raise CorruptCheckpoint(f"{self.name}: its manifest.json is that of {folder_name(self.step, self.attempt)}")
 
     def problems(self, share: int = 0, shares: int = 1) -> list[str]:
         """What differs from the manifest, by file; `share` of `shares` lets ranks divide the reading."""
@@ -181,7 +186,7 @@ class Checkpoint:
         if number not in self._files:
             from trainer.span_file import SpanFile
 
-            self._files[number] = SpanFile.open(self.place, f"spans-{number:05d}.safetensors")
+            self._files[number] = SpanFile.open(self.place, file_of(number))
         return self._files[number]
 
     @cached_property

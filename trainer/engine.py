@@ -44,6 +44,7 @@ from trainer.exact import ExactGradient, Piece, divide_graph  # noqa: E402
 from trainer.recipe import Recipe  # noqa: E402
 from trainer.world import World  # noqa: E402
 
+PIECE = 1 << 21  # elements read from a checkpoint at once: 25 MB with their moments, whatever the parameter's size
 BUCKET = 50_000_000  # most elements of one gradient bucket; DeepSpeed's default would reserve 2 GB a rank
 
 
@@ -301,9 +302,11 @@ class Engine:
             optimizer.checkpoint_event_prologue()  # drop gathered copies
         with torch.no_grad():
             for span in self._spans(whole=True):
-                held = read(span.name, span.shape, span.start, span.count)
-                for part, tensor in span.tensors.items():
-                    tensor.copy_(held[part])
+                for first in range(0, span.count, PIECE):
+                    count = min(PIECE, span.count - first)
+                    held = read(span.name, span.shape, span.start + first, count)
+                    for part, tensor in span.tensors.items():
+                        tensor[first : first + count].copy_(held[part])
             if self.stage == 3:
                 for number, master in enumerate(optimizer.fp32_partitioned_groups_flat):
                     computed = optimizer.fp16_partitioned_groups_flat[number]
@@ -331,7 +334,8 @@ class Engine:
         for flat in self._flats():
             state = self._base.state[flat]
             for moment in MOMENTS:
-                state.setdefault(moment, torch.zeros_like(flat.data))
+                if moment not in state:
+                    state[moment] = torch.zeros_like(flat.data)
             state["step"] = torch.tensor(float(adam_step), device=flat.device)  # one of its own: never shared
 
     def _spans(self, whole: bool) -> list[Span]:

@@ -20,6 +20,7 @@ from data.errors import UserError
 from data.publish import published
 from trainer import checkpoint
 from trainer.checkpoint import FOLDER, MANIFEST, digest_of
+from trainer.manifest import file_of
 from trainer.place import Folder, Place, Store, open_store
 from trainer.recipe import Recipe
 
@@ -139,7 +140,7 @@ class Mirror:
 
     def _send(self, name: str, manifest: dict[str, Any] | None) -> None:
         here, there = Folder(self.run / FOLDER / name), self.store.child(FOLDER).child(name)
-        mine = f"spans-{self._rank:05d}.safetensors"
+        mine = file_of(self._rank)
         there.write(mine, _mapped(here.path / mine))
         if manifest is None:
             return

@@ -22,7 +22,8 @@ import numpy as np
 from data.errors import UserError
 from data.publish import sync_folder
 
-CHUNK = 1 << 24  # bytes written, digested or compared at once
+CHUNK = 1 << 24  # bytes of one request to a store
+BLOCK = 1 << 22  # bytes written, digested or compared at once in a folder; a writer needs some 8 MB for it
 TRIES, BACKOFF_S = 4, 0.5  # of one request to a store
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         path, digest, size = self.path / name, hashlib.sha256(), 0
         with path.open("wb", buffering=0) as file:
-            for chunk in chunks(parts):
+            for chunk in chunks(parts, BLOCK):
                 written = 0
                 while written < len(chunk):
                     written += file.write(chunk[written:].data) or 0
@@ -104,8 +105,8 @@ class Folder:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with path.open("rb", buffering=0) as file:
-            again = np.empty(CHUNK, np.uint8)
-            for chunk in chunks(parts):
+            again = np.empty(BLOCK, np.uint8)
+            for chunk in chunks(parts, BLOCK):
                 _fill(file.fileno(), None, again[: len(chunk)], name)
                 if not np.array_equal(again[: len(chunk)], chunk):
                     raise OSError(errno.EIO, f"{name} reads back with other bytes than were written")
@@ -169,12 +170,12 @@ class Store:
             digest, size = hashlib.sha256(), 0
             self._fs.makedirs(self.path, exist_ok=True)
             with self._fs.open(f"{self.path}/{name}", "wb") as file:
-                for chunk in chunks(parts):
+                for chunk in chunks(parts, CHUNK):
                     file.write(chunk.data)
                     digest.update(chunk.data)
                     size += len(chunk)
             at = 0
-            for chunk in chunks(parts):
+            for chunk in chunks(parts, CHUNK):
                 again = np.frombuffer(self._fs.cat_file(f"{self.path}/{name}", at, at + len(chunk)), np.uint8)
                 if not np.array_equal(again, chunk):
                     raise OSError(errno.EIO, f"{name} reads back from {self} with other bytes than were written")
@@ -268,11 +269,11 @@ def open_store(url: str) -> Store:
     return Store(files, path)
 
 
-def chunks(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pieces of at most CHUNK bytes of `parts`, in order, without a copy."""
+def chunks(parts: Sequence[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Pieces of at most `size` bytes of `parts`, in order, without a copy."""
     for part in parts:
-        for start in range(0, len(part), CHUNK):
-            yield part[start : start + CHUNK]
+        for start in range(0, len(part), size):
+            yield part[start : start + size]
 
 
 def _fill(file: int, offset: int | None, out: np.ndarray, name: str) -> None:

@@ -27,6 +27,7 @@ import torch
 from data.errors import UserError
 from trainer import checkpoint, watchdog
 from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, digest_of
+from trainer.manifest import file_of
 from trainer.place import Folder, Place
 from trainer.record import Fenced
 from trainer.span_file import bytes_of, header
@@ -202,7 +203,7 @@ class Saver:
         parts = (checkpoint.WEIGHT, *checkpoint.MOMENTS)
         head = header((f"{name}|{part}", count) for part in parts for name, _, _, count, _ in now.spans)
         floats = FLOATS_PER_ELEMENT * sum(count for *_, count, _ in now.spans)
-        file = f"spans-{self.world.rank:05d}.safetensors"
+        file = file_of(self.world.rank)
         now.files[file] = folder.write(file, [head, bytes_of(self._host[:floats])])
         if self.world.rank == 0:
             now.files[STATE] = folder.write(STATE, [np.frombuffer(now.text, np.uint8)])

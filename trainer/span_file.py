@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.errors import UserError
 from trainer.place import Place
 
 FLOAT = 4  # bytes
@@ -36,12 +37,12 @@ class SpanFile:
 
     place: Place
     name: str
-    begins: dict[str, int]
-    """First byte of each tensor."""
+    ranges: dict[str, tuple[int, int]]
+    """Bytes [from, to) of each tensor."""
 
     @classmethod
     def open(cls, place: Place, name: str) -> "SpanFile":
-        """Raises OSError where it can't be read or has no such head."""
+        """Raises OSError where it can't be read or has no head."""
         length = np.empty(8, np.uint8)
         place.read_into(name, 0, length)
         (size,) = struct.unpack("<Q", length.tobytes())
@@ -53,13 +54,24 @@ class SpanFile:
             entries = json.loads(text.tobytes())
         except ValueError as error:
             raise OSError(f"{name} has no safetensors head ({error})") from None
-        begins = {key: 8 + size + entry["data_offsets"][0] for key, entry in entries.items() if key != "__metadata__"}
-        return cls(place, name, begins)
+        data = {key: entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"}
+        return cls(place, name, {key: (8 + size + first, 8 + size + last) for key, (first, last) in data.items()})
 
     def read_into(self, tensor: str, first: int, out: Tensor) -> None:
-        """Fill `out` (1-D, fp32, contiguous, on the CPU) with the elements of a tensor from `first` on."""
-        if out.numel():
-            self.place.read_into(self.name, self.begins[tensor] + FLOAT * first, out.detach().numpy())
+        """Fill `out` (1-D, fp32, contiguous, on the CPU) with the elements of a tensor from `first` on.
+
+        Raises:
+            UserError: the file doesn't hold them, so the manifest that says so was written by hand.
+        """
+        begin, end = self.ranges.get(tensor, (0, 0))
+        at = begin + FLOAT * first
+        if at + FLOAT * out.numel() > end:
+            last = first + out.numel()
+            raise UserError(
+                f"{self.place}: {self.name} has no elements {first} to {last - 1} of {tensor}, as manifest.json says: "
+                "restore the manifest, or remove this checkpoint to go on from an older one"
+            )
+        self.place.read_into(self.name, at, out.detach().numpy())
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray:

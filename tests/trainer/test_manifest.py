@@ -1,0 +1,139 @@
+"""A manifest edited by hand, its digest renewed or not, is noticed before a tensor is read, and named."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import UserError
+from tests.trainer.saving import save
+from tests.trainer.test_checkpoint import together
+from trainer import checkpoint
+from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, Span, digest_of, folder_name
+from trainer.manifest import contradiction, file_of
+
+NAME = folder_name(7, 2)
+SHAPES = {"embed.weight": (9, 4), "norm.weight": (5,), "scale": ()}
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint whose embedding lies in two pieces."""
+    draw = torch.Generator().manual_seed(1)
+
+    def span(name: str, start: int, count: int) -> Span:
+        views = {part: torch.randn(count, generator=draw) for part in (WEIGHT, *MOMENTS)}
+        return Span(name, SHAPES[name], start, views)
+
+    held = [
+        [span("embed.weight", 0, 20), span("norm.weight", 0, 5)],
+        [span("embed.weight", 20, 16), span("scale", 0, 1)],
+    ]
+    state = {"step": 7, "attempt": 2, "zero_stage": 1}
+    together(2, lambda world: save(tmp_path, NAME, state, held[world.rank], None, world))
+    return tmp_path / checkpoint.FOLDER / NAME
+
+
+def edit(folder: Path, change: Edit, renew: bool = True) -> None:
+    """Change the manifest as a person would, who may know of its digest."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    digest = manifest.pop("digest")
+    change(manifest)
+    path.write_text(json.dumps(manifest | {"digest": digest_of(manifest) if renew else digest}))
+
+
+EDITS: dict[str, tuple[Edit, str]] = {
+    "a hole": (lambda m: m["spans"]["embed.weight"][1].__setitem__(0, 24), r"embed.weight without elements 20 to 23"),
+    "no beginning": (lambda m: m["spans"]["embed.weight"].pop(0), r"embed.weight without elements 0 to 19"),
+    "no end": (lambda m: m["spans"]["embed.weight"].pop(), r"holds 20 elements of embed.weight \(9, 4\), which has 36"),
+    "too much": (lambda m: m["spans"]["scale"].append([1, 3, 0]), r"holds 4 elements of scale \(\), which has 1"),
+    "an overlap": (lambda m: m["spans"]["embed.weight"][1].__setitem__(0, 19), r"embed.weight twice from element 19"),
+    "twice": (lambda m: m["spans"]["norm.weight"].append([0, 5, 1]), r"norm.weight twice from element 0"),
+    "nothing": (
+        lambda m: m["spans"]["norm.weight"].append([5, 0, 1]),
+        r"has 0 elements of norm.weight from 5 on for ra",
+    ),
+    "two of one rank": (
+        lambda m: m["spans"].update({"norm.weight": [[0, 2, 0], [2, 3, 0]]}),
+        r"3 elements of norm.weight from 2 on .*",
+    ),
+    "no file": (lambda m: m["files"].pop(file_of(0)), r"a piece of embed.weight in spans-00000.safetensors, which it"),
+    "another file": (lambda m: m["spans"]["scale"][0].__setitem__(2, 3), r"a piece of scale in spans-00003.safetensor"),
+    "no state": (lambda m: m["files"].pop("state.json"), r"doesn't list state.json"),
+    "no digest": (lambda m: m["files"]["state.json"].pop("sha256"), r"lacks the size or the digest of state.json"),
+    "no spans": (lambda m: m["spans"].pop("scale"), r"has scale among its parameters alone"),
+    "no shape": (lambda m: m["parameters"].pop("scale"), r"has scale among its spans alone"),
+    "another step": (lambda m: m.update(step=8), r"is that of step-000000008.a2"),
+    "no step": (lambda m: m.update(step="seven"), r"has 'seven' for its step"),
+    "no files": (lambda m: m.pop("files"), r"lacks something or holds it in another form \(KeyError: 'files'\)"),
+    "an odd span": (lambda m: m["spans"].update(scale=[[0, 1]]), r"lacks something or holds it in another form"),
+    "an odd base": (lambda m: m.update(base=3), r"has 3 for its base"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_an_edited_manifest_with_a_digest_of_its_own_contradicts_itself(folder, case):
+    assert Checkpoint(folder).problems() == []
+    change, words = EDITS[case]
+    edit(folder, change)
+    with pytest.raises(CorruptCheckpoint, match=f"^{NAME}: its manifest.json .*{words}"):
+        Checkpoint(folder)
+
+
+def test_an_edited_manifest_doesn_t_match_its_own_digest(folder):
+    edit(folder, lambda manifest: manifest.update(attempt=3), renew=False)
+    with pytest.raises(CorruptCheckpoint, match="doesn't match its own digest"):
+        Checkpoint(folder)
+
+
+def test_spans_moved_to_where_they_are_not_are_refused_when_they_are_read(folder):
+    """Nothing contradicts itself here: only the file knows."""
+    edit(folder, lambda m: m["spans"].update({"embed.weight": [[0, 16, 1], [16, 20, 0]], "scale": [[0, 1, 0]]}))
+    found = Checkpoint(folder)
+    with pytest.raises(
+        UserError, match=r"spans-00000.safetensors has no elements 0 to 0 of scale\|weight, as manifest"
+    ):
+        found.read("scale", (), 0, 1)
+    edit(folder, lambda m: m["spans"].update({"embed.weight": [[0, 21, 0], [21, 15, 1]]}))
+    with pytest.raises(
+        UserError, match=r"no elements 0 to 20 of embed.weight\|weight, .*remove this checkpoint to go on"
+    ):
+        Checkpoint(folder).read("embed.weight", (9, 4), 0, 36)
+
+
+def test_another_model_is_refused_by_the_first_shape_that_differs(folder):
+    found = Checkpoint(folder)
+    found.refuse_other_model(SHAPES)
+    for shapes, words in (
+        (
+            SHAPES | {"norm.weight": (4,), "scale": (1,)},
+            r"norm.weight as \(5,\), the model wants \(4,\): it is of another",
+        ),
+        (SHAPES | {"embed.weight": (4, 9)}, r"embed.weight as \(9, 4\), the model wants \(4, 9\)"),
+        (SHAPES | {"head.weight": (9, 4)}, r"holds no parameter head.weight: it is of another model"),
+        ({"embed.weight": (9, 4), "scale": ()}, r"holds norm.weight \(5,\), the model doesn't: it is of another model"),
+    ):
+        with pytest.raises(UserError, match=f"{NAME} holds .*{words}" if "no par" not in words else words):
+            found.refuse_other_model(shapes)
+
+
+def test_a_thousand_ranks_are_checked_in_a_blink():
+    ranks, parameters = 1000, 100
+    spans = {f"layer.{number}": [[7 * rank, 7, rank] for rank in range(ranks)] for number in range(parameters)}
+    entry = {"bytes": 1, "sha256": ""}
+    manifest = {
+        "step": 1, "attempt": 1, "world": ranks, "zero_stage": 3, "base": None, "spans": spans,
+        "parameters": {name: [7 * ranks] for name in spans},
+        "files": {"state.json": entry} | {file_of(rank): entry for rank in range(ranks)},
+    }  # fmt: skip
+    began = time.process_time()
+    assert contradiction(manifest) is None
+    assert time.process_time() - began < 2
+    spans["layer.99"][999][1] = 6
+    assert contradiction(manifest) == "holds 6999 elements of layer.99 (7000,), which has 7000"

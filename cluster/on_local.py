@@ -158,7 +158,8 @@ class Supervisor:
         """What became of attempt `number`, from its own last line, else from the ranks' exit codes."""
         history = record.load(self.job.run)
         pid = self.ranks[0].pid
-        written = next((a for a in history.attempts if a.number >= number and a.start["ranks"][0]["pid"] == pid), None)
+        mine = [a for a in history.attempts if a.number >= number and a.start["ranks"][0]["pid"] == pid]
+        written = mine[-1] if mine else None  # a rollback is an attempt of the same processes
         if written and history.attempts[-1] is not written:
             taken = history.attempts[-1].start["ranks"][0]
             where = f"process {taken['pid']} on {taken['host']}"

@@ -63,6 +63,7 @@ class Engine:
             UserError: stage 0 with bf16.
         """
         self.stage, self.world, self.accumulation = recipe.engine.zero_stage, world, accumulation
+        self.bf16 = bf16
         if self.stage == 0 and bf16:
             raise UserError("engine.zero_stage 0 takes a wrong first step in bf16: take stage 1, 2 or 3")
         self._clip = recipe.optimizer.clip

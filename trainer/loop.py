@@ -1,7 +1,7 @@
 """The story of one step: rows, agreement, forward and backward, verdict, record.
 
-Two things cross between ranks on the CPU beside the engine's own collectives: before the step, five integers (label
-tokens, three flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
+Two things cross between ranks on the CPU beside the engine's own collectives: before the step, six integers (label
+tokens, four flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
 host was begun a step ago. Nothing else waits for the device. Learning rate, tokens and the step number advance only on
 applied updates; the positions of a skipped one are passed over and recorded as skipped.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from data.errors import UserError
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
+from trainer.rollback import RollBack, Watch, roll_back
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import Stop
@@ -35,6 +36,7 @@ class Agreed:
     stop: bool
     fenced: bool
     save: bool
+    trouble: bool
     digest: int
 
 
@@ -82,6 +84,9 @@ class Loop:
     def __init__(self, session: Session, stop: Stop):
         self.s, self.stop = session, stop
         self.pending: Pending | None = None
+        self.watch = Watch(session)
+        self.postponed = False
+        """A save is due and waits until nothing is suspected of the weights."""
         self.checkpoints = Checkpoints(session)
         self.evaluations = Evaluations(session)
         self.diagnostics = Diagnostics(session)
@@ -90,9 +95,21 @@ class Loop:
         """Train until the last step, a stop, or the end of patience. Returns (outcome, why).
 
         Raises:
-            UserError: too many updates in a row were skipped, or the disk is full.
+            UserError: too many updates in a row were skipped, trouble came back too often, or the disk is full.
             Fenced: a newer attempt has begun.
         """
+        while True:
+            try:
+                return self.updates()
+            except RollBack:
+                self.settle()
+                self.checkpoints.wait_for_saves()
+                with self.s.meter.pause():
+                    roll_back(self.s, self.watch)
+                self.checkpoints, self.postponed = Checkpoints(self.s), False
+
+    def updates(self) -> tuple[str, str]:
+        """One update after the other, as `train`. Raises RollBack, on all ranks at once, where the guard says so."""
         progress, last = self.s.progress, self.s.recipe.train.steps
         reason = f"step {last} reached"
         while progress.step < last:
@@ -101,6 +118,8 @@ class Loop:
             agreed = self.agree(rows)
             if agreed.fenced:
                 raise Fenced(f"attempt {self.s.attempt + 1} has begun")
+            if agreed.trouble:
+                raise RollBack
             if agreed.stop:
                 self.end()
                 return STOPPED, f"by {self.stop.reason or 'another rank'} at step {progress.step}"
@@ -119,7 +138,7 @@ class Loop:
 
     def end(self) -> None:
         """Write down what is pending, and save."""
-        self.settle()
+        self.settle_for_good()
         self.checkpoints.save()
         self.diagnostics.end()
 
@@ -132,9 +151,11 @@ class Loop:
     def agree(self, rows: Step) -> Agreed:
         """The only decision point: a rank never acts alone on a signal, a clock or a newer attempt."""
         fenced = self.s.writer is not None and self.s.writer.fenced()
-        flags = (self.stop.asked, fenced, self.s.world.rank == 0 and self.checkpoints.time_is_up())
-        labels, stop, fence, save, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
-        return Agreed(labels, stop > 0, fence > 0, save > 0, digest)
+        time_is_up = self.s.world.rank == 0 and self.checkpoints.time_is_up()
+        flags = (self.stop.asked, fenced, time_is_up, self.watch.trouble is not None)
+        labels, *asked, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
+        stop, fence, save, trouble = (votes > 0 for votes in asked)
+        return Agreed(labels, stop, fence, save, trouble, digest)
 
     def forward_backward(self, rows: Step, label_tokens: int) -> Tensor:
         """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, on the device."""
@@ -165,14 +186,14 @@ class Loop:
         self.pending = Pending(event, figures, agreed.label_tokens, progress.tokens, skipped, norms)
 
     def pass_over(self, rows: Step, agreed: Agreed) -> None:
-        """Skip rows in which nothing counts: an update without a gradient would only decay the weights."""
+        """Skip rows in which nothing counts, where an update would only decay the weights, or that the guard avoids."""
         self.settle()
         self.s.progress.consumed = rows.stop
         self.s.progress.skipped.append([rows.start, rows.stop])
         if self.s.writer is not None:
-            event = self.event(rows, agreed, "no label tokens")
+            event = self.event(rows, agreed, rows.passed_over or "no label tokens")
             self.s.writer.append("step", **event, lr=None, loss=None, grad_norm=None)
-            self.s.say(f"update skipped after step {event['step']}, positions {event['positions']}: no label tokens")
+            self.s.say(f"skipped after step {event['step']}, positions {event['positions']}: {event['reason']}")
 
     def event(self, rows: Step, agreed: Agreed, skipped_for: str | None) -> dict[str, Any]:
         """What the record says of an update whose loss is not known yet."""
@@ -180,7 +201,7 @@ class Loop:
             "step": self.s.progress.step,
             "positions": [rows.start, rows.stop],
             "labels": agreed.label_tokens,
-            "rows": f"{agreed.digest:016x}",
+            "rows": None if rows.passed_over else f"{agreed.digest:016x}",
             "verdict": "skipped" if skipped_for else "applied",
             "reason": skipped_for,
         }
@@ -192,14 +213,18 @@ class Loop:
             return
         mine, norm = pending.figures.read()
         (total,) = self.s.world.total_floats([mine])
+        loss, step = total / pending.label_tokens, pending.event["step"]
+        self.watch.see(pending.event, loss, norm)
         if self.s.writer is None or self.s.tracker is None:
             return
-        loss, step = total / pending.label_tokens, pending.event["step"]
         self.s.writer.append("step", **pending.event, loss=loss, grad_norm=norm)
-        if pending.event["verdict"] == "skipped":
+        if (
+            pending.event["verdict"] == "skipped"
+        ):  # and no line of metrics: the one of this step is the applied update's
             self.s.say(
                 f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
             )
+            return
         if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
             line = self.s.meter.line(
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
@@ -209,12 +234,21 @@ class Loop:
             while self.s.meter.notes:
                 self.s.say(self.s.meter.notes.pop(0))
 
+    def settle_for_good(self) -> bool:
+        """Settle before the weights are judged or kept; returns whether nothing is suspected of them. Collective.
+
+        Raises:
+            RollBack: on all ranks, where they are not to be kept.
+        """
+        self.settle()
+        return self.watch.agree()
+
     def after_update(self, agreed: Agreed) -> bool:
         """Evaluate and save where it is time; returns whether patience has run out."""
         progress, recipe = self.s.progress, self.s.recipe
         if progress.skipped_in_a_row:
             if progress.skipped_in_a_row >= recipe.engine.max_skipped:
-                self.settle()
+                self.settle_for_good()
                 raise UserError(
                     f"{progress.skipped_in_a_row} updates in a row had a non-finite gradient, after step "
                     f"{progress.step}: lower optimizer.lr, or clip, and start from an earlier checkpoint with --from"
@@ -223,12 +257,14 @@ class Loop:
         impatient = False
         improved = False
         if self.evaluations.due(progress.step):
-            self.settle()
+            self.settle_for_good()
             with self.s.meter.pause():
                 improved = self.evaluations.run()
             impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
-        if self.checkpoints.due(progress.step, improved) or agreed.save:
-            self.settle()
+        if self.checkpoints.due(progress.step, improved) or agreed.save or self.postponed:
+            self.postponed = not self.settle_for_good()
+            if self.postponed:
+                return impatient
             with self.s.meter.pause():
                 self.checkpoints.save()
         return impatient

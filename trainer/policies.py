@@ -64,6 +64,9 @@ class Checkpoints:
         removed = checkpoint.retain(s.run, s.saved, policy.keep_last, policy.keep_every, kept_best)
         s.saved = [held for held in s.saved if held not in removed]
 
+    def wait_for_saves(self) -> None:
+        """Until each save that was begun is visible or given up: here `save` itself has waited."""
+
     def _state(self) -> dict[str, Any]:
         s = self.s
         return {

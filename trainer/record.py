@@ -129,9 +129,15 @@ class History:
         """Names of the checkpoints on disk that the record vouches for, oldest first.
 
         One of the newest attempt counts also without its event: it was killed between the manifest and the event.
+        Those that a rollback went back behind don't count any more: their weights are what it left.
         """
         known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
-        known |= {attempt.start["adopts"] for attempt in self.attempts}
+        known |= {attempt.start["adopts"] for attempt in self.attempts if attempt.start["adopts"]}
+        for attempt in self.attempts:
+            if attempt.start.get("rollback"):
+                step = attempt.start["step"]
+                left = {name for name in known if int(name.rpartition(".a")[2]) < attempt.number}
+                known -= {name for name in left if int(name[5:14]) > step}
         newest = self.attempts[-1].number if self.attempts else None
         return [name for name in checkpoint.names(self.run) if name in known or int(name.rpartition(".a")[2]) == newest]
 

@@ -19,6 +19,7 @@ from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
+from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.models.decoder import Decoder
@@ -48,6 +49,8 @@ class Progress:
     skipped: list[list[int]] = field(default_factory=list)
     """Intervals [from, to) of positions whose update was not applied."""
     skipped_in_a_row: int = 0
+    avoid: list[Avoid] = field(default_factory=list)
+    """What the guard has set aside so far, behind `consumed` and ahead of it."""
     best: dict[str, Any] | None = None
     """Step and loss of the best evaluation so far."""
     worse: int = 0
@@ -100,7 +103,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
     """
     recipe = read_recipe(run)
-    _agree(world, lambda: None if restart or world.rank else record.refuse_if_held(run))
+    together(world, lambda: None if restart or world.rank else record.refuse_if_held(run))
     torch.set_num_threads(recipe.launch.threads)
     if recipe.engine.exact == "topology":
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -112,12 +115,12 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
     history = record.load(run) if world.rank == 0 else None
-    found = _adopt(run, world, world.gather(history.checkpoints() if history else None)[0], notes)
+    found = adopt(run, world, world.gather(history.checkpoints() if history else None)[0], notes)
     bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
-    frozen = _weights(run, recipe, model, found, world)
+    frozen = give_weights(run, recipe, model, found, world)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
@@ -131,8 +134,11 @@ def begin(run: Path, world: World, restart: bool) -> Session:
             )
         engine.load(found.read, found.state["adam_step"])
         progress = Progress(**found.state["progress"])
+    newest = history.attempts[-1].start if history and history.attempts else {}
+    progress.avoid = world.gather(newest.get("avoid", []))[0]  # a rollback since the checkpoint added to it
     feed = Feed(
-        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed
+        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
+        progress.avoid,
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
@@ -143,6 +149,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
         "adopts": found.name if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
+        "avoid": progress.avoid,
         "world": world.size,
         "zero_stage": recipe.engine.zero_stage,
         "micro_batch": shape.micro_batch,
@@ -164,7 +171,7 @@ def begin(run: Path, world: World, restart: bool) -> Session:
     return session
 
 
-def _agree(world: World, action: Any) -> Any:
+def together(world: World, action: Any) -> Any:
     """Do `action` here; if it was refused on any rank, refuse on all, with the same words."""
     result, problem = None, None
     try:
@@ -177,7 +184,7 @@ def _agree(world: World, action: Any) -> Any:
     return result
 
 
-def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Checkpoint | None:
+def adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Checkpoint | None:
     """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly."""
     for name in reversed(names):
         try:
@@ -194,7 +201,7 @@ def _adopt(run: Path, world: World, names: list[str], notes: list[str]) -> Check
     return None
 
 
-def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
+def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
     """Give the model its weights; returns the file in `base/` of those that don't train."""
     if recipe.ancestor:
         weights = Source.parse(recipe.ancestor).checkpoint().weights() if not found else found.frozen()
@@ -212,7 +219,7 @@ def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None
     if found:
         return found.manifest["base"]
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
-    name = _agree(world, lambda: checkpoint.save_frozen(run, still) if world.rank == 0 else None)
+    name = together(world, lambda: checkpoint.save_frozen(run, still) if world.rank == 0 else None)
     return world.gather(name)[0]
 
 
@@ -273,7 +280,7 @@ def _open_record(s: Session, start: dict[str, Any], history: record.History | No
         s.writer = record.Writer(s.run, start, by_hand=start["supervisor"] == "start")
         return s.writer.number
 
-    number = _agree(s.world, lambda: create() if s.world.rank == 0 else 0)
+    number = together(s.world, lambda: create() if s.world.rank == 0 else 0)
     s.attempt = s.world.gather(number)[0]
     if s.writer is None or history is None:
         return

@@ -1,0 +1,212 @@
+"""Going back: the guard at work in a run, and the act that its verdict leads to.
+
+A rollback happens in the same processes and begins a new attempt in the record, so that all that holds of attempts
+holds of it: the older one is fenced, its steps behind the adopted checkpoint are lost and counted as lost, and the
+first event says why, where to, and which rows are passed over. A kill at any moment leaves either the old attempt or
+the new one; the rows set aside are handed on from attempt to attempt, whichever checkpoint is adopted.
+
+The state is read back into the living engine: no process starts, nothing is compiled again (two ranks of the demo's
+model: 0.2 s, most of it spent on re-reading the checkpoint's digests). Without a checkpoint before the trouble it is
+the initial weights, which are a pure function, drawn anew.
+"""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.errors import UserError
+from data.publish import published
+from data.trace import Traced, documents_at
+from trainer import checkpoint, record
+from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, SpanReader
+from trainer.feed import Feed
+from trainer.guard import Avoid, Guard, Trouble, plan
+from trainer.models.decoder import Decoder
+from trainer.optimizer import freeze
+from trainer.session import Progress, Session, adopt, give_weights, together
+
+FOLDER = "guard"
+NAMED = 50  # ids of documents in the record; all of them are in a file
+HEAD = ("event", "format", "version", "attempt", "accepts", "time", "rollback")  # of a start event: each its own
+
+
+class RollBack(Exception):
+    """The ranks have agreed to go back; raised on all of them at the same moment."""
+
+
+class Watch:
+    """The guard as one rank's loop sees it. Every rank computes the same figures, and any rank's trouble is all's."""
+
+    def __init__(self, session: Session):
+        self.s = session
+        self.trouble: Trouble | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Take up the lineage's last updates: a run that was killed or rolled back is watched as if it were not."""
+        chosen, self.trouble = self.s.recipe.guard, None
+        self._guard = Guard(chosen) if chosen.enabled else None
+        if self._guard is None:
+            return
+        lineage = record.load(self.s.run).lineage() if self.s.writer else []
+        recent = lineage[-chosen.window - chosen.max_nonfinite :]
+        for event in self.s.world.gather(recent)[0]:
+            if event["rows"] is not None:
+                self._observe(event, event["loss"], event["grad_norm"])
+
+    def see(self, event: dict[str, Any], loss: float, grad_norm: float) -> None:
+        """An update's figures have arrived; `event` is what the record says of it."""
+        self.trouble = self._observe(event, loss, grad_norm) or self.trouble
+
+    def agree(self) -> bool:
+        """Whether nothing is suspected of the weights as they are. Collective.
+
+        Raises:
+            RollBack: on all ranks, where any of them is in trouble.
+        """
+        suspected = self._guard is not None and self._guard.suspects
+        trouble, suspicions = self.s.world.total([int(self.trouble is not None), int(suspected)])
+        if trouble:
+            raise RollBack
+        return not suspicions
+
+    def _observe(self, event: dict[str, Any], loss: float | None, grad_norm: float | None) -> Trouble | None:
+        if self._guard is None:
+            return None
+        first, last = event["positions"]
+        known = math.nan if loss is None else loss
+        norm = math.nan if grad_norm is None else grad_norm
+        return self._guard.observe(event["step"], (first, last), known, norm, event["verdict"] == "applied")
+
+
+def roll_back(s: Session, watch: Watch) -> None:
+    """Begin a new attempt from the last verified checkpoint before the trouble, which goes round its rows. Collective.
+
+    An update must not be under way: what is pending is written down, and no save is in flight.
+
+    Raises:
+        UserError: trouble came back too often, a newer attempt has begun, or the disk is full.
+    """
+    trouble = next(seen for seen in s.world.gather(watch.trouble) if seen is not None)
+    wanted = plan(trouble, s.progress.avoid, s.recipe.guard, s.recipe.train.batch_rows)
+    notes: list[str] = []
+    before = s.world.gather(_saved_before(s, wanted) if s.writer else None)[0]
+    found = adopt(s.run, s.world, before, notes)
+    progress = Progress(**found.state["progress"]) if found else Progress()
+    avoid: Avoid = {**wanted, "positions": [max(wanted["positions"][0], progress.consumed), wanted["positions"][1]]}
+    progress.avoid = [*s.progress.avoid, avoid]
+    left, reached = s.attempt, s.progress.step
+    s.progress = progress
+    _begin_attempt(s, found, {"attempt": left, "reached": reached, **asdict(trouble), "skip": avoid["positions"]})
+    s.saved = before[: before.index(found.name) + 1] if found else []
+    s.engine.load(*(found.read, found.state["adam_step"]) if found else (_initial(s), 0))
+    s.feed.close()
+    s.feed = Feed(
+        s.inputs.reader(), s.objective, s.recipe, s.shape, s.world.rank, s.world.size, s.world.device,
+        progress.consumed, progress.avoid,
+    )  # fmt: skip
+    watch.begin()
+    for note in notes:
+        s.say(note)
+    if s.writer:
+        _tell(s, found, trouble, avoid)
+
+
+def _saved_before(s: Session, wanted: Avoid) -> list[str]:
+    """The checkpoints saved before the offending updates, the one to try first last.
+
+    That is the newest from before the margin; one within the margin only where there is no other: the update before a
+    spike may be what caused it.
+    """
+    names = record.load(s.run).checkpoints()
+    consumed = {name: _consumed(s, name) for name in names}
+    clear = [name for name in names if consumed[name] <= wanted["positions"][0]]
+    close = [name for name in names if wanted["positions"][0] < consumed[name] <= wanted["trouble"][0]]
+    return [*close, *clear]
+
+
+def _consumed(s: Session, name: str) -> int:
+    """Positions behind a checkpoint; 0 where it can't be read, for its damage is then said when it is tried."""
+    with suppress(CorruptCheckpoint, OSError, ValueError, KeyError):
+        return Checkpoint(s.run / checkpoint.FOLDER / name).state["progress"]["consumed"]
+    return 0
+
+
+def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any]) -> None:
+    """Open the new attempt on rank 0, which fences the one that is left, and tell every rank its number."""
+
+    def create() -> int:
+        assert s.writer is not None
+        if s.writer.fenced():
+            raise record.Held(f"{s.run} was taken over by another start while this one rolled back")
+        attempts = record.load(s.run).attempts
+        begun = next(attempt.start for attempt in attempts if attempt.number == s.attempt)
+        start = {name: value for name, value in begun.items() if name not in HEAD} | {
+            "adopts": found.name if found else None,
+            "step": s.progress.step,
+            "consumed": s.progress.consumed,
+            "avoid": s.progress.avoid,
+            "ancestor": None if found else attempts[0].start["ancestor"],
+            "supervisor": "rollback",
+            "rollback": rollback,
+        }
+        left, s.writer = s.writer, record.Writer(s.run, start)
+        left.close()
+        if s.tracker:
+            s.tracker.begin_attempt(s.writer.number)
+        return s.writer.number
+
+    s.attempt = s.world.gather(together(s.world, lambda: create() if s.writer else 0))[0]
+
+
+def _initial(s: Session) -> SpanReader:
+    """Reads the state of a run that hasn't begun: its first weights as the engine holds them, and empty moments."""
+    model = Decoder(s.recipe.model, s.inputs.vocab_size, s.recipe.engine.activation_checkpointing)
+    freeze(model, s.recipe.train.trainable)
+    give_weights(s.run, s.recipe, model, None, s.world)
+    weights = {name: parameter.detach().view(-1) for name, parameter in model.named_parameters()}
+
+    def read(name: str, shape: tuple[int, ...], start: int, count: int) -> dict[str, torch.Tensor]:
+        piece = weights[name][start : start + count]
+        if s.engine.bf16:  # its fp32 masters begin as copies of the bf16 weights
+            piece = piece.bfloat16().float()
+        return {WEIGHT: piece, **{moment: torch.zeros(count) for moment in MOMENTS}}
+
+    return read
+
+
+def _tell(s: Session, found: Checkpoint | None, trouble: Trouble, avoid: Avoid) -> None:
+    """Name what happened and the documents set aside: in the record, in a file, on the terminal, and as an alert."""
+    assert s.writer is not None and s.tracker is not None
+    first, last = avoid["positions"]
+    documents: list[Traced] = []
+    file = f"{FOLDER}/rollback-{s.attempt:04d}.jsonl"
+    try:
+        documents = list(documents_at(s.inputs.dataset, "train", s.inputs.order, np.arange(first, last)))
+        _write(s, file, documents)
+        named = f"{len(documents)} documents lie in them, named in {file}"
+    except (UserError, OSError) as error:
+        named = f"their documents can't be named: {error}"
+    s.writer.append(
+        "rollback", step=trouble.step, reason=trouble.reason, positions=[first, last], times=avoid["times"],
+        documents=len(documents), ids=[document.id for document in documents[:NAMED]], file=file,
+    )  # fmt: skip
+    begin, end = trouble.positions
+    text = (
+        f"{trouble.reason}, at step {trouble.step}, positions [{begin}, {end}). Back to "
+        f"{found.name if found else 'the initial weights'}; positions [{first}, {last}) are passed over; {named}"
+    )
+    s.say(f"ROLLBACK {avoid['times']}: {text}")
+    s.tracker.alert(f"{s.recipe.name}: rolled back to step {s.progress.step}", text)
+
+
+def _write(s: Session, file: str, documents: list[Traced]) -> None:
+    path = s.run / file
+    path.parent.mkdir(exist_ok=True)
+    with published(path) as draft, draft.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents)

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 BATCH, CONTEXT, MARK = 12, 64, 16
 WATCHED = (
-    "train.steps=48", "checkpoint.every_steps=8", "evaluate.every_steps=48", "evaluate.rows=0", "guard.window=8",
-    "guard.warmup=8", "optimizer.clip=null", "optimizer.lr=1e-2", "schedule.kind=constant",
+    "data.window=16", "train.steps=48", "checkpoint.every_steps=8", "evaluate.every_steps=48", "evaluate.rows=0",
+    "guard.window=8", "guard.warmup=8", "optimizer.clip=null", "optimizer.lr=1e-2", "schedule.kind=constant",
 )  # fmt: skip
 EARLY, LATE, SPIKE = range(1, 5), range(15, 24), range(40, 41)  # updates, counted from 0
 FAULT = """
@@ -70,7 +70,7 @@ def poison(luban: CommandLine) -> Poison:
     (luban.home / "fault" / "sitecustomize.py").write_text(FAULT)
     dataset = load_dataset(luban.home / "datasets" / "tiny")
     index = dataset.index("train")
-    order = Order(layout(index, CONTEXT), 1, 2)
+    order = Order(layout(index, CONTEXT), 1, 16)
     reader = LocalReader(index, order, CONTEXT)
     first = [tuple(row) for row in reader.rows(np.arange(order.rows_per_epoch)).tokens[:, :MARK].tolist()]
     assert order.rows_per_epoch > 64 * BATCH

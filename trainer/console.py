@@ -229,11 +229,10 @@ def fates(history: record.History) -> Iterator[str]:
     """One line an attempt: where it began, how it ended, what of it was lost."""
     lost = {number: (first, last) for number, first, last in history.lost}
     newest = history.attempts[-1].number if history.attempts else 0
-    left = {attempt.start["rollback"]["attempt"] for attempt in history.attempts if attempt.start.get("rollback")}
     for attempt in history.attempts:
         start = attempt.start
         origin = f"from {start['adopts']}" if start.get("adopts") else "from the beginning"
-        fate = STATES.get(attempt.outcome or "", "rolled back" if attempt.number in left else "killed")
+        fate = STATES.get(attempt.outcome or "", "rolled back" if attempt.number in history.rolled_back else "killed")
         if attempt.number == newest and state_of(history) == "running":
             fate = "running"
         gone = f", steps {lost[attempt.number][0]} to {lost[attempt.number][1]} lost" if attempt.number in lost else ""

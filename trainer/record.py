@@ -119,6 +119,11 @@ class History:
                 spans.append((attempt.number, min(steps), max(steps)))
         return spans
 
+    @property
+    def rolled_back(self) -> set[int]:
+        """Numbers of the attempts that ended in a rollback: the next one began in the same processes."""
+        return {attempt.start["rollback"]["attempt"] for attempt in self.attempts if attempt.start.get("rollback")}
+
     def newest_saved(self) -> str | None:
         """The last checkpoint that the record says was written, on disk or not."""
         return next(

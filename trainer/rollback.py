@@ -14,6 +14,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
 from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
+from trainer.recipe import Recipe
 from trainer.session import Progress, Session, adopt, give_weights, together
+from trainer.world import World
 
 FOLDER = "guard"
 NAMED = 50  # ids of documents in the record; all of them are in a file
@@ -104,7 +107,10 @@ def roll_back(s: Session, watch: Watch) -> None:
     s.progress = progress
     _begin_attempt(s, found, {"attempt": left, "reached": reached, **asdict(trouble), "skip": avoid["positions"]})
     s.saved = before[: before.index(found.name) + 1] if found else []
-    s.engine.load(*(found.read, found.state["adam_step"]) if found else (_initial(s), 0))
+    if found:
+        s.engine.load(found.read, found.state["adam_step"])
+    else:
+        s.engine.load(initial(s.run, s.recipe, s.inputs.vocab_size, s.world, s.engine.bf16), 0)
     s.feed.close()
     s.feed = Feed(
         s.inputs.reader(), s.objective, s.recipe, s.shape, s.world.rank, s.world.size, s.world.device,
@@ -164,16 +170,20 @@ def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any
     s.attempt = s.world.gather(together(s.world, lambda: create() if s.writer else 0))[0]
 
 
-def _initial(s: Session) -> SpanReader:
-    """Reads the state of a run that hasn't begun: its first weights as the engine holds them, and empty moments."""
-    model = Decoder(s.recipe.model, s.inputs.vocab_size, s.recipe.engine.activation_checkpointing)
-    freeze(model, s.recipe.train.trainable)
-    give_weights(s.run, s.recipe, model, None, s.world)
+def initial(run: Path, recipe: Recipe, vocab_size: int, world: World, bf16: bool) -> SpanReader:
+    """The state of a run that hasn't begun: its first weights as an engine would hold them, and empty moments.
+
+    Raises:
+        UserError: the run has an ancestor, and that is gone.
+    """
+    model = Decoder(recipe.model, vocab_size)
+    freeze(model, recipe.train.trainable)
+    give_weights(run, recipe, model, None, world)
     weights = {name: parameter.detach().view(-1) for name, parameter in model.named_parameters()}
 
     def read(name: str, shape: tuple[int, ...], start: int, count: int) -> dict[str, torch.Tensor]:
         piece = weights[name][start : start + count]
-        if s.engine.bf16:  # its fp32 masters begin as copies of the bf16 weights
+        if bf16:  # the fp32 masters begin as copies of the bf16 weights
             piece = piece.bfloat16().float()
         return {WEIGHT: piece, **{moment: torch.zeros(count) for moment in MOMENTS}}
 

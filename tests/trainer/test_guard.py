@@ -169,10 +169,10 @@ def test_watching_an_update_costs_less_than_fifty_microseconds():
     figures = [(2 + 0.1 * draw.gauss(0, 1), math.exp(0.2 * draw.gauss(0, 1))) for _ in range(2000)]
     best = math.inf
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         for step, (loss, norm) in enumerate(figures, 1):
             watching.observe(step, (step, step + 1), loss, norm, True)
-        best = min(best, (time.perf_counter() - began) / len(figures))
+        best = min(best, (time.thread_time() - began) / len(figures))
     assert best < 50e-6
 
 
@@ -185,7 +185,8 @@ def trouble(first: int, last: int) -> Trouble:
 
 
 def times_and_updates(avoid: Avoid) -> tuple[int, float, float]:
-    return avoid["times"], *(position / ROWS for position in avoid["positions"])
+    first, last = avoid["positions"]
+    return avoid["times"], first / ROWS, last / ROWS
 
 
 def test_the_margin_doubles_while_the_trouble_comes_back_near_the_same_place():

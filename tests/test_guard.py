@@ -5,7 +5,9 @@ or its gradient ten thousand times too large and of the wrong sign, whenever and
 """
 
 import json
+import random
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from trainer import record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-BATCH, CONTEXT, MARK = 12, 64, 16
+BATCH, CONTEXT, MARK = 12, 64, 24
 WATCHED = (
     "data.window=16", "train.steps=48", "checkpoint.every_steps=8", "evaluate.every_steps=48", "evaluate.rows=0",
     "guard.window=8", "guard.warmup=8", "optimizer.clip=null", "optimizer.lr=1e-2", "schedule.kind=constant",
@@ -46,13 +48,15 @@ if "RANK" in os.environ and "POISON" in os.environ:
 
 @dataclass(frozen=True)
 class Poison:
-    """Marked passages, and the documents they are in."""
+    """Marked passages, by update, and the documents they are in."""
 
     command: CommandLine
+    positions: dict[int, int]
+    """Of the row that begins with the passage."""
     marks: dict[int, list[int]]
-    """First tokens of one row of each poisoned update."""
+    """Its first tokens."""
     documents: dict[int, str]
-    """The id of the document that this row begins in."""
+    """The id of the document that it begins in."""
 
     def environment(self, **kinds: range) -> dict[str, str]:
         """For ranks in which the given updates are poisoned, as kind=updates."""
@@ -65,31 +69,47 @@ class Poison:
 
 @pytest.fixture(scope="module")
 def poison(luban: CommandLine) -> Poison:
-    """The passages, found through the order of the runs below; each begins one row of the epoch and no other."""
+    """A dataset that is soon learnt, and passages found through its order; each begins one row and no other."""
     (luban.home / "fault").mkdir()
     (luban.home / "fault" / "sitecustomize.py").write_text(FAULT)
-    dataset = load_dataset(luban.home / "datasets" / "tiny")
+    draw = random.Random(7)
+    with (luban.home / "boxes.jsonl").open("w") as file:
+        for number in range(1400):
+            text = f"Box {number} holds {draw.randrange(100)} {draw.choice(('red', 'green'))} apples."
+            for _ in range(3):
+                text += f" {draw.choice(('Anna', 'Otto', 'Emma'))} took {draw.randrange(100)} of them to the market."
+            file.write(json.dumps({"text": text}) + "\n")
+    luban(
+        "data", "build", "folder", "name=boxes", "dedup.near=false", "tokenizer.reuse=datasets/tiny",
+        f"sources=[{{kind: jsonl, path: {luban.home}/boxes.jsonl, text_field: text}}]", "split.valid=0.05",
+        "shard_tokens=20000",
+    )  # fmt: skip
+    dataset = load_dataset(luban.home / "datasets" / "boxes")
     index = dataset.index("train")
     order = Order(layout(index, CONTEXT), 1, 16)
     reader = LocalReader(index, order, CONTEXT)
     first = [tuple(row) for row in reader.rows(np.arange(order.rows_per_epoch)).tokens[:, :MARK].tolist()]
-    assert order.rows_per_epoch > 64 * BATCH
-    rows = list(dataset.rows("train"))
-    marks, documents = {}, {}
+    assert order.rows_per_epoch > 80 * BATCH
+    often, rows = Counter(first), list(dataset.rows("train"))
+    positions, documents = {}, {}
     for update in (*EARLY, *LATE, *SPIKE):
-        position = update * BATCH + 5
-        assert first.count(first[position]) == 1
-        marks[update] = list(first[position])
-        places = order.places(np.array([position]))
+        mine = range(update * BATCH, (update + 1) * BATCH)
+        positions[update] = next(position for position in mine if often[first[position]] == 1)
+        places = order.places(np.array([positions[update]]))
         here = [row for row in rows if row.shard == places.shard[0]]
         documents[update] = here[bisect_right([row.start for row in here], places.start[0]) - 1].id
-    return Poison(luban, marks, documents)
+    marks = {update: list(first[position]) for update, position in positions.items()}
+    return Poison(luban, positions, marks, documents)
+
+
+def watched(poison: Poison) -> list[str]:
+    return [f"data.dataset={poison.command.home}/datasets/boxes", *WATCHED]
 
 
 def pretrain(poison: Poison, name: str, *more: str, code: int = 0, **kinds: range) -> str:
     poisoned = CommandLine(poison.command.home)
     poisoned.environment = poison.environment(**kinds)
-    return poisoned.pretrain(name, *WATCHED, *more, code=code)
+    return poisoned.pretrain(name, *watched(poison), *more, code=code)
 
 
 def final_loss(poison: Poison, name: str) -> float:
@@ -138,7 +158,7 @@ def test_it_goes_back_behind_the_trouble_and_round_it_and_names_the_documents(po
     read = {p for event in history.lineage() if event["verdict"] == "applied" for p in range(*event["positions"])}
     assert not gone & read
     for update in (*EARLY, *LATE, *SPIKE):
-        assert update * BATCH + 5 not in read
+        assert poison.positions[update] not in read
     first, *_, last = rollbacks(poison, "healed")
     assert (first["adopts"], first["step"]) == (None, 0)  # no checkpoint yet: the initial weights
     assert [start["avoid"][-1]["times"] for start in rollbacks(poison, "healed")] == [1, 1, 2, 1]
@@ -152,7 +172,7 @@ def test_it_goes_back_behind_the_trouble_and_round_it_and_names_the_documents(po
         assert [document["id"] for document in named][:50] == event["ids"]
         assert event["documents"] == len(named)
         for update in (*EARLY, *LATE, *SPIKE):
-            position = update * BATCH + 5
+            position = poison.positions[update]
             if event["positions"][0] <= position < event["positions"][1]:
                 (holder,) = [each for each in named if each["id"] == poison.documents[update]]
                 assert position in holder["positions"]
@@ -182,7 +202,7 @@ def test_without_the_guard_it_ends_with_damaged_weights(poison: Poison, clean: f
 def test_a_rank_killed_after_a_rollback_changes_nothing(poison: Poison, healed: str) -> None:
     poisoned = CommandLine(poison.command.home)
     poisoned.environment = poison.environment(nan=EARLY, nan_=LATE, spike=SPIKE)
-    process = poisoned.start_pretrain("killed-healing", *WATCHED)
+    process = poisoned.start_pretrain("killed-healing", *watched(poison))
     count = len(rollbacks(poison, "healed"))
     events = poisoned.wait_for("killed-healing", count + 1, lambda event: event["event"] == "step")
     kill_rank(events, 1)

@@ -201,7 +201,8 @@ class Guard(Section):
     threshold: Free[float] = Field(default=10.0, gt=0)
     """A spike is a loss or gradient norm so many robust standard deviations above the window's median."""
     confirm: Free[int] = Field(default=2, ge=1)
-    """Updates in a row above the threshold that make a spike, in steps; one is enough at three times the threshold."""
+    """Updates in a row above the threshold that make a spike, in steps; one is enough where the loss is at three times
+    the threshold, or the norm at a hundred times its median."""
     max_nonfinite: Free[int] = Field(default=3, ge=1)
     """Non-finite updates in a row after which the run rolls back, in steps; if engine.max_skipped lets it."""
     margin: Free[int] = Field(default=1, ge=0)

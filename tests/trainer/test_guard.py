@@ -135,6 +135,15 @@ def test_updates_that_are_not_finite_are_trouble_after_so_many_in_a_row():
     assert "3 non-finite updates in a row" in seen[5].reason
 
 
+def test_a_gradient_a_hundred_times_too_large_is_trouble_at_once_also_where_everything_falls_fast():
+    """What was seen: norms that scatter, a loss that falls steeply, and damage that shows itself three updates on."""
+    losses = [4.2, 3.9, 3.6, 3.4, 3.2, 2.9, 2.7, 2.6, 2.4, 2.3, 2.1, 2.0, 1.9, 1.8, 1.7, 2.4, 3.2, 3.7]
+    norms = [1.1, 1.1, 0.9, 1.2, 1.2, 1.2, 1.1, 0.8, 1.1, 0.9, 0.8, 0.8, 1.7, 1.3, 5669.6, 5.3, 5.2, 4.6]
+    assert [step for step, _ in watched(losses, norms, window=8, warmup=8)] == [15]
+    norms[14] = 60.0
+    assert watched(losses, norms, window=8, warmup=8) == []
+
+
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (2.0, math.inf)])
 def test_an_applied_update_that_is_not_finite_is_trouble_at_once(loss, norm):
     seen = Guard(chosen()).observe(1, (0, ROWS), loss, norm, True)

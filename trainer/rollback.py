@@ -5,9 +5,9 @@ holds of it: the older one is fenced, its steps behind the adopted checkpoint ar
 first event says why, where to, and which rows are passed over. A kill at any moment leaves either the old attempt or
 the new one; the rows set aside are handed on from attempt to attempt, whichever checkpoint is adopted.
 
-The state is read back into the living engine: no process starts, nothing is compiled again (two ranks of a tiny model on
-a busy machine: half a second, against ten for a restart). Without a checkpoint before the trouble it is
-the initial weights, which are a pure function, drawn anew.
+The state is read back into the living engine: no process starts, nothing is compiled again (two ranks of a tiny
+model on a busy machine: half a second, against ten for a restart). Without a checkpoint before the trouble it is the
+initial weights, which are a pure function, drawn anew.
 """
 
 import json
@@ -56,9 +56,8 @@ class Watch:
         self._guard = Guard(chosen) if chosen.enabled else None
         if self._guard is None:
             return
-        lineage = record.load(self.s.run).lineage() if self.s.writer else []
-        recent = lineage[-chosen.window - chosen.max_nonfinite :]
-        for event in self.s.world.gather(recent)[0]:
+        lineage = together(self.s.world, lambda: record.load(self.s.run).lineage() if self.s.writer else [])
+        for event in self.s.world.gather(lineage[-chosen.window - chosen.max_nonfinite :])[0]:
             if event["rows"] is not None:
                 self._observe(event, event["loss"], event["grad_norm"])
 
@@ -98,7 +97,8 @@ def roll_back(s: Session, watch: Watch) -> None:
     trouble = next(seen for seen in s.world.gather(watch.trouble) if seen is not None)
     wanted = plan(trouble, s.progress.avoid, s.recipe.guard, s.recipe.train.batch_rows)
     notes: list[str] = []
-    before = s.world.gather(_saved_before(s, wanted) if s.writer else None)[0]
+    known = together(s.world, lambda: _saved_before(s, wanted) if s.writer else None)
+    names, before = s.world.gather(known)[0]
     found = adopt(s.run, s.world, before, notes)
     progress = Progress(**found.state["progress"]) if found else Progress()
     avoid: Avoid = {**wanted, "positions": [max(wanted["positions"][0], progress.consumed), wanted["positions"][1]]}
@@ -106,7 +106,8 @@ def roll_back(s: Session, watch: Watch) -> None:
     left, reached = s.attempt, s.progress.step
     s.progress = progress
     _begin_attempt(s, found, {"attempt": left, "reached": reached, **asdict(trouble), "skip": avoid["positions"]})
-    s.saved = before[: before.index(found.name) + 1] if found else []
+    newer = names.index(found.name) + 1 if found else 0
+    s.saved = names[newer:] + names[:newer]  # those it leaves behind are the first that retention removes
     if found:
         s.engine.load(found.read, found.state["adam_step"])
     else:
@@ -123,8 +124,8 @@ def roll_back(s: Session, watch: Watch) -> None:
         _tell(s, found, trouble, avoid)
 
 
-def _saved_before(s: Session, wanted: Avoid) -> list[str]:
-    """The checkpoints saved before the offending updates, the one to try first last.
+def _saved_before(s: Session, wanted: Avoid) -> tuple[list[str], list[str]]:
+    """All checkpoints, oldest first; and those saved before the offending updates, the one to try first last.
 
     That is the newest from before the margin; one within the margin only where there is no other: the update before a
     spike may be what caused it.
@@ -133,7 +134,7 @@ def _saved_before(s: Session, wanted: Avoid) -> list[str]:
     consumed = {name: _consumed(s, name) for name in names}
     clear = [name for name in names if consumed[name] <= wanted["positions"][0]]
     close = [name for name in names if wanted["positions"][0] < consumed[name] <= wanted["trouble"][0]]
-    return [*close, *clear]
+    return names, [*close, *clear]
 
 
 def _consumed(s: Session, name: str) -> int:

@@ -218,13 +218,11 @@ class Loop:
         if self.s.writer is None or self.s.tracker is None:
             return
         self.s.writer.append("step", **pending.event, loss=loss, grad_norm=norm)
-        if (
-            pending.event["verdict"] == "skipped"
-        ):  # and no line of metrics: the one of this step is the applied update's
+        if pending.event["verdict"] == "skipped":
             self.s.say(
                 f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
             )
-            return
+            return  # the line of metrics with this number of steps is that of the update before
         if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
             line = self.s.meter.line(
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],

@@ -184,7 +184,7 @@ class Checkpoint(Section):
     keep_best: Free[bool] = True
     """Also save and keep the one with the best validation loss."""
     store: Free[str | None] = None
-    """Where copies go, as any fsspec URL (file:///backup, s3://bucket/luban): the run's name is added. null: none."""
+    """Where copies go, as any fsspec URL (file:///backup, s3://bucket/luban): the run's name is added. null: nowhere."""
     store_role: Free[Literal["mirror", "primary"]] = "mirror"
     """mirror: written to the run's folder, then copied to the store; primary: written to the store alone."""
 

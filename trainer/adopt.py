@@ -31,40 +31,50 @@ def agree(world: World, action: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]  (an action that wasn't refused has returned)
 
 
-def adopt(recipe: Recipe, run: Path, writer: record.Writer | None, world: World, notes: list[str]) -> Checkpoint | None:
-    """The newest checkpoint of which every byte is as its manifest says; those before it are passed over, loudly.
+def candidates(recipe: Recipe, run: Path, history: record.History) -> list[tuple[str, bool]]:
+    """(name, whether it lies in the run's folder) of the checkpoints that the record vouches for, oldest first.
+
+    Of one that is in the store too, the near copy comes after the other, so that who begins at the end meets it first.
+    """
+    found = places(recipe, run)
+    held = set(history.checkpoints(name for name, _ in found))
+    return [(name, isinstance(place, Folder)) for name, place in found if name in held]
+
+
+def place_of(recipe: Recipe, run: Path, name: str, near: bool) -> Place:
+    """Where a checkpoint lies, in the run's folder or in its store."""
+    home: Place | None = Folder(run) if near else store_of(recipe, run)
+    assert home is not None
+    return home.child(checkpoint.FOLDER).child(name)
+
+
+def adopt(
+    recipe: Recipe, run: Path, world: World, offered: list[tuple[str, bool]], notes: list[str]
+) -> Checkpoint | None:
+    """The last of `offered` of which every byte is as its manifest says; those after it are passed over, loudly.
 
     The ranks divide the reading. Collective.
 
     Args:
-        writer: rank 0's, whose history names the checkpoints.
+        offered: as `candidates` gives them; rank 0's count.
         notes: what a person should hear is added to it.
     """
-
-    def known() -> list[tuple[str, bool]]:
-        if writer is None:
-            return []
-        found = places(recipe, run)
-        held = set(writer.history.checkpoints(name for name, _ in found))
-        return [(name, isinstance(place, Folder)) for name, place in found if name in held]
-
-    candidates = world.gather(agree(world, known))[0]
-    for name, near in reversed(candidates):
+    offered = world.gather(offered)[0]
+    for name, near in reversed(offered):
         watchdog.enter("checking a checkpoint", watchdog.START_UP_S)
-        home: Place | None = Folder(run) if near else store_of(recipe, run)
-        assert home is not None
+        place = place_of(recipe, run, name, near)
         try:
-            found = Checkpoint(home.child(checkpoint.FOLDER).child(name))
+            found = Checkpoint(place)
             problems = found.problems(world.rank, world.size)
         except CorruptCheckpoint as error:
             found, problems = None, [str(error)]
         problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
         if found and not problems:
             if not near:
-                notes.append(f"{name} comes from {home}: the run's folder has no whole copy")
+                notes.append(f"{name} comes from {place}: the run's folder has no whole copy")
             return found
         notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
-    if candidates:
+    if offered:
         notes.append("No checkpoint of this run is whole: it begins again at step 0")
     return None
 

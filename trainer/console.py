@@ -235,7 +235,7 @@ def fates(history: record.History) -> Iterator[str]:
     for attempt in history.attempts:
         start = attempt.start
         origin = f"from {start['adopts']}" if start.get("adopts") else "from the beginning"
-        fate = STATES.get(attempt.outcome or "", "killed")
+        fate = STATES.get(attempt.outcome or "", "rolled back" if attempt.number in history.rolled_back else "killed")
         if attempt.outcome is None and successors.get(attempt.number) == "takeover":
             fate = STATES["fenced"]
         if attempt.number == newest and state_of(history) == "running":

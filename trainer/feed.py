@@ -1,5 +1,6 @@
 """Positions -> rows -> batches, one update after the other, made ready by one thread while the device computes."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import xxhash
 
 from data.order import WORD, deal
 from data.reader import LocalReader, Prefetch, Rows
+from trainer.guard import Avoid
 from trainer.objectives.base import Batch, Objective
 from trainer.recipe import Recipe
 
@@ -54,16 +56,18 @@ class Step:
     """Of this rank."""
     digest: int
     """Sum over this rank's rows of a 64-bit hash of each row's position and tokens, modulo 2**64."""
+    passed_over: str | None = None
+    """Why none of its rows was read."""
 
 
 class Feed:
     """The updates of an attempt, in order, from a position on. Iterate it; `close` it."""
 
     def __init__(self, reader: LocalReader, objective: Objective, recipe: Recipe, shape: Shape, rank: int, ranks: int,
-                 device: torch.device, consumed: int):  # fmt: skip
+                 device: torch.device, consumed: int, avoid: Sequence[Avoid] = ()):  # fmt: skip
         self._reader, self._objective, self._device = reader, objective, device
-        self._rows, self._shape, self._rank, self._ranks = recipe.train.batch_rows, shape, rank, ranks
-        self._consumed = consumed
+        self._shape, self._rank, self._ranks = shape, rank, ranks
+        self._spans = spans(consumed, recipe.train.batch_rows, avoid)
         self._prefetch = Prefetch(self._produce, 2**62, recipe.data.prefetch)
 
     def __next__(self) -> Step:
@@ -74,14 +78,29 @@ class Feed:
         self._prefetch.close()
 
     def _produce(self, number: int) -> Step:
-        start = self._consumed + number * self._rows
-        stop = start + self._rows
+        start, stop, passed_over = next(self._spans)
+        if passed_over:
+            return Step(start, stop, [], [], 0, 0, passed_over)
         mine = deal(start, stop, self._shape.micro_batch, self._rank, self._ranks)
         rows = [self._reader.rows(positions) for positions in mine]
         batches = [self._objective.batch(held, self._device) for held in rows]
         digest = sum(row_digest(held) for held in rows) & WORD
         first = [int(positions[0]) for positions in mine]
         return Step(start, stop, batches, first, sum(batch.label_tokens for batch in batches), digest)
+
+
+def spans(consumed: int, rows: int, avoid: Sequence[Avoid]) -> Iterator[tuple[int, int, str | None]]:
+    """The updates from `consumed` on, for ever: (first position, one past the last, why they are passed over).
+
+    Args:
+        rows: of one update.
+        avoid: intervals of whole updates; they may overlap.
+    """
+    while True:
+        inside = next((each for each in avoid if each["positions"][0] <= consumed < each["positions"][1]), None)
+        stop = inside["positions"][1] if inside else consumed + rows
+        yield consumed, stop, inside["reason"] if inside else None
+        consumed = stop
 
 
 def row_digest(rows: Rows) -> int:

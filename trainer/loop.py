@@ -1,7 +1,7 @@
 """The story of one step: rows, agreement, forward and backward, verdict, record.
 
-Two things cross between ranks on the CPU beside the engine's own collectives: before the step, seven integers (label
-tokens, five flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
+Two things cross between ranks on the CPU beside the engine's own collectives: before the step, eight integers (label
+tokens, six flags, the digest of what was read); after it, one float, the loss of the step before, whose copy to the
 host was begun a step ago. Nothing else waits for the device. Learning rate, tokens and the step number advance only on
 applied updates; the positions of a skipped one are passed over and recorded as skipped.
 """
@@ -18,6 +18,7 @@ from trainer.exact import addable
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
 from trainer.record import Fenced
+from trainer.rollback import RollBack, Watch, roll_back
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import Stop
@@ -33,10 +34,12 @@ class Agreed:
     stop: bool
     fenced: bool
     save: bool
-    written: bool
-    """Every rank's part of the checkpoint under way is on the disk."""
+    trouble: bool
+    """A rank's guard has seen what a rollback must undo."""
     failed: bool
-    """That checkpoint could not be published."""
+    """The checkpoint under way could not be published."""
+    written: bool
+    """Every rank's part of it is on the disk."""
     digest: int
 
 
@@ -90,6 +93,9 @@ class Loop:
         self.s, self.stop, self.save_at = session, stop, save_at
         self.until = session.recipe.train.steps if until is None else until
         self.pending: Pending | None = None
+        self.watch = Watch(session)
+        self.postponed = False
+        """A save is due and waits until nothing is suspected of the weights."""
         self.checkpoints = Checkpoints(session)
         self.evaluations = Evaluations(session)
         self.diagnostics = Diagnostics(session)
@@ -98,9 +104,21 @@ class Loop:
         """Train until the last step, a stop, or the end of patience. Returns (outcome, why).
 
         Raises:
-            UserError: too many updates in a row were skipped, or the disk is full.
+            UserError: too many updates in a row were skipped, trouble came back too often, or the disk is full.
             Fenced: a newer attempt has begun.
         """
+        while True:
+            try:
+                return self.updates()
+            except RollBack:
+                self.settle()
+                self.checkpoints.finish()
+                roll_back(self.s, self.watch)
+                self.checkpoints.begin()
+                self.postponed = False
+
+    def updates(self) -> tuple[str, str]:
+        """One update after the other, as `train`. Raises RollBack, on all ranks at once, where the guard says so."""
         progress, last = self.s.progress, self.until
         outcome, reason = DONE, f"step {last} reached"
         if last < self.s.recipe.train.steps:
@@ -115,6 +133,8 @@ class Loop:
             if agreed.written or agreed.failed:
                 with self.s.clock.of("checkpoint"):
                     self.checkpoints.go_on(agreed.failed)
+            if agreed.trouble:
+                raise RollBack
             if agreed.stop:
                 self.end()
                 return STOPPED, f"by {self.stop.reason or 'a signal to another rank'} at step {progress.step}"
@@ -133,7 +153,7 @@ class Loop:
 
     def end(self) -> None:
         """Write down what is pending, and save."""
-        self.settle()
+        self.settle_for_good()
         with self.s.clock.of("checkpoint"):
             self.checkpoints.save()
             self.checkpoints.finish()
@@ -157,12 +177,11 @@ class Loop:
         watchdog.enter("the agreement before a step")
         fenced = self.s.writer is not None and self.s.writer.fenced()
         late = self.s.world.rank == 0 and self.checkpoints.time_is_up()
-        saver = self.checkpoints.saver
-        flags = (self.stop.asked, fenced, late, saver.written, saver.failed)
-        labels, stop, fence, save, written, failed, digest = self.s.world.total(
-            [rows.label_tokens, *map(int, flags), rows.digest]
-        )
-        return Agreed(labels, stop > 0, fence > 0, save > 0, written == self.s.world.size, failed > 0, digest)
+        saver, troubled = self.checkpoints.saver, self.watch.trouble is not None
+        flags = (self.stop.asked, fenced, late, troubled, saver.failed, saver.written)
+        labels, *votes, written, digest = self.s.world.total([rows.label_tokens, *map(int, flags), rows.digest])
+        stop, fence, save, trouble, failed = (count > 0 for count in votes)
+        return Agreed(labels, stop, fence, save, trouble, failed, written == self.s.world.size, digest)
 
     def forward_backward(self, rows: Step, label_tokens: int) -> Tensor:
         """Accumulate the gradient of this rank's rows. Returns the sum of their token losses, float64 on the device."""
@@ -195,14 +214,14 @@ class Loop:
         self.pending = Pending(event, figures, agreed.label_tokens, progress.tokens, skipped, norms)
 
     def pass_over(self, rows: Step, agreed: Agreed) -> None:
-        """Skip rows in which nothing counts: an update without a gradient would only decay the weights."""
+        """Skip rows in which nothing counts, where an update would only decay the weights, or that the guard avoids."""
         self.settle()
         self.s.progress.consumed = rows.stop
         self.s.progress.skipped.append([rows.start, rows.stop])
         if self.s.writer is not None:
-            event = self.event(rows, agreed, "no label tokens")
+            event = self.event(rows, agreed, rows.passed_over or "no label tokens")
             self.s.writer.append("step", **event, lr=None, loss=None, grad_norm=None)
-            self.s.say(f"update skipped after step {event['step']}, positions {event['positions']}: no label tokens")
+            self.s.say(f"skipped after step {event['step']}, positions {event['positions']}: {event['reason']}")
 
     def event(self, rows: Step, agreed: Agreed, skipped_for: str | None) -> dict[str, Any]:
         """What the record says of an update whose loss is not known yet."""
@@ -210,7 +229,7 @@ class Loop:
             "step": self.s.progress.step,
             "positions": [rows.start, rows.stop],
             "labels": agreed.label_tokens,
-            "rows": f"{agreed.digest:016x}",
+            "rows": None if rows.passed_over else f"{agreed.digest:016x}",
             "verdict": "skipped" if skipped_for else "applied",
             "reason": skipped_for,
         }
@@ -223,15 +242,17 @@ class Loop:
         watchdog.enter("settling the update before")
         mine, norm = pending.figures.read()
         (total,) = self.s.world.total_floats([mine])
+        loss, step = total / pending.label_tokens, pending.event["step"]
+        self.watch.see(pending.event, loss, norm)
         if self.s.writer is None or self.s.tracker is None or self.s.timesheet is None:
             return
-        loss, step = total / pending.label_tokens, pending.event["step"]
         self.s.writer.append("step", **pending.event, loss=loss, grad_norm=norm)
         self.s.timesheet.write()
         if pending.event["verdict"] == "skipped":
             self.s.say(
                 f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
             )
+            return  # the line of metrics with this number of steps is that of the update before
         if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
             line = self.s.meter.line(
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
@@ -241,12 +262,21 @@ class Loop:
             while self.s.meter.notes:
                 self.s.say(self.s.meter.notes.pop(0))
 
+    def settle_for_good(self) -> bool:
+        """Settle before the weights are judged or kept; returns whether nothing is suspected of them. Collective.
+
+        Raises:
+            RollBack: on all ranks, where they are not to be kept.
+        """
+        self.settle()
+        return self.watch.agree()
+
     def after_update(self, agreed: Agreed) -> bool:
         """Evaluate and save where it is time; returns whether patience has run out."""
         progress, recipe = self.s.progress, self.s.recipe
         if progress.skipped_in_a_row:
             if progress.skipped_in_a_row >= recipe.engine.max_skipped:
-                self.settle()
+                self.settle_for_good()
                 raise UserError(
                     f"{progress.skipped_in_a_row} updates in a row had a non-finite gradient, after step "
                     f"{progress.step}: lower optimizer.lr, or clip, and start from an earlier checkpoint with --from"
@@ -255,11 +285,13 @@ class Loop:
         impatient = False
         improved = False
         if self.evaluations.due(progress.step):
-            self.settle()
+            self.settle_for_good()
             with self.s.clock.of("evaluation"):
                 improved = self.evaluations.run()
             impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
-        if self.checkpoints.due(progress.step, improved) or agreed.save or progress.step == self.save_at:
-            self.settle()
-            self.save()
+        wanted = agreed.save or self.postponed or progress.step == self.save_at
+        if wanted or self.checkpoints.due(progress.step, improved):
+            self.postponed = not self.settle_for_good()
+            if not self.postponed:
+                self.save()
         return impatient

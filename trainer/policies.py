@@ -20,14 +20,20 @@ class Checkpoints:
 
     def __init__(self, session: Session):
         self.s = session
+        self.saver = Saver(session.root, session.world, session.engine.spans(), self._fenced, self._sync)
+        self.begin()
+
+    def begin(self) -> None:
+        """An attempt begins: what it adopted is saved already."""
         self._last = time.monotonic()
-        self._saved = session.progress.step if session.progress.consumed else None
-        spans, writer = session.engine.spans(), session.writer
-        self.saver = (
-            Saver(session.root, session.world, spans, writer.fenced, writer.sync)
-            if writer
-            else Saver(session.root, session.world, spans)
-        )
+        self._saved = self.s.progress.step if self.s.progress.consumed else None
+
+    def _fenced(self) -> bool:
+        return self.s.writer is not None and self.s.writer.fenced()
+
+    def _sync(self) -> None:
+        if self.s.writer is not None:
+            self.s.writer.sync()
 
     def due(self, step: int, improved: bool) -> bool:
         """Whether the state after `step` is to be saved."""

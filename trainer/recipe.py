@@ -191,7 +191,7 @@ class Checkpoint(Section):
 
 
 class Guard(Section):
-    """What is done about non-finite gradients and spikes: back to the last verified checkpoint, past the rows."""
+    """What is done about non-finite gradients and spikes: back to a verified checkpoint, and past the rows."""
 
     enabled: Free[bool] = True
     """Watch loss and gradient norm; false: only `engine.max_skipped` stops a run."""
@@ -201,12 +201,16 @@ class Guard(Section):
     """Applied updates before anything is called a spike, in steps."""
     threshold: Free[float] = Field(default=10.0, gt=0)
     """A spike is a loss or gradient norm so many robust standard deviations above the window's median."""
+    confirm: Free[int] = Field(default=2, ge=1)
+    """Updates in a row above the threshold that make a spike, in steps; one is enough where the loss is at three times
+    the threshold, or the norm at a hundred times its median."""
     max_nonfinite: Free[int] = Field(default=3, ge=1)
-    """Non-finite updates in a row after which the run rolls back, in steps."""
+    """Non-finite updates in a row after which the run rolls back, in steps; if engine.max_skipped lets it."""
     margin: Free[int] = Field(default=1, ge=0)
-    """Updates skipped before and after the offending ones, in steps; doubled each time the trouble comes back."""
+    """Updates skipped before and after the offending ones, in steps; doubled each time the trouble comes back within
+    `window` updates, and never more than `window`."""
     max_rollbacks: Free[int] = Field(default=4, ge=0)
-    """Rollbacks in the last `window` updates after which the run ends with an error."""
+    """Rollbacks, each within `window` updates of the one before, after which the run ends with an error."""
 
 
 class Evaluate(Section):

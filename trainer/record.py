@@ -141,6 +141,11 @@ class History:
                 spans.append((attempt.number, min(steps), max(steps)))
         return spans
 
+    @property
+    def rolled_back(self) -> set[int]:
+        """Numbers of the attempts that ended in a rollback: the next one began in the same processes."""
+        return {attempt.start["rollback"]["attempt"] for attempt in self.attempts if attempt.start.get("rollback")}
+
     def newest_saved(self) -> str | None:
         """The last checkpoint that the record says was written, on disk or not."""
         return next(
@@ -167,8 +172,9 @@ class History:
 
     @cached_property
     def retired(self) -> set[str]:
-        """Checkpoints that an attempt has given up: removed, or about to be."""
-        return {name for attempt in self.attempts for event in attempt.of("retire") for name in event["names"]}
+        """Checkpoints given up: removed, or about to be, or what a rollback went behind."""
+        gone = {name for attempt in self.attempts for event in attempt.of("retire") for name in event["names"]}
+        return gone.union(*(attempt.start.get("retires", ()) for attempt in self.attempts))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, without those that an attempt wrote when it was fenced."""
@@ -266,11 +272,12 @@ def refuse_if_held(run: Path) -> None:
 class Writer:
     """The file of the attempt that now begins; rank 0 alone has one. `close` ends it and its heartbeat."""
 
-    def __init__(self, run: Path, by_hand: bool = False):
+    def __init__(self, run: Path, by_hand: bool = False, after: int | None = None):
         """Take the next number: from now on every older attempt is fenced. `start` writes the first line.
 
         Args:
             by_hand: an attempt that is alive is respected, not fenced.
+            after: the attempt that it must follow: the caller's own, which has had no successor.
 
         Raises:
             Held: another start is alive, or took the same number first.
@@ -279,7 +286,7 @@ class Writer:
         self.run, folder = run, run / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         taken = numbers(run)
-        self.number = max(taken, default=0) + 1
+        self.number = max(taken, default=0) + 1 if after is None else after + 1
         orphans = [checkpoint.attempt_of(name) for name in checkpoint.names(run)]
         if max(orphans, default=0) >= self.number:  # its number would be given out again
             raise UserError(_incomplete(run, max(orphans)))

@@ -266,10 +266,10 @@ def _attempts(story: Story) -> Html:
         return section("Attempts", tag("p", "The run has not begun.", class_="note"))
     lost = {number: f"{first:,} to {last:,}" for number, first, last in story.history.lost}
     lives = {life.attempt: life for life in story.goodput.lives}
-    rows = []
+    rows, rolled_back = [], story.history.rolled_back
     for attempt in story.history.attempts:
         start = attempt.start
-        fate = STATES.get(attempt.outcome or "", "killed")
+        fate = STATES.get(attempt.outcome or "", "rolled back" if attempt.number in rolled_back else "killed")
         if attempt is story.history.attempts[-1]:
             fate = story.state
         rows.append(

@@ -15,13 +15,14 @@ import torch
 from data.errors import UserError
 from data.order import key
 from trainer import checkpoint, goodput, record
-from trainer.adopt import adopt, agree, span_by_span
+from trainer.adopt import adopt, agree, candidates, span_by_span
 from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
 from trainer.disk import shortcomings
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
 from trainer.feed import Feed, Shape
+from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.mirror import Mirror, root_of, store_of
@@ -56,6 +57,8 @@ class Progress:
     skipped: list[list[int]] = field(default_factory=list)
     """Intervals [from, to) of positions whose update was not applied."""
     skipped_in_a_row: int = 0
+    avoid: list[Avoid] = field(default_factory=list)
+    """What the guard has set aside so far, behind `consumed` and ahead of it."""
     best: dict[str, Any] | None = None
     """Step and loss of the best evaluation so far."""
     worse: int = 0
@@ -129,12 +132,14 @@ def begin(run: Path, world: World, how: str) -> Session:
     objective = Causal(recipe.model.attention)
     root = root_of(recipe, run)
     writer = agree(world, lambda: record.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
-    found = adopt(recipe, run, writer, world, notes)
+    history = writer.history if writer else None
+    offered = agree(world, lambda: candidates(recipe, run, history) if history else [])
+    found = adopt(recipe, run, world, offered, notes)
     bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
-    frozen = _weights(run, recipe, model, found, world)
+    frozen = give_weights(run, recipe, model, found, world)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
@@ -149,8 +154,11 @@ def begin(run: Path, world: World, how: str) -> Session:
         agree(world, lambda: found.refuse_other_model(engine.shapes()))
         engine.load(span_by_span(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
+    newest = history.attempts[-1].start if history and history.attempts else {}
+    progress.avoid = world.gather(newest.get("avoid", []))[0]  # a rollback since the checkpoint added to it
     feed = Feed(
-        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed
+        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
+        progress.avoid,
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
@@ -164,6 +172,7 @@ def begin(run: Path, world: World, how: str) -> Session:
         "record": found.state.get("record") if found else None,
         "step": progress.step,
         "consumed": progress.consumed,
+        "avoid": progress.avoid,
         "world": world.size,
         "zero_stage": recipe.engine.zero_stage,
         "micro_batch": shape.micro_batch,
@@ -185,7 +194,7 @@ def begin(run: Path, world: World, how: str) -> Session:
     return session
 
 
-def _weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
+def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
     """Give the model its weights; returns the file in `base/` of those that don't train."""
     if recipe.ancestor:
         weights = Source.parse(recipe.ancestor).checkpoint().weights() if not found else found.frozen()

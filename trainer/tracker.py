@@ -35,12 +35,12 @@ class Metrics:
     def __init__(self, run_folder: Path, attempt: int) -> None:
         path = run_folder / "metrics.jsonl"
         self._file = Appender(path)
-        self._attempt = attempt
+        self.attempt = attempt
         self._next = _next_line(run_folder)
 
     def write(self, values: Mapping[str, Any], kind: str = "train") -> dict[str, Any]:
         """Append one line of "train", "evaluation" or "summary" figures; what was written, with its number."""
-        line = {"line": self._next, "attempt": self._attempt, "time": time.time(), "kind": kind, **finite(values)}
+        line = {"line": self._next, "attempt": self.attempt, "time": time.time(), "kind": kind, **finite(values)}
         self._file.append(line)
         self._next += 1
         return line
@@ -85,6 +85,11 @@ class Tracker:
             line = self._metrics.write(values, kind)
             if self._wandb:
                 self._wandb.log(line)
+
+    def begin_attempt(self, attempt: int) -> None:
+        """What comes from now on is of another attempt, in the same process."""
+        if self._metrics:
+            self._metrics.attempt = attempt
 
     def alert(self, title: str, text: str) -> None:
         """A W&B alert: the run's owner gets a mail or a message."""

@@ -258,6 +258,31 @@ def test_the_norm_is_the_same_however_the_elements_are_owned(tmp_path):
     assert everyone[0] == everyone[1] == everyone[2]
 
 
+def far_apart(world: World) -> bool:
+    """Six micro-batches of numbers so far apart that float64 rounds: whether this rank's sums are those in order."""
+    size = 2 * CHUNK + 100
+    generator = torch.Generator().manual_seed(7)
+    exponents = torch.randint(-30, 30, (6, size), generator=generator)
+    gradients = torch.randn(6, size, generator=generator) * 10.0**exponents
+    expected = torch.zeros(size, dtype=torch.float64)
+    for gradient in gradients:
+        expected += gradient
+    assert not torch.equal(expected, gradients.flip(0).double().sum(0))
+    start, stop = world.rank * size // world.size, (world.rank + 1) * size // world.size
+    sums = ExactGradient([size], [Piece(0, start, stop - start)], torch.float32, world)
+    for number in range(6 // world.size):
+        sums.add([gradients[number * world.size + world.rank]])
+    target = torch.empty(stop - start, dtype=torch.float64)
+    sums.write([target], 1.0)
+    return torch.equal(target, expected[start:stop])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_are_added_in_their_order(size, tmp_path):
+    assert launch(far_apart, size, folder=tmp_path) == [True] * size
+
+
 @hypothesis_settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 3 * CHUNK), min_size=1, max_size=6), st.integers(0, 2**31))
 def test_sums_norms_and_what_is_written_by_one_rank(sizes, seed):

@@ -4,9 +4,11 @@ A checkpoint is offered to the mirror when it is published in the run's folder. 
 0 waits until the store holds all of them, sends the record (so that the copy can prove itself), and writes the
 manifest last: the same protocol as in a folder. One checkpoint is sent at a time; while it is on its way only the
 newest one offered waits. A store that fails is said and tried again with the next checkpoint: the run's folder has
-everything. With `checkpoint.store_role: primary` there is no mirror: the saver itself writes to the store.
+everything. With `checkpoint.store_role: primary` there is no mirror: the saver itself writes to the store, and the
+record follows each checkpoint there.
 """
 
+import hashlib
 import json
 import threading
 import time
@@ -27,7 +29,8 @@ from trainer.recipe import Recipe
 POLL_S = 0.5
 PATIENCE_S = 600.0  # for the other ranks' files to arrive in the store
 LAST_S = 600.0  # for the last checkpoint, at the end of an attempt
-RECORD = ("recipe.yaml", "metrics.jsonl")
+RECORD = "record"  # folder of the store that holds copies of the record, one for each checkpoint sent
+FILES, DIGESTS = ("recipe.yaml", "metrics.jsonl"), "digests.json"
 
 
 def store_of(recipe: Recipe, run: Path) -> Store | None:
@@ -43,47 +46,92 @@ def root_of(recipe: Recipe, run: Path) -> Place:
 
 def places(recipe: Recipe, run: Path) -> list[tuple[str, Place]]:
     """(name, folder) of every checkpoint in the run's folder and in its store, oldest first; of one that is in both,
-    the store's copy first, so that a reader who begins at the end meets the near one first."""
-    found: list[tuple[str, Place]] = []
-    for root in filter(None, (store_of(recipe, run), Folder(run))):
-        found += [(name, root.child(FOLDER).child(name)) for name in checkpoint.names(root)]
+    the store's copy first, so that a reader who begins at the end meets the near one first.
+
+    Raises:
+        UserError: the store can't be read, and the run's folder holds no checkpoint to go on from instead.
+    """
+    near, store = checkpoint.names(run), store_of(recipe, run)
+    found = [(name, Folder(run).child(FOLDER).child(name)) for name in near]
+    if store is not None:
+        try:
+            far = checkpoint.names(store)
+        except OSError as error:
+            if not near:
+                raise _unreadable(store, error) from None
+            far = []  # the mirror says so with the next checkpoint
+        found = [(name, store.child(FOLDER).child(name)) for name in far] + found
     return sorted(found, key=lambda each: (checkpoint.step_of(each[0]), checkpoint.attempt_of(each[0])))
 
 
-def send_record(run: Path, store: Place) -> None:
-    """Copy what explains the checkpoints: recipe, attempts, metrics."""
-    for name in RECORD:
-        if (run / name).exists():
-            store.publish(name, (run / name).read_bytes())
-    for path in sorted((run / "attempts").glob("[0-9]*.jsonl")):
-        store.child("attempts").publish(path.name, path.read_bytes())
+def send_record(run: Path, store: Place, name: str) -> None:
+    """Copy what explains a checkpoint, before its manifest: recipe, attempts, metrics, and last of all their digests.
+
+    Into a folder of the checkpoint's name, so that nothing is overwritten: a copy cut off in the middle isn't one, and
+    what a fenced attempt sends late lies below the newer one's. Copies of older checkpoints are removed.
+    """
+    there = store.child(RECORD).child(name)
+    attempts = [f"attempts/{path.name}" for path in sorted((run / "attempts").glob("[0-9]*.jsonl"))]
+    sent = {}
+    for file in (*FILES, *attempts):
+        if (run / file).exists():
+            data = (run / file).read_bytes()
+            there.publish(_flat(file), data)
+            sent[file] = hashlib.sha256(data).hexdigest()
+    there.publish(DIGESTS, json.dumps(sent).encode())
+    for other in store.child(RECORD).list():
+        if _age(other) < _age(name):
+            store.child(RECORD).child(other).remove(DIGESTS)
 
 
 def restore(recipe: Recipe, run: Path) -> bool:
     """Bring the record of a run back from its store where the folder has none; returns whether it did.
 
     Raises:
-        UserError: the store can't be read.
+        UserError: the store can't be opened or read.
     """
-    if not recipe.checkpoint.store or any((run / "attempts").glob("[0-9]*.jsonl")):
-        return False
     store = store_of(recipe, run)
-    assert store is not None
+    if store is None or any((run / "attempts").glob("[0-9]*.jsonl")):
+        return False
     try:
-        attempts = [name for name in store.child("attempts").list() if name.endswith(".jsonl")]
-        if not attempts:
+        copies = sorted(store.child(RECORD).list(), key=_age, reverse=True)
+        files = next((held for held in (_copy(store.child(RECORD).child(name)) for name in copies) if held), None)
+        if files is None:
             return False
         (run / "attempts").mkdir(parents=True, exist_ok=True)
-        for name in RECORD:
-            if store.holds(name) is not None:
-                with published(run / name) as draft:
-                    draft.write_bytes(store.content(name))
-        for name in attempts:
-            with published(run / "attempts" / name) as draft:
-                draft.write_bytes(store.child("attempts").content(name))
+        for file, data in files.items():
+            with published(run / file) as draft:
+                draft.write_bytes(data)
     except OSError as error:
-        raise UserError(f"cannot read the run's copy in {store}: {error.strerror or error}") from None
+        raise _unreadable(store, error) from None
     return True
+
+
+def _copy(there: Place) -> dict[str, bytes] | None:
+    """The files of one copy of the record; None where it isn't whole."""
+    if there.holds(DIGESTS) is None:
+        return None
+    try:
+        sent = json.loads(there.content(DIGESTS))
+        files = {file: there.content(_flat(file)) for file in sent}
+    except (ValueError, FileNotFoundError):
+        return None
+    return files if all(hashlib.sha256(data).hexdigest() == sent[file] for file, data in files.items()) else None
+
+
+def _flat(file: str) -> str:
+    return file.replace("/", "-")
+
+
+def _age(name: str) -> tuple[int, int]:
+    return checkpoint.attempt_of(name), checkpoint.step_of(name)
+
+
+def _unreadable(store: Place, error: OSError) -> UserError:
+    return UserError(
+        f"cannot read the run's copy in {store} ({error.strerror or error}): see that the store can be reached, or set "
+        "checkpoint.store=null to begin without it"
+    )
 
 
 class Mirror:
@@ -149,7 +197,7 @@ class Mirror:
             base = self.run / checkpoint.BASE / manifest["base"]
             self.store.child(checkpoint.BASE).write(base.name, _mapped(base))
         self._wait_for(there, manifest)
-        send_record(self.run, self.store)
+        send_record(self.run, self.store, name)
         there.publish(MANIFEST, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
         gone = self._retired()
         checkpoint.remove(self.store, [held for held in checkpoint.names(self.store) if held in gone])

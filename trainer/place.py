@@ -236,9 +236,9 @@ class Store:
     def remove(self, first: str) -> None:
         for name in [first, *(name for name in self.list() if name != first)]:
             if self.holds(name) is not None:
-                self._fs.rm_file(f"{self.path}/{name}")
-        if self._fs.exists(self.path):  # object stores have no folders of their own
-            self._fs.rm(self.path, recursive=True)
+                self._tried(lambda path=f"{self.path}/{name}": self._fs.rm_file(path))
+        if self._tried(lambda: self._fs.exists(self.path)):  # object stores have no folders of their own
+            self._tried(lambda: self._fs.rm(self.path, recursive=True))
 
     def _tried(self, ask: Callable[[], T]) -> T:
         """What `ask` returns. Raises OSError when it has failed TRIES times; a missing file fails at once."""
@@ -258,14 +258,19 @@ def open_store(url: str) -> Store:
     """The place that an fsspec URL names.
 
     Raises:
-        UserError: no library for its protocol is installed, or it is refused.
+        UserError: it is no URL, no library for its protocol is installed, or it is refused.
     """
     import fsspec
 
+    if "://" not in url:
+        raise UserError(f"checkpoint.store {url!r} is no URL: a folder is file:///path, a bucket s3://bucket/path")
     try:
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError, OSError) as error:
-        raise UserError(f"checkpoint.store {url}: {error}") from None
+        raise UserError(
+            f"checkpoint.store {url} can't be opened ({error}): take a URL that fsspec knows, such as file:///path, or "
+            "install the package that it names"
+        ) from None
     return Store(files, path)
 
 

@@ -9,6 +9,8 @@ import torch
 from data.order import key
 from trainer import checkpoint, watchdog
 from trainer.generate import generate
+from trainer.mirror import send_record
+from trainer.place import Store
 from trainer.saver import Saver
 from trainer.session import Session
 
@@ -75,6 +77,8 @@ class Checkpoints:
             self._retain(best)
             if s.mirror:
                 s.mirror.offer(name, manifest)
+            elif isinstance(s.root, Store):
+                send_record(s.run, s.root, name)
 
         self.saver.begin(name, state, spans, s.frozen, published)
         stall = time.monotonic() - began

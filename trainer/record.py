@@ -155,19 +155,23 @@ class History:
     def checkpoints(self, found: Iterable[str] | None = None) -> list[str]:
         """Names of the checkpoints that the record vouches for, oldest first.
 
-        One of the newest attempt counts also without its event: it was killed between the manifest and the event. Not
-        so once another has claimed the next number, even if that one wrote nothing: it may be clearing up.
+        One of the newest attempt counts also without its event, if the record has its steps: it was killed between the
+        manifest and the event. Not so once another has claimed the next number, even if that one wrote nothing: it
+        may be clearing up.
 
         Args:
             found: those that are there; None: those in the run's folder.
         """
         known = {event["name"] for attempt in self.attempts for event in attempt.of("checkpoint")}
         known |= {attempt.start["adopts"] for attempt in self.attempts}
+        last = self.attempts[-1] if self.attempts and self.attempts[-1].number == self.claimed else None
+        reached = last.last_step if last else 0
         there = checkpoint.names(self.run) if found is None else found
         return [
             name
             for name in there
-            if name not in self.retired and (name in known or checkpoint.attempt_of(name) == self.claimed)
+            if name not in self.retired
+            and (name in known or (checkpoint.attempt_of(name) == self.claimed and checkpoint.step_of(name) <= reached))
         ]
 
     @cached_property

@@ -59,7 +59,7 @@ class Duel:
         before = snapshot(home / "run", older_number)
         os.kill(older, signal.SIGCONT)
         code = play.ended(older)
-        problems = differences(before, snapshot(home / "run", older_number))
+        problems = differences(before, snapshot(home / "run", older_number, before["there"]))
         if code not in (play.DONE, play.FENCED, play.TOLD):
             problems.append(f"the older ended with {code}: {play.output(home, 'older')[-1500:]}")
         if sleeps:
@@ -95,17 +95,22 @@ def _stopped(child: int) -> bool:
 _status: dict[int, int] = {}
 
 
-def snapshot(run: Path, older: int) -> dict[str, Any]:
-    """All that the run says, and each file's digest, without what lies in files of the older attempt's number."""
+def snapshot(run: Path, older: int, there: list[str] | None = None) -> dict[str, Any]:
+    """All that the run says, and each file's digest, without what lies in files of the older attempt's number.
+
+    Args:
+        there: the checkpoints that anybody may be about to adopt, whosever they are; None: those that exist now.
+    """
     history = record.load(run)
-    names = history.checkpoints()
+    names = history.checkpoints() if there is None else there
     found: dict[str, Any] = {
+        "there": names,
         "attempts": [(attempt.number, attempt.events) for attempt in history.attempts if attempt.number != older],
         "lineage": history.lineage(),
         "metrics": history.metrics(),
     }
     if history.attempts and history.attempts[-1].number > older:
-        found |= {"checkpoints": names, "lost": history.lost}
+        found |= {"checkpoints": history.checkpoints(), "lost": history.lost}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).parts
         own = name[0] == "attempts" and len(name) > 1 and int(path.stem) == older

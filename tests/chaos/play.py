@@ -27,7 +27,9 @@ from trainer.engine import Verdict
 from trainer.feed import Shape, Step
 from trainer.loop import Loop
 from trainer.meters import Meter
+from trainer.mirror import root_of
 from trainer.objectives.base import Batch
+from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.record import Fenced
 from trainer.session import Progress, Session, _adopt, _open_record
@@ -163,6 +165,7 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
         Fenced: a newer one has begun.
     """
     world, chosen, notes = world or alone(), chosen or recipe(steps), list[str]()
+    root = root_of(chosen, run)
     writer = record.Writer(run) if world.rank == 0 else None
     found = _adopt(chosen, run, writer, world, notes)
     toy, progress = Toy(world), Progress()
@@ -171,8 +174,8 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
         progress = Progress(**found.state["progress"])
     session = Session(
         run=run, recipe=chosen, world=world, inputs=_inputs(), objective=_objective(), engine=toy,
-        shape=Shape(ROWS, 1, 0), feed=None, progress=progress, frozen=_frozen(run, found, world), fixed=None,
-        writer=None, tracker=None, meter=Meter(steps=steps, ranks=world.size), root=_root(chosen, run),
+        shape=Shape(ROWS, 1, 0), feed=None, progress=progress, frozen=_frozen(root, found, world), fixed=None,
+        writer=None, tracker=None, meter=Meter(steps=steps, ranks=world.size), root=root,
     )  # fmt: skip  # pyright: ignore[reportArgumentType]
     start = {
         "adopts": found.name if found else None, "step": progress.step, "consumed": progress.consumed,
@@ -206,17 +209,11 @@ def _objective() -> Any:
     return SimpleNamespace(loss=lambda model, batch: batch.input_ids[0].double())
 
 
-def _root(chosen: Recipe, run: Path) -> Any:
-    from trainer.mirror import root_of
-
-    return root_of(chosen, run)
-
-
-def _frozen(run: Path, found: Checkpoint | None, world: World) -> str | None:
+def _frozen(root: Place, found: Checkpoint | None, world: World) -> str | None:
     """A file in `base/` where there is one rank, none where there are two: most runs have none."""
     if world.size > 1:
         return None
-    name = found.base if found else checkpoint.save_frozen(run, STILL) if world.rank == 0 else None
+    name = found.base if found else checkpoint.save_frozen(root, STILL) if world.rank == 0 else None
     return world.gather(name)[0]
 
 

@@ -1,0 +1,405 @@
+"""Places and mirrors: one protocol for a folder and a store, and a run that comes back from its store."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from data import settings
+from data.errors import UserError
+from tests.chaos import play
+from tests.chaos.judge import judge
+from tests.conftest import CommandLine
+from tests.ranks import alone
+from tests.trainer.saving import save
+from trainer import checkpoint, disk, mirror, place, record
+from trainer.checkpoint import Checkpoint, CorruptCheckpoint, Span, folder_name
+from trainer.place import Folder, Place, Store, open_store
+from trainer.recipe import Recipe
+from trainer.run import open_run
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def somewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A run's place of each kind."""
+    if request.param == "folder":
+        yield Folder(tmp_path / "run")
+    elif request.param == "file":
+        yield open_store(f"file://{tmp_path}/store").child("run")
+    else:
+        yield open_store("memory://store").child("run")
+        fsspec.filesystem("memory").rm("/store", recursive=True)
+
+
+def numbers(*sizes: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(3)
+    return [draw.integers(0, 256, size, np.uint8) for size in sizes]
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_every_way_of_reading_gives(somewhere, monkeypatch):
+    monkeypatch.setattr(place, "CHUNK", 1000)
+    parts = numbers(17, 4096, 0, 999)
+    whole = np.concatenate(parts).tobytes()
+    there = somewhere.child("a").child("b")
+    told = there.write("data", parts)
+    assert told["bytes"] == len(whole)
+    assert there.digest("data") == (told["bytes"], told["sha256"])
+    assert there.content("data") == whole
+    assert there.holds("data") == len(whole)
+    for offset, count in ((0, 17), (5, 3000), (len(whole) - 1, 1), (20, 0)):
+        out = np.empty(count, np.uint8)
+        there.read_into("data", offset, out)
+        assert out.tobytes() == whole[offset : offset + count]
+    floats = np.empty(4, np.float32)
+    there.read_into("data", 4, floats)
+    assert floats.tobytes() == whole[4:20]
+    assert there.write("data", parts[:1])["bytes"] == 17  # a second try replaces the first
+    assert there.holds("data") == 17
+
+
+def test_what_is_not_there_is_an_error_and_not_waited_for(somewhere, monkeypatch):
+    monkeypatch.setattr(place.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    somewhere.write("short", numbers(10))
+    for ask in (lambda: somewhere.content("none"), lambda: somewhere.digest("none")):
+        with pytest.raises(FileNotFoundError):
+            ask()
+    assert somewhere.holds("none") is None
+    assert somewhere.child("none").list() == []
+    with pytest.raises(OSError, match="ends too early"):
+        somewhere.read_into("short", 5, np.empty(6, np.uint8))
+
+
+def test_names_children_and_siblings_are_those_of_the_path(somewhere):
+    assert (somewhere.name, somewhere.child("checkpoints").name) == ("run", "checkpoints")
+    step = somewhere.child("checkpoints").child("step")
+    step.publish("manifest.json", b"{}")
+    step.sibling("base").publish("weights", b"w")
+    assert somewhere.child("base").content("weights") == b"w"
+    assert somewhere.list() == ["base", "checkpoints"]
+    assert step.list() == ["manifest.json"]
+    step.publish("manifest.json", b"{1}")
+    assert step.content("manifest.json") == b"{1}"
+    assert str(somewhere) in str(step)
+    step.remove("manifest.json")
+    assert (step.list(), step.holds("manifest.json")) == ([], None)
+    step.remove("manifest.json")  # a second time nothing happens
+
+
+def spans(step: int) -> list[Span]:
+    draw = torch.Generator().manual_seed(step)
+    parts = {part: torch.randn(24, generator=draw) for part in (checkpoint.WEIGHT, *checkpoint.MOMENTS)}
+    return [Span("proj.weight", (4, 6), 0, parts)]
+
+
+def test_a_checkpoint_is_whole_or_not_there_and_damage_is_named_wherever_it_lies(somewhere):
+    base = checkpoint.save_frozen(somewhere, {"still": torch.ones(3)})
+    for step in (1, 2, 3):
+        save(somewhere, folder_name(step, 1), {"step": step, "attempt": 1, "zero_stage": 1}, spans(step), base, alone())
+    assert checkpoint.names(somewhere) == [folder_name(step, 1) for step in (1, 2, 3)]
+    home = somewhere.child(checkpoint.FOLDER)
+    found = Checkpoint(home.child(folder_name(2, 1)))
+    assert found.problems() == [] and found.state["step"] == 2
+    (span,) = spans(2)
+    read = found.read("proj.weight", (4, 6), 5, 7)
+    assert all(torch.equal(read[part], span.tensors[part][5:12]) for part in span.tensors)
+    assert torch.equal(found.weights()["still"], torch.ones(3))
+    for file in home.child(folder_name(2, 1)).list():
+        content = home.child(folder_name(2, 1)).content(file)
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 4
+        home.child(folder_name(2, 1)).write(file, [np.frombuffer(bytes(damaged), np.uint8)])
+        try:
+            (problem,) = Checkpoint(home.child(folder_name(2, 1))).problems()
+        except CorruptCheckpoint as error:
+            problem = str(error)
+        assert folder_name(2, 1) in problem and file in problem
+        home.child(folder_name(2, 1)).write(file, [np.frombuffer(content, np.uint8)])
+    home.child(folder_name(4, 1)).write("spans-00000.safetensors", numbers(10))
+    assert folder_name(4, 1) not in checkpoint.names(somewhere)
+    checkpoint.clear_partial(somewhere, {1})
+    checkpoint.remove(somewhere, [folder_name(1, 1)])
+    left = [name for name in home.list() if name != "latest"]
+    assert left == checkpoint.names(somewhere) == [folder_name(2, 1), folder_name(3, 1)]
+
+
+def test_damaged_frozen_weights_are_written_anew(somewhere):
+    """By size alone they would look as before, and every later checkpoint would lean on them."""
+    still = {"still": torch.arange(9.0)}
+    name = checkpoint.save_frozen(somewhere, still)
+    assert name is not None
+    base = somewhere.child(checkpoint.BASE)
+    content = bytearray(base.content(name))
+    content[-2] ^= 1
+    base.write(name, [np.frombuffer(bytes(content), np.uint8)])
+    assert checkpoint.save_frozen(somewhere, still) == name
+    assert base.digest(name)[1] + ".safetensors" == name
+
+
+# -- a store that fails ----------------------------------------------------------------------------------------------
+
+
+class Flaky:
+    """A file system whose requests fail `times` times, or while `broken`."""
+
+    def __init__(self, files: Any, times: int = 0):
+        self.files, self.times, self.broken, self.asked = files, times, False, 0
+
+    def __getattr__(self, name: str) -> Any:
+        plain = getattr(self.files, name)
+        if name in ("invalidate_cache", "unstrip_protocol"):
+            return plain
+
+        def ask(*args: Any, **more: Any) -> Any:
+            self.asked += 1
+            if self.times or self.broken:
+                self.times -= not self.broken
+                raise ConnectionError("503 slow down")
+            return plain(*args, **more)
+
+        return ask
+
+
+@pytest.fixture
+def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Flaky, Store, list[float]]:
+    """A failing file system, the store on it, and how long was waited between tries."""
+    waits: list[float] = []
+    files = Flaky(fsspec.filesystem("file"))
+    monkeypatch.setattr(place.time, "sleep", waits.append)
+    return files, Store(files, f"{tmp_path}/store"), waits
+
+
+ASKS: dict[str, Callable[[Store], Any]] = {
+    "write": lambda store: store.write("file", numbers(5)),
+    "content": lambda store: store.content("file"),
+    "read_into": lambda store: store.read_into("file", 0, np.empty(2, np.uint8)),
+    "digest": lambda store: store.digest("file"),
+    "holds": lambda store: store.holds("file"),
+    "list": lambda store: store.list(),
+    "remove": lambda store: store.remove("file"),
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_a_request_that_fails_is_tried_again_with_growing_patience(flaky, name):
+    files, store, waits = flaky
+    store.write("file", numbers(5))
+    files.times = 2
+    ASKS[name](store)
+    assert waits == [0.5, 1.0]
+    store.write("file", numbers(5))
+    files.broken = True
+    del waits[:]
+    with pytest.raises(OSError, match=r"store: ConnectionError: 503 slow down"):
+        ASKS[name](store)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("url", ["nosuch://x/y", "backup/here", "", "s3://bucket/luban"])
+def test_a_store_that_cannot_be_opened_is_one_clear_error_before_anything_is_made(tmp_path, url):
+    if url.startswith("s3"):
+        pytest.importorskip("fsspec")
+        if _installed("s3fs"):
+            pytest.skip("s3fs is installed")
+    with pytest.raises(UserError, match=r"checkpoint\.store .*(nosuch|no URL|s3fs)"):
+        open_store(url)
+    if url:
+        chosen = settings.load(Recipe, None, [f"checkpoint.store={url}", f"data.dataset={tmp_path}"])
+        with pytest.raises(UserError, match=r"checkpoint\.store"):
+            open_run(chosen, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def _installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+# -- a run and its store ---------------------------------------------------------------------------------------------
+
+MORE = play.STEPS + 3
+
+
+@pytest.fixture(params=["mirror", "primary"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], Recipe]]]:
+    """A run's folder, and its recipe for so many steps, with a store on another disk."""
+    more = {"checkpoint.store": f"file://{tmp_path}/store", "checkpoint.store_role": request.param}
+    yield tmp_path / "run", lambda steps: play.recipe(steps, **more)
+
+
+def copies(recipe: Recipe, run: Path) -> dict[str, Place]:
+    """What the store holds."""
+    store = mirror.store_of(recipe, run)
+    assert store is not None
+    return {name: store.child(checkpoint.FOLDER).child(name) for name in checkpoint.names(store)}
+
+
+def test_the_store_holds_what_retention_keeps_each_whole(stored):
+    run, recipe = stored
+    play.attempt(run, chosen=recipe(play.STEPS))
+    held = copies(recipe(play.STEPS), run)
+    assert list(held) == [folder_name(6, 1), folder_name(9, 1)]
+    assert all(Checkpoint(there).problems() == [] for there in held.values())
+    store = mirror.store_of(recipe(play.STEPS), run)
+    assert store is not None
+    assert store.child("record").list() == [folder_name(9, 1)]
+    near = checkpoint.names(run)
+    assert near == (list(held) if recipe(MORE).checkpoint.store_role == "mirror" else [])
+
+
+def test_a_run_whose_checkpoints_are_gone_goes_on_from_its_store(stored):
+    run, recipe = stored
+    play.attempt(run, chosen=recipe(play.STEPS))
+    shutil.rmtree(run / checkpoint.FOLDER, ignore_errors=True)
+    play.attempt(run, chosen=recipe(MORE))
+    _judge_far(recipe(MORE), run, [folder_name(9, 1)])
+
+
+def test_a_run_whose_folder_is_gone_comes_back_from_its_store(stored):
+    run, recipe = stored
+    play.attempt(run, chosen=recipe(play.STEPS))
+    shutil.rmtree(run)
+    assert mirror.restore(recipe(MORE), run)
+    assert not mirror.restore(recipe(MORE), run)  # it has a record now
+    play.attempt(run, chosen=recipe(MORE))
+    _judge_far(recipe(MORE), run, [folder_name(9, 1)])
+
+
+def _judge_far(recipe: Recipe, run: Path, adopted: list[str]) -> None:
+    """The run is what it would have been; its checkpoints are judged in its folder, brought there from the store."""
+    assert [attempt.start["adopts"] for attempt in record.load(run).attempts[1:]] == adopted
+    store = mirror.store_of(recipe, run)
+    assert store is not None
+    shutil.rmtree(run / checkpoint.FOLDER, ignore_errors=True)
+    shutil.copytree(Path(store.path) / checkpoint.FOLDER, run / checkpoint.FOLDER)
+    shutil.copytree(Path(store.path) / checkpoint.BASE, run / checkpoint.BASE, dirs_exist_ok=True)
+    found = judge(run, MORE)
+    assert (found.problems, found.lost, found.repeated) == ([], 0, 0)
+
+
+def test_a_store_that_fails_for_a_while_is_said_and_has_the_next_checkpoint(tmp_path, monkeypatch):
+    files = Flaky(fsspec.filesystem("file"))
+    monkeypatch.setattr(place, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(mirror, "open_store", lambda url: Store(files, f"{tmp_path}/store"))
+    run, chosen = tmp_path / "run", play.recipe(**{"checkpoint.store": "file:///anywhere"})
+    plain = mirror.Mirror._send
+
+    def send(self: mirror.Mirror, name: str, manifest: Any) -> None:
+        files.broken = name == folder_name(3, 1)
+        plain(self, name, manifest)
+
+    monkeypatch.setattr(mirror.Mirror, "_send", send)
+    play.attempt(run, chosen=chosen)
+    (said,) = [note["text"] for note in record.load(run).attempts[0].of("note") if "STORE" in note["text"]]
+    assert said.startswith("NOT IN THE STORE: step-000000003.a1") and "503 slow down" in said and str(run) in said
+    assert judge(run).problems == []
+    assert folder_name(9, 1) in copies(chosen, run)
+
+
+def test_a_mirror_that_never_answers_stops_neither_the_run_nor_its_next_start(tmp_path, monkeypatch):
+    files = Flaky(fsspec.filesystem("file"))
+    monkeypatch.setattr(place, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(mirror, "open_store", lambda url: Store(files, f"{tmp_path}/store"))
+    run = tmp_path / "run"
+    play.attempt(run, 3, chosen=play.recipe(3))
+    files.broken = True
+    play.attempt(run, chosen=play.recipe(**{"checkpoint.store": "file:///anywhere"}))
+    assert judge(run).problems == []
+    shutil.rmtree(run / checkpoint.FOLDER)  # but it doesn't begin at 0 where the store may have what is missing here
+    with pytest.raises(
+        UserError, match=r"cannot read the run's copy in .*store.*503 slow down.*checkpoint\.store=null"
+    ):
+        play.attempt(run, chosen=play.recipe(**{"checkpoint.store": "file:///anywhere"}))
+
+
+def test_a_copy_of_the_record_that_was_cut_off_or_came_late_is_not_the_one_restored(tmp_path):
+    run, late = tmp_path / "run", tmp_path / "late"
+    chosen = play.recipe(**{"checkpoint.store": f"file://{tmp_path}/store"})
+    play.attempt(run, 6, chosen=play.recipe(6))
+    shutil.copytree(run, late, symlinks=True)  # what the first attempt knew when it fell asleep
+    play.attempt(run, 9, chosen=play.recipe(9))
+    store = mirror.store_of(chosen, run)
+    assert store is not None
+    mirror.send_record(run, store, folder_name(9, 2))
+    mirror.send_record(late, store, folder_name(12, 1))  # it wakes
+    cut = store.child("record").child(folder_name(12, 2))
+    for name in store.child("record").child(folder_name(9, 2)).list():
+        content = store.child("record").child(folder_name(9, 2)).content(name)
+        cut.publish(name, content[: len(content) // 2] if "0002" in name else content)
+    there = (run / "attempts" / "0002.jsonl").read_bytes()
+    shutil.rmtree(run)
+    assert mirror.restore(chosen, run)
+    assert (run / "attempts" / "0002.jsonl").read_bytes() == there
+    assert [attempt.number for attempt in record.load(run).attempts] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_folder_that_is_deleted_comes_back_from_the_store_bitwise(luban: CommandLine) -> None:
+    store = f"checkpoint.store=file://{luban.home}/store"
+    luban.pretrain("whole")
+    process = luban.start_pretrain("away", store)
+    luban.wait_for("away", 1, lambda event: event["event"] == "step" and event["step"] >= 11)
+    process.terminate()
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 75, text
+    shutil.rmtree(luban.run("away"))
+    luban.pretrain("away", store)
+    first, second = record.load(luban.run("away")).attempts
+    assert second.start["adopts"] == folder_name(first.last_step, 1)
+    assert any("comes from file://" in note["text"] for note in second.of("note"))
+    assert "everything holds" in luban("verify", "away", "--against", "whole")
+    assert "checkpoint.store nosuch://x" in luban.pretrain("nowhere", "checkpoint.store=nosuch://x", code=2)
+    assert not luban.run("nowhere").exists()
+
+
+# -- the disk under a run --------------------------------------------------------------------------------------------
+
+
+def test_the_file_system_of_a_folder_is_that_of_its_nearest_mount(tmp_path):
+    mounts = tmp_path / "mounts"
+    lines = (
+        "/dev/sda / ext4 rw 0 0", f"host {tmp_path} nfs4 rw 0 0", f"tmpfs {tmp_path}/in\\040memory tmpfs rw 0 0",
+        f"x {tmp_path}/in vfat rw 0 0", f"y {tmp_path}/over overlay rw 0 0", f"y {tmp_path}/over xfs rw 0 0",
+    )  # fmt: skip
+    mounts.write_text("\n".join(lines) + "\n")
+    kinds = {"in memory/runs/a": "tmpfs", "in": "vfat", "in/a": "vfat", "inside": "nfs4", "over/a": "xfs", "": "nfs4"}
+    assert {name: disk.file_system(tmp_path / name, str(mounts)) for name in kinds} == kinds
+    assert disk.file_system(Path("/usr"), str(mounts)) == "ext4"
+    assert disk.file_system(tmp_path, str(tmp_path / "none")) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("tmpfs", "lies in memory (tmpfs)"), ("fuse.s3fs", "lies on fuse.s3fs, which doesn't promise"), ("ext4", None)],
+)
+def test_what_a_file_system_does_not_promise_is_said(tmp_path, monkeypatch, kind, said):
+    monkeypatch.setattr(disk, "file_system", lambda folder: kind)
+    told = disk.shortcomings(tmp_path)
+    assert (not told) if said is None else (len(told) == 1 and said in told[0] and str(tmp_path) in told[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no tmpfs to look at")
+def test_a_run_in_memory_is_told_so():
+    assert disk.file_system(Path("/dev/shm")) == "tmpfs"
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_disk_that_cannot_flush_or_rename_is_said(tmp_path, monkeypatch, call):
+    def fail(*rest: Any) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, call, fail)
+    told = disk.shortcomings(tmp_path)
+    assert "can't flush or rename files" in told[0] and "checkpoints are not safe here" in told[0]
+    assert list(tmp_path.iterdir()) == []

@@ -202,16 +202,17 @@ def test_a_seal_covers_every_byte_of_the_attempts_that_it_goes_back_to(run):
         second.start(**start)
         apply(second, 4, 6)
         newest = second.seal()
-    assert check_seals(load(run), newest).equal
+    history = load(run)
+    assert check_seals(history, newest).equal
     for number in (1, 2):
         text = file(run, number).read_bytes()
         file(run, number).write_bytes(text.replace(b'"loss": 2.5', b'"loss": 2.4', 1))
-        found = check_seals(load(run), newest)
+        found = check_seals(history, newest)
         assert not found.equal
         assert f"attempts/{number:04d}.jsonl is not as it was written" in found.detail
         file(run, number).write_bytes(text)
     file(run, 1).write_bytes(file(run, 1).read_bytes()[: seal["bytes"]])  # what was lost is not sealed
-    assert check_seals(load(run), newest).equal
+    assert check_seals(history, newest).equal
     assert record.digest(run, 1, seal["bytes"] + 1) is None
     assert record.digest(run, 7, 0) is None
 

@@ -9,7 +9,7 @@ import torch
 from tests.ranks import launch
 from tests.trainer import toy
 from tests.trainer.test_record import apply, begin, run, save, told
-from trainer import record
+from trainer import checkpoint, record
 from trainer.rollback import initial
 from trainer.world import World
 
@@ -50,8 +50,11 @@ def roll_back(run: Path, adopts: str | None, step: int) -> record.Writer:
     """The next attempt, begun by a rollback."""
     from tests.trainer.test_record import OPENED, RANKS, ROWS, Writer
 
-    start = {"adopts": adopts, "step": step, "consumed": step * ROWS, "ranks": RANKS, "rollback": {"attempt": 1}}
-    writer = Writer(run, start)
+    behind = [name for name in record.load(run).checkpoints() if checkpoint.step_of(name) > step]
+    writer = Writer(run)
+    writer.start(
+        adopts=adopts, step=step, consumed=step * ROWS, ranks=RANKS, rollback={"attempt": 1}, retires=behind,
+    )  # fmt: skip
     OPENED[run].callback(writer.close)
     return writer
 

@@ -1,4 +1,4 @@
-"""`--from` what isn't a whole run, and a run of another model: one clear error, before anything is written."""
+"""`--from` what is no whole run, and a run of another model: one clear error, before anything is written."""
 
 import json
 import shutil

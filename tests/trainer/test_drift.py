@@ -1,8 +1,8 @@
 """After a change of topology the same rows give the same losses for a long time, with and without dropout.
 
-Bitwise they can't be: other ranks add gradients in another order, and AdamW divides by the root of a second moment that
-is tiny for weights that rarely learn. TOLERANCE is what 50 updates make of that, with room; what a resume would really
-lose is a hundred times as much: the last test loses the moments on purpose.
+Bitwise they can't be: other ranks add gradients in another order, and AdamW divides by the root of a second moment.
+Fifty updates made 6e-7 nats of that at the most, of losses around 4; TOLERANCE leaves room for other kernels.
+A resume that loses something is thousands of times farther off: without the first moment 0.09 nats.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from trainer.checkpoint import Checkpoint, folder_name
 from trainer.recipe import Recipe
 from trainer.world import World
 
-BEFORE, AFTER, TOLERANCE = range(5), range(5, 55), 5e-5
+BEFORE, AFTER, TOLERANCE = range(5), range(5, 55), 1e-5
 DROPOUTS = (0.0, 0.1)
 
 
@@ -89,8 +89,8 @@ def test_fifty_updates_after_a_change_of_topology_have_the_losses_of_the_run_tha
 
 
 @pytest.mark.slow
-def test_a_resume_that_loses_a_moment_is_a_hundred_times_farther_off(straight):
+def test_a_resume_that_loses_a_moment_is_a_thousand_times_farther_off(straight):
     root, expected = straight
     told = launch(resumed, 1, root, 1, True, folder=root)[0]
     for dropout in DROPOUTS:
-        assert off(told[dropout], expected[dropout]) > 100 * TOLERANCE
+        assert off(told[dropout], expected[dropout]) > 1000 * TOLERANCE

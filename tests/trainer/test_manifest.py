@@ -113,13 +113,13 @@ def test_another_model_is_refused_by_the_first_shape_that_differs(folder):
     for shapes, words in (
         (
             SHAPES | {"norm.weight": (4,), "scale": (1,)},
-            r"norm.weight as \(5,\), the model wants \(4,\): it is of another",
+            r"holds norm.weight as \(5,\), the model wants \(4,\): it is of another",
         ),
-        (SHAPES | {"embed.weight": (4, 9)}, r"embed.weight as \(9, 4\), the model wants \(4, 9\)"),
+        (SHAPES | {"embed.weight": (4, 9)}, r"holds embed.weight as \(9, 4\), the model wants \(4, 9\)"),
         (SHAPES | {"head.weight": (9, 4)}, r"holds no parameter head.weight: it is of another model"),
         ({"embed.weight": (9, 4), "scale": ()}, r"holds norm.weight \(5,\), the model doesn't: it is of another model"),
     ):
-        with pytest.raises(UserError, match=f"{NAME} holds .*{words}" if "no par" not in words else words):
+        with pytest.raises(UserError, match=f"{NAME} {words}"):
             found.refuse_other_model(shapes)
 
 

@@ -22,7 +22,9 @@ from data import settings
 from data.errors import UserError
 from tests.chaos.gate import Fault, Gate
 from trainer import checkpoint, record
+from trainer.adopt import adopt, candidates
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, Span, SpanReader
+from trainer.clock import Clock
 from trainer.engine import Verdict
 from trainer.feed import Shape, Step
 from trainer.loop import Loop
@@ -32,7 +34,7 @@ from trainer.objectives.base import Batch
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.record import Fenced
-from trainer.session import Progress, Session, _adopt, _open_record
+from trainer.session import Progress, Session, _open_record
 from trainer.world import World
 
 ROWS, STEPS, EVERY, KEEP = 8, 9, 3, 2
@@ -71,7 +73,7 @@ def alone() -> World:
 class Toy:
     """Stands for the engine; each rank holds a piece of every tensor."""
 
-    model = module = None
+    model = module = extra = None
 
     def __init__(self, world: World):
         self.world, self.applied, self.now = world, 0, 0
@@ -167,7 +169,8 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     world, chosen, notes = world or alone(), chosen or recipe(steps), list[str]()
     root = root_of(chosen, run)
     writer = record.Writer(run) if world.rank == 0 else None
-    found = _adopt(chosen, run, writer, world, notes)
+    offered = candidates(chosen, run, writer.history) if writer else []
+    found, clock = adopt(chosen, run, world, offered, notes), Clock()
     toy, progress = Toy(world), Progress()
     if found:
         toy.load(found.read, found.state["adam_step"])
@@ -175,10 +178,11 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     session = Session(
         run=run, recipe=chosen, world=world, inputs=_inputs(), objective=_objective(), engine=toy,
         shape=Shape(ROWS, 1, 0), feed=None, progress=progress, frozen=_frozen(root, found, world), fixed=None,
-        writer=None, tracker=None, meter=Meter(steps=steps, ranks=world.size), root=root,
+        writer=None, tracker=None, clock=clock, meter=Meter(clock=clock, steps=steps, ranks=world.size), root=root,
     )  # fmt: skip  # pyright: ignore[reportArgumentType]
     start = {
-        "adopts": found.name if found else None, "step": progress.step, "consumed": progress.consumed,
+        "began": clock.began, "adopts": found.name if found else None,
+        "step": progress.step, "consumed": progress.consumed,
         "world": world.size, "zero_stage": 0, "micro_batch": ROWS, "accumulation": 1, "precision": "fp32",
         "device": "none", "threads": 1, "exact": "topology", "ancestor": None, "dataset": "toy", "parameters": ELEMENTS,
         "trainable": ELEMENTS, "loss_kernel": "none", "versions": {}, "ranks": [], "supervisor": "restart",

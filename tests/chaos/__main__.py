@@ -8,6 +8,7 @@ import pickle
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -45,10 +46,13 @@ def spread(folder: Path, layer: ModuleType, part: float) -> list[Result]:
                 found = list(layer.share(folder, number, workers * every, calls))
                 (folder / f"results-{number}").write_bytes(pickle.dumps(found))
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    if any(codes):
         raise RuntimeError("a worker has failed; its error is above")
     results = [each for number in range(workers) for each in pickle.loads((folder / f"results-{number}").read_bytes())]  # noqa: S301
     return [result for result in results if result.fired]

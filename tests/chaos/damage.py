@@ -6,6 +6,7 @@ of it that is damaged is passed over.
 """
 
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,11 @@ def share(folder: Path, number: int, workers: int) -> Iterator:
     play.ended(play.forked(base, lambda: Crash(base, 100)))
     if play.ended(play.forked(base, Fault)) != play.DONE:
         raise AssertionError(play.output(base))
-    files = sorted(path for path in (base / "run").rglob("*") if path.is_file() and not path.is_symlink())
+    files = sorted(
+        path
+        for path in (base / "run").rglob("*")
+        if path.is_file() and not path.is_symlink() and path.suffix != ".alive"
+    )
     cases = [(path.relative_to(base), how) for path in files for how in (*range(FLIPS), "short", "gone")]
     for name, how in cases[number::workers]:
         home = folder / f"home-{number}"
@@ -37,7 +42,11 @@ def share(folder: Path, number: int, workers: int) -> Iterator:
         shutil.copytree(base, home, symlinks=True)
         kind = {"short": "a file cut short", "gone": "a file gone"}.get(str(how), "a byte flipped")
         _do(home / name, how)
-        yield Result(f"{kind}, {_part(name)}", f"{name}, {how}", _aftermath(base, home, name))
+        try:
+            found = _aftermath(base, home, name)
+        except Exception:
+            found = Verdict(problems=[traceback.format_exc()])
+        yield Result(f"{kind}, {_part(name)}", f"{name}, {how}", found)
 
 
 def _do(path: Path, how: int | str) -> None:
@@ -58,32 +67,31 @@ def _part(name: Path) -> str:
 
 
 def _aftermath(base: Path, home: Path, name: Path) -> Verdict:
-    run, part = home / "run", _part(name)
+    """Go on with a run in which the file `name` is damaged; what is wrong with what follows."""
+    run, part, gone = home / "run", _part(name), not (home / name).exists()
     problems = []
     if part == checkpoint.FOLDER and not any(name.name in text for text in _problems(run, name.parts[2])):
         problems.append("the damage is not found by reading the checkpoint")
-    adopted = record.load(base / "run").checkpoints()[-1]
+    newest = record.load(base / "run").checkpoints()[-1]
     code = play.ended(play.forked(home, Fault, steps=MORE))
     said = play.output(home)
-    if part == "record":
-        if code == play.TOLD:
-            if f"{name.name}" not in said or ("line" not in said and (home / name).exists()):
-                problems.append(f"the error doesn't say where: {said[-300:]}")
-            shutil.copy(base / name, home / name)
-            code = play.ended(play.forked(home, Fault, steps=MORE))
-            said = play.output(home)
-        elif (home / name).exists() and not _only_the_tail(base / name, home / name):
-            problems.append("the damage is not found")
+    if part == "record" and code == play.TOLD:
+        if name.name not in said or ("line" not in said and not gone):
+            problems.append(f"the error doesn't say where: {said[-300:]}")
+        shutil.copy(base / name, home / name)
+        code = play.ended(play.forked(home, Fault, steps=MORE))
+        said = play.output(home)
+    elif part == "record" and not _harmless((base / name).read_bytes(), (home / name).read_bytes()):
+        problems.append("the damage is not found")
     elif part in (checkpoint.FOLDER, checkpoint.BASE):
-        hit = part == checkpoint.BASE or name.parts[2] == adopted
-        if hit != ("CORRUPT CHECKPOINT passed over" in said or _gone(name, run)):
-            problems.append(f"passed over: {not hit}, though it shouldn't: {said[-300:]}")
+        # a checkpoint whose manifest isn't there is none, and nobody passes over it
+        hit = part == checkpoint.BASE or (name.parts[2] == newest and not (gone and name.name == checkpoint.MANIFEST))
+        if hit != ("CORRUPT CHECKPOINT passed over" in said and name.name in said):
+            problems.append(f"passed over: {not hit}, and it should be {hit}: {said[-300:]}")
     if code != play.DONE:
         return Verdict(problems=[*problems, f"it ended with {code}: {said[-2000:]}"])
-    found = judge(run, MORE, flushed_metrics=True, kept=None)
-    broken = run / checkpoint.FOLDER / name.parts[2] if part == checkpoint.FOLDER else None
-    # what was damaged stays damaged, where it is still there; every other checkpoint must be whole
-    found.problems = [text for text in found.problems if broken is None or not text.startswith(f"{broken.name}:")]
+    damaged = name.parts[2] if part == checkpoint.FOLDER else ""
+    found = judge(run, MORE, flushed_metrics=True, kept=None, damaged=damaged)
     if part == "metrics":
         found.problems = [text for text in found.problems if not text.startswith("metrics.jsonl")]
     found.problems += problems
@@ -97,13 +105,9 @@ def _problems(run: Path, name: str) -> list[str]:
         return [str(error)]
 
 
-def _gone(name: Path, run: Path) -> bool:
-    """A manifest that isn't there is a checkpoint that isn't there, which nobody passes over."""
-    return name.name == checkpoint.MANIFEST and not (run.parent / name).exists()
-
-
-def _only_the_tail(before: Path, after: Path) -> bool:
-    """Whether what differs is in the last line, which then is one that a kill has torn: nobody can tell."""
-    whole = before.read_bytes()
-    whole = whole[: whole[:-1].rfind(b"\n") + 1]
-    return after.read_bytes().startswith(whole)
+def _harmless(before: bytes, after: bytes) -> bool:
+    """Whether each line says what it said, up to a last one that looks torn: that is what a kill leaves, too."""
+    lines = after.splitlines(keepends=True)
+    whole = lines if after.endswith(b"\n") else lines[:-1]
+    bodies = [line.rpartition(b', "')[0] for line in before.splitlines()]
+    return all(line.startswith(body) for line, body in zip(whole, bodies, strict=False))

@@ -7,6 +7,7 @@ kept is worked out by `power.py`, so that 1,200 injections take no flush of a re
 
 import random
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,5 +153,9 @@ def share(folder: Path, number: int, workers: int, calls: dict[str, list[str]]) 
     home = folder / f"home-{number}"
     for injection in list(all_of_them(calls))[number::workers]:
         copy(folder, injection.base, home)
-        yield injection.run(home)
+        try:
+            yield injection.run(home)
+        except Exception:
+            where = f"{injection.base}, call {injection.at}"
+            yield Result(injection.fault, where, Verdict(problems=[traceback.format_exc()]))
     yield from damage.share(folder, number, workers)

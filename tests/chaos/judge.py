@@ -27,15 +27,18 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
-def judge(run: Path, steps: int = STEPS, flushed_metrics: bool = False, kept: int | None = 2) -> Verdict:
+def judge(
+    run: Path, steps: int = STEPS, flushed_metrics: bool = False, kept: int | None = 2, damaged: str = ""
+) -> Verdict:
     """Compare a run that has ended with the uninterrupted one.
 
     Args:
         flushed_metrics: power was lost: of metrics.jsonl only that its lines are numbered without a gap can be asked.
         kept: checkpoints that retention leaves (one more if it was the last removal that a fault prevented); None: any.
+        damaged: a checkpoint that was damaged, and may still be there as it was left.
     """
     found, history = Verdict(), record.load(run)
-    names = history.checkpoints()
+    names = [name for name in history.checkpoints() if name != damaged]
     if not names:
         found.problems.append("there is no checkpoint")
         return found

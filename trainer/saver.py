@@ -9,8 +9,8 @@ second save waits for the first instead of queueing. Whatever goes wrong in a th
 call, on every rank. The threads run at a lower priority, where the system allows it, than the training beside them.
 
 At 99 M parameters on two ranks the step is stalled for 0.05 to 0.12 of what DeepSpeed's own save takes, which flushes
-nothing (`tests/bench/save.py`). The writing costs a core a second for each 600 MB, which is hidden where the device
-computes and not where the cores do.
+nothing (`tests/bench/save.py`). The writing costs a core a second or more for each 600 MB: hidden where a GPU computes,
+not where the cores do.
 """
 
 import json

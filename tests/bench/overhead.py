@@ -8,8 +8,6 @@ they are divided by is the shipped recipe's model on one rank, in the same proce
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from data import settings
 from tests.bench.rounds import median
 from tests.bench.step import ROUNDS, contend
 from tests.ranks import launch
+from trainer.guard import Guard
 from trainer.meters import Meter, flops_per_token
 from trainer.recipe import RECIPES, Recipe
 from trainer.record import Writer
@@ -45,7 +44,7 @@ def watch(folder: Path, recipe: Recipe) -> dict[str, float]:
     tracker = Tracker(folder, 1, recipe)
     flops = flops_per_token(recipe.model, 1_300_000, 4096)
     meter = Meter(steps=STEPS, ranks=1, tokens_per_byte=0.3, epoch_tokens=10**7, flops=flops)
-    guard = import_module("trainer.guard").Guard(recipe.guard) if find_spec("trainer.guard") else None
+    guard = Guard(recipe.guard)
     clocked = Clocked()
     for step in range(1, STEPS + 1):
         positions = ((step - 1) * ROWS, step * ROWS)
@@ -56,8 +55,7 @@ def watch(folder: Path, recipe: Recipe) -> dict[str, float]:
             rows=f"{step * 0x9E3779B97F4A7C15 % 2**64:016x}", verdict="applied", reason=None, lr=1e-3, loss=loss,
             grad_norm=norm,
         )  # fmt: skip
-        if guard:
-            clocked("guard", guard.observe, step, positions, loss, norm, True)
+        clocked("guard", guard.observe, step, positions, loss, norm, True)
         clocked("meter: step", meter.step, LABELS, 0.0)
         if step % recipe.log.every_steps == 0:
             line = clocked(

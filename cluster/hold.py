@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from trainer import record
+from trainer import claim, record
 
 FILE = ".supervisor"
 PATIENCE_S = 1.0  # longer than `holder` has the lock, to see whether it is free
@@ -99,7 +99,7 @@ def _acquire(run: Path, takeover: bool) -> Hold:
                 return _take_over(run)
             if time.monotonic() > deadline:
                 os.close(file)
-                raise record.Held(_refusal(run)) from None
+                raise claim.Held(_refusal(run)) from None
             time.sleep(RETRY_S)
         os.close(file)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.hold import holder
 from cluster.job import DONE, FAULT
 from data.errors import UserError
-from trainer import record
+from trainer import claim, record
 from trainer.console import state_of
 from trainer.signals import request
 from trainer.units import duration
@@ -63,7 +63,7 @@ def stop(run: Path, wait: bool, say: Say) -> int:
 
 def _running(run: Path) -> tuple[int | None, bool]:
     """(the attempt to ask, None where it is ending already; whether anything is running at all)."""
-    if (attempt := record.alive(run)) is not None:
+    if (attempt := claim.alive(run)) is not None:
         return attempt, True
     newest = max(record.numbers(run), default=0)
     held = holder(run)
@@ -71,7 +71,7 @@ def _running(run: Path) -> tuple[int | None, bool]:
     ended = bool(attempts) and attempts[-1].number == newest and attempts[-1].outcome not in (None, "fault")
     if held is not None and (held.get("attempt", 0) > newest or not ended):
         return newest + 1, True  # a start, or a restart, is under way
-    return None, held is not None or (ended and newest not in record.dead(run, newest + 1))
+    return None, held is not None or (ended and newest not in claim.dead(run, newest + 1))
 
 
 def _standing(run: Path) -> str:

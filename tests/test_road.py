@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CommandLine, kill_rank
-from trainer import checkpoint, goodput, jsonl, record, report
+from trainer import checkpoint, claim, goodput, jsonl, record, report
 from trainer.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -75,7 +75,7 @@ def check_that_every_second_is_attributed(luban: CommandLine, name: str) -> None
     imports = [attempt.start["time"] - attempt.start["began"] for attempt in history.attempts]
     assert all(spent > 0.5 for spent in imports)
     assert seconds["start_up"] == pytest.approx(sum(imports), abs=2)
-    died = max(first.ended, record.last_beat(luban.run(name), 1) or 0)
+    died = max(first.ended, claim.last_beat(luban.run(name), 1) or 0)
     assert seconds["down"] == pytest.approx(last.start["began"] - died, abs=0.05)
     saved = next(event for event in first.of("step") if event["step"] == 8)["time"]
     beside = sum(event["seconds"] for kind in ("checkpoint", "evaluation") for event in first.of(kind))

@@ -226,7 +226,7 @@ def superfluous(mine: list[str], keep_last: int, keep_every: int, best: str | No
 def remove(run: Place | Path, names: Iterable[str]) -> None:
     """Remove checkpoints, the manifest first: from then on they don't exist.
 
-    Only a name that the record has given up (`record.Writer.retire`) may be removed: another attempt may be about to
+    Only a name that the record has given up (`claim.Writer.retire`) may be removed: another attempt may be about to
     adopt any other.
     """
     root = Folder(run) if isinstance(run, Path) else run

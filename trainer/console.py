@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer import goodput, jsonl, record
+from trainer import claim, goodput, jsonl, record
 from trainer.run import read_recipe
 from trainer.units import duration, precise, printable, short, size
 
@@ -221,7 +221,7 @@ def state_of(history: record.History) -> str:
     """not started, running, done, stopped, failed or killed."""
     if not history.attempts:
         return "not started"
-    if record.alive(history.run) is not None:
+    if claim.alive(history.run) is not None:
         return "running"
     outcome = history.attempts[-1].outcome
     return STATES[outcome] if outcome else "killed"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from trainer import record
+from trainer import claim, record
 from trainer.clock import CATEGORIES as LIVE
 from trainer.clock import Clock
 
@@ -83,8 +83,8 @@ class Goodput:
 def measure(history: record.History) -> Goodput:
     """The account of a run as its folder stands now."""
     newest = history.attempts[-1].number if history.attempts else None
-    running = newest is not None and record.alive(history.run) == newest
-    beats = {attempt.number: record.last_beat(history.run, attempt.number) for attempt in history.attempts}
+    running = newest is not None and claim.alive(history.run) == newest
+    beats = {attempt.number: claim.last_beat(history.run, attempt.number) for attempt in history.attempts}
     return account(history, beats, time.time() if running else None)
 
 
@@ -214,7 +214,7 @@ def _doubts(attempt: record.Attempt, began: float, seconds: Mapping[str, float])
 def before(history: record.History, number: int, start: Mapping[str, Any]) -> dict[str, float]:
     """Seconds by category of the earlier attempts, and of the gap up to the one that begins with `start`."""
     begun = record.Attempt(number, [{**start, "event": "start", "time": start["began"]}])
-    beats = {attempt.number: record.last_beat(history.run, attempt.number) for attempt in history.attempts}
+    beats = {attempt.number: claim.last_beat(history.run, attempt.number) for attempt in history.attempts}
     whole = account(record.History(history.run, [*history.attempts, begun]), beats, start["began"])
     return whole.seconds
 
@@ -222,7 +222,7 @@ def before(history: record.History, number: int, start: Mapping[str, Any]) -> di
 class Timesheet:
     """What a running attempt says of its time: to the record every few seconds, and on each line of metrics."""
 
-    def __init__(self, clock: Clock, writer: record.Writer, earlier: Mapping[str, float]):
+    def __init__(self, clock: Clock, writer: claim.Writer, earlier: Mapping[str, float]):
         """
         Args:
             earlier: as `before` gives it.

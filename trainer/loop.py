@@ -14,10 +14,10 @@ from torch import Tensor
 
 from data.errors import UserError
 from trainer import watchdog
+from trainer.claim import Fenced
 from trainer.exact import addable
 from trainer.feed import Step
 from trainer.policies import Checkpoints, Diagnostics, Evaluations
-from trainer.record import Fenced
 from trainer.rollback import RollBack, Watch, roll_back
 from trainer.schedule import learning_rate
 from trainer.session import Session

@@ -23,7 +23,7 @@ import torch
 from data.errors import UserError
 from data.publish import published
 from data.trace import Traced, documents_at
-from trainer import checkpoint, goodput, record
+from trainer import checkpoint, claim, goodput, record
 from trainer.adopt import adopt, agree, candidates, place_of, span_by_span
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, SpanReader
 from trainer.feed import Feed
@@ -161,9 +161,9 @@ def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any
         left = s.writer
         assert left is not None
         try:
-            writer = record.Writer(s.run, after=left.number)
-        except record.Held:
-            raise record.Held(f"{s.run} was taken over by another start while this one rolled back") from None
+            writer = claim.Writer(s.run, after=left.number)
+        except claim.Held:
+            raise claim.Held(f"{s.run} was taken over by another start while this one rolled back") from None
         attempts = writer.history.attempts
         begun = next(attempt.start for attempt in attempts if attempt.number == left.number)
         start = {name: value for name, value in begun.items() if name not in HEAD} | {

@@ -8,7 +8,7 @@ from pathlib import Path
 from data import settings
 from data.errors import UserError
 from data.publish import published
-from trainer import checkpoint, record
+from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.inputs import open_inputs
 from trainer.mirror import places, restore
@@ -144,7 +144,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         if finished(run):
             return
         if not takeover:
-            record.refuse_if_held(run)
+            claim.refuse_if_held(run)
     inputs = open_inputs(recipe)
     if kind is not None and inputs.dataset.kind != kind:
         raise UserError(

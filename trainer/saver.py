@@ -28,9 +28,9 @@ import torch
 from data.errors import UserError
 from trainer import checkpoint, watchdog
 from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, digest_of
+from trainer.claim import Fenced
 from trainer.manifest import file_of
 from trainer.place import Folder, Place
-from trainer.record import Fenced
 from trainer.span_file import bytes_of, header
 from trainer.world import World
 

@@ -14,7 +14,7 @@ import torch
 
 from data.errors import UserError
 from data.order import key
-from trainer import checkpoint, goodput, record
+from trainer import checkpoint, claim, goodput, record
 from trainer.adopt import adopt, agree, candidates, span_by_span
 from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
@@ -80,7 +80,7 @@ class Session:
     progress: Progress
     frozen: str | None
     fixed: FixedSet | None
-    writer: record.Writer | None
+    writer: claim.Writer | None
     """Rank 0's alone."""
     tracker: Tracker | None
     """Rank 0's alone."""
@@ -131,7 +131,7 @@ def begin(run: Path, world: World, how: str) -> Session:
     inputs = open_inputs(recipe)
     objective = Causal(recipe.model.attention)
     root = root_of(recipe, run)
-    writer = agree(world, lambda: record.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
+    writer = agree(world, lambda: claim.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
     history = writer.history if writer else None
     offered = agree(world, lambda: candidates(recipe, run, history) if history else [])
     found = adopt(recipe, run, world, offered, notes)
@@ -268,7 +268,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None, notes: list[str]) -> None:
+def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None, notes: list[str]) -> None:
     """Write the attempt's first line on rank 0, say what is degraded, and tell every rank its number."""
     agree(s.world, lambda: writer.start(**start) if writer else None)
     s.attempt = s.world.gather(writer.number if writer else None)[0]
@@ -284,7 +284,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: record.Writer | None
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
     checkpoint.remove(s.root, [name for name in checkpoint.names(s.root) if name in history.retired])
-    checkpoint.clear_partial(s.root, record.dead(s.run, before=s.attempt))
+    checkpoint.clear_partial(s.root, claim.dead(s.run, before=s.attempt))
     notes = [*notes, *shortcomings(s.run)]
     facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)

@@ -15,10 +15,10 @@ from data import settings
 from tests.bench.rounds import median
 from tests.bench.step import ROUNDS, contend
 from tests.ranks import launch
+from trainer.claim import Writer
 from trainer.guard import Guard
 from trainer.meters import Meter, flops_per_token
 from trainer.recipe import RECIPES, Recipe
-from trainer.record import Writer
 from trainer.tracker import Tracker
 
 STEPS, ROWS, LABELS = 5000, 16, 4096

@@ -21,9 +21,10 @@ from torch import Tensor
 from data import settings
 from data.errors import UserError
 from tests.chaos.gate import Fault, Gate
-from trainer import checkpoint, record
+from trainer import checkpoint, claim
 from trainer.adopt import adopt, candidates
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, Span, SpanReader
+from trainer.claim import Fenced
 from trainer.clock import Clock
 from trainer.engine import Verdict
 from trainer.feed import Shape, Step
@@ -33,7 +34,6 @@ from trainer.mirror import root_of
 from trainer.objectives.base import Batch
 from trainer.place import Place
 from trainer.recipe import Recipe
-from trainer.record import Fenced
 from trainer.session import Progress, Session, _open_record
 from trainer.world import World
 
@@ -168,7 +168,7 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     """
     world, chosen, notes = world or alone(), chosen or recipe(steps), list[str]()
     root = root_of(chosen, run)
-    writer = record.Writer(run) if world.rank == 0 else None
+    writer = claim.Writer(run) if world.rank == 0 else None
     offered = candidates(chosen, run, writer.history) if writer else []
     found, clock = adopt(chosen, run, world, offered, notes), Clock()
     toy, progress = Toy(world), Progress()
@@ -239,7 +239,7 @@ def forked(
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", 1)
-        record.STALE_S = 0.0  # whoever was killed is dead at once; who sleeps is taken for dead
+        claim.STALE_S = 0.0  # whoever was killed is dead at once; who sleeps is taken for dead
         Gate(home, fault()).install()
         code = _code(lambda: _ranks(home / "run", ranks, steps, more))
     except BaseException:

@@ -9,8 +9,8 @@ from pathlib import Path
 from cluster import fate
 from tests.trainer.test_record import RANKS
 from trainer import record
+from trainer.claim import Writer
 from trainer.console import status
-from trainer.record import Writer
 
 
 def start(*codes: str) -> list[subprocess.Popen[bytes]]:

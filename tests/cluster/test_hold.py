@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.hold import FILE, hold, holder
-from trainer.record import Held
+from trainer.claim import Held
 
 CONTEXT = multiprocessing.get_context("fork")
 

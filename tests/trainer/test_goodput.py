@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.claim import Writer
 from trainer.clock import Clock
 from trainer.goodput import NAMES, Goodput, Timesheet, account, before
-from trainer.record import Attempt, History, Writer
+from trainer.record import Attempt, History
 
 BEGAN = 1_760_000_000.0
 

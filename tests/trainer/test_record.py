@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from trainer import checkpoint, jsonl, record
-from trainer.record import Held, Writer, alive, load, refuse_if_held
+from trainer import checkpoint, claim, jsonl, record
+from trainer.claim import Held, Writer, alive, refuse_if_held
+from trainer.record import load
 from trainer.verify import check_seals
 
 ROWS = 8
@@ -507,7 +508,7 @@ def test_a_newer_format_is_refused_by_the_name_of_the_file(run, change):
 @pytest.fixture
 def quick(monkeypatch):
     """A heart that beats five times a second, so that waiting for three beats is short."""
-    monkeypatch.setattr(record, "BEAT_S", 0.2)
+    monkeypatch.setattr(claim, "BEAT_S", 0.2)
 
 
 def beat(run: Path, number: int) -> Path:
@@ -526,7 +527,7 @@ def test_an_attempt_is_alive_while_its_heart_beats(run, quick):
 
 def test_a_stale_or_missing_heartbeat_and_an_outcome_are_the_end(run):
     writer = begin(run)
-    old = time.time() - record.STALE_S - 1
+    old = time.time() - claim.STALE_S - 1
     os.utime(beat(run, 1), (old, old))
     assert alive(run) is None
     beat(run, 1).touch()
@@ -561,7 +562,7 @@ def test_a_start_is_refused_while_another_is_alive_and_told_who_holds_the_run(ru
 
 def test_the_last_heartbeat_of_a_killed_attempt_holds_nobody_up_for_long(run, monkeypatch):
     begin(run)  # its heart will not beat again within this test
-    monkeypatch.setattr(record, "BEAT_S", 0.1)
+    monkeypatch.setattr(claim, "BEAT_S", 0.1)
     began = time.monotonic()
     refuse_if_held(run)
     assert 0.3 <= time.monotonic() - began < 2
@@ -569,7 +570,7 @@ def test_the_last_heartbeat_of_a_killed_attempt_holds_nobody_up_for_long(run, mo
 
 def test_an_attempt_that_ends_while_it_is_watched_is_not_waited_for(run, monkeypatch):
     writer = begin(run)
-    monkeypatch.setattr(record, "BEAT_S", 10)
+    monkeypatch.setattr(claim, "BEAT_S", 10)
     threading.Timer(0.2, lambda: writer.append("outcome", outcome="done", message="")).start()
     began = time.monotonic()
     refuse_if_held(run)

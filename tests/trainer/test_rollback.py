@@ -9,7 +9,7 @@ import torch
 from tests.ranks import launch
 from tests.trainer import toy
 from tests.trainer.test_record import apply, begin, run, save, told
-from trainer import checkpoint, record
+from trainer import checkpoint, claim, record
 from trainer.rollback import initial
 from trainer.world import World
 
@@ -46,7 +46,7 @@ def test_going_back_to_the_beginning_is_bitwise_a_fresh_start(tmp_path: Path) ->
         assert again == first
 
 
-def roll_back(run: Path, adopts: str | None, step: int) -> record.Writer:
+def roll_back(run: Path, adopts: str | None, step: int) -> claim.Writer:
     """The next attempt, begun by a rollback."""
     from tests.trainer.test_record import OPENED, RANKS, ROWS, Writer
 

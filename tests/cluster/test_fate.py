@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from cluster import fate
-from tests.trainer.test_record import RANKS
+from tests.trainer.records import RANKS
 from trainer import record
 from trainer.claim import Writer
 from trainer.console import status

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import settings
+from tests.trainer.records import run  # noqa: F401  (a fixture)
 from trainer.clock import Clock
 from trainer.recipe import Recipe
 from trainer.tracker import Metrics

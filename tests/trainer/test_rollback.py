@@ -8,7 +8,7 @@ import torch
 
 from tests.ranks import launch
 from tests.trainer import toy
-from tests.trainer.test_record import apply, begin, run, save, told
+from tests.trainer.records import apply, begin, run, save, told
 from trainer import checkpoint, claim, record
 from trainer.rollback import initial
 from trainer.world import World
@@ -48,7 +48,7 @@ def test_going_back_to_the_beginning_is_bitwise_a_fresh_start(tmp_path: Path) ->
 
 def roll_back(run: Path, adopts: str | None, step: int) -> claim.Writer:
     """The next attempt, begun by a rollback."""
-    from tests.trainer.test_record import OPENED, RANKS, ROWS, Writer
+    from tests.trainer.records import OPENED, RANKS, ROWS, Writer
 
     behind = [name for name in record.load(run).checkpoints() if checkpoint.step_of(name) > step]
     writer = Writer(run)

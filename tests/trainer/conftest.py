@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from data import settings
-from tests.trainer.records import run  # noqa: F401  (a fixture)
+from tests.trainer import records
 from trainer.clock import Clock
 from trainer.recipe import Recipe
 from trainer.tracker import Metrics
 
 ROWS, CONTEXT, BEGAN = 8, 32, 1_760_000_000.0
 START_UP = 6.0  # from an attempt's process to its first event
+
+run = records.run  # a fixture of several files
 
 
 class FakeRun:

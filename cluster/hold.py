@@ -62,6 +62,7 @@ def hold(run: Path, takeover: bool = False) -> Iterator[Hold]:
             if held.taken() is None and [path.name for path in run.iterdir()] == [FILE]:
                 (run / FILE).unlink()
                 run.rmdir()
+                run.parent.rmdir()  # where nothing else is in it
         os.close(held._file)
 
 

@@ -25,13 +25,14 @@ SETTINGS = (
     "evaluate.every_steps=16",
 )  # fmt: skip
 STARTS = 6  # of one run, at most
+TWIN = "unhurt"
 PASSED_OVER = ("corrupt the newest checkpoint", "lose a file of the newest checkpoint")
 """After these a damaged checkpoint stays on the disk, and `verify` says so: that one check is expected to fail."""
 
 
-def straight(luban: CommandLine) -> None:
+def unhurt(luban: CommandLine) -> None:
     """The run that nothing happens to."""
-    process = start(luban, "straight", *SETTINGS)
+    process = start(luban, TWIN, *SETTINGS)
     text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
 
@@ -47,7 +48,7 @@ def hurt(luban: CommandLine, fault: str, number: int) -> dict[str, Any]:
         v.again()
         codes.append(v.end())
     problems = [f"ended with {codes}: {v.texts[-1][-2000:]}"] if codes[-1] else list(differences(luban, name, fault))
-    known = [tuple(event["positions"]) for event in record.load(luban.run("straight")).lineage()]
+    known = [tuple(event["positions"]) for event in record.load(luban.run(TWIN)).lineage()]
     seen = Counter(tuple(event["positions"]) for event in record.load(v.run).lineage())
     rows = sum(last - first for first, last in known if (first, last) not in seen)
     repeated = sum((last - first) * (count - 1) for (first, last), count in seen.items())
@@ -55,7 +56,7 @@ def hurt(luban: CommandLine, fault: str, number: int) -> dict[str, Any]:
     if (v.run / "checkpoints").is_mount():
         subprocess.run(["umount", v.run / "checkpoints"], check=True)
     return {
-        "fault": fault, "number": number, "recovered": not problems, "rows lost": rows, "rows repeated": repeated,
+        "fault": fault, "number": number, "name": name, "recovered": not problems, "rows lost": rows, "rows repeated": repeated,
         "attempts": len(history.attempts), "redone": sum(last - first + 1 for _, first, last in history.lost),
         "problems": problems, "seconds": time.monotonic() - began,
     }  # fmt: skip
@@ -63,7 +64,7 @@ def hurt(luban: CommandLine, fault: str, number: int) -> dict[str, Any]:
 
 def differences(luban: CommandLine, name: str, fault: str) -> list[str]:
     """Everything in which a run isn't what the uninterrupted one is."""
-    run, twin = luban.run(name), luban.run("straight")
+    run, twin = luban.run(name), luban.run(TWIN)
     checks = [check for check in check_run(run) if not (fault in PASSED_OVER and check.name == "checkpoints")]
     return [str(check) for check in (*checks, *compare(run, twin)) if not check.equal]
 
@@ -91,8 +92,8 @@ def main() -> int:
     luban = tiny_home(folder)
     results, _ = jsonl.read(folder / "results.jsonl")
     done = {(result["fault"], result["number"]) for result in results}
-    if not (luban.run("straight") / "checkpoints").exists():
-        straight(luban)
+    if not (luban.run(TWIN) / "checkpoints").exists():
+        unhurt(luban)
     file = jsonl.Appender(folder / "results.jsonl")
     wanted = [(fault, number) for number in range(times) for fault in FAULTS if (fault, number) not in done]
     for at, (fault, number) in enumerate(wanted):

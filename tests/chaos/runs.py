@@ -57,7 +57,8 @@ def hurt(luban: CommandLine, fault: str, number: int) -> dict[str, Any]:
         subprocess.run(["umount", v.run / "checkpoints"], check=True)
     return {
         "fault": fault, "number": number, "name": name, "recovered": not problems,
-        "rows lost": rows, "rows repeated": repeated, "attempts": len(history.attempts), "redone": sum(last - first + 1 for _, first, last in history.lost),
+        "rows lost": rows, "rows repeated": repeated, "attempts": len(history.attempts),
+        "redone": sum(last - first + 1 for _, first, last in history.lost),
         "problems": problems, "seconds": time.monotonic() - began,
     }  # fmt: skip
 

@@ -117,7 +117,9 @@ def test_a_run_whose_recipe_was_edited_to_another_model_names_the_first_shape_th
     run = luban.home / "runs" / "edited"
     shutil.copytree(origin, run, symlinks=True)
     recipe, record = run / "recipe.yaml", run / "attempts" / "0001.jsonl"
-    record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))  # killed before its outcome
+    lines = record.read_text().splitlines(keepends=True)
+    ended = next(number for number, line in enumerate(lines) if '"event": "outcome"' in line)
+    record.write_text("".join(lines[:ended]))  # killed before its outcome
     told = recipe.read_text().replace("steps: 5", "steps: 7").replace("name: origin", "name: edited")
     recipe.write_text(told.replace("hidden_size: 32", "hidden_size: 48"))
     text = luban("pretrain", str(recipe), code=2)

@@ -273,15 +273,16 @@ def _train(
     if on != "local":
         raise UserError(f"--on {on}: no such launcher; known: local")
     tree, label = _tree(name, overrides, RECIPES, default)
-    recipe = settings.validate(Recipe, tree, label)
-    run = place(recipe, Path(name) if name else None)
-    recipe = with_ancestor(recipe, run, source, set(settings.given(tree)))
+    plain = settings.validate(Recipe, tree, label)
+    run = place(plain, Path(name) if name else None)
+    recipe = with_ancestor(plain, run, source, set(settings.given(tree)))
     if show:
         typer.echo(settings.manual(recipe), nl=False)
         return
     from cluster.hold import hold
     from cluster.job import training_job
     from cluster.on_local import Local
+    from trainer.mirror import restore
 
     job = training_job(run, recipe, takeover)
     if dry_run:
@@ -290,6 +291,10 @@ def _train(
     if kind == "examples" and recipe.ancestor is None:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     with hold(run, takeover) as held:  # before anything of the run is written
+        if restore(recipe, run):
+            typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
+            recipe = with_ancestor(plain, run, source, set(settings.given(tree)))
+            job = training_job(run, recipe, takeover)
         changed = changes(recipe, run)
         open_run(recipe, run, kind, takeover)
         if done := finished(run):

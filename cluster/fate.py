@@ -62,9 +62,11 @@ def write_down(run: Path, attempt: int, message: str) -> None:
         path = run / "attempts" / f"{attempt:04d}.jsonl"
         whole = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, whole)  # the line that a kill tore is no event; nobody writes here any more
-        file = jsonl.Appender(path)
-        file.append({"event": "outcome", "outcome": "fault", "message": message, "time": time.time()})
-        file.close()
+        line = jsonl.sealed({"event": "outcome", "outcome": "fault", "message": message, "time": time.time()})
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _said(logs: Path, rank: int) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trainer.mirror import LAST_S as STORE_S
 from trainer.recipe import Recipe
 
 DONE, USER_ERROR, STOPPED, FAULT = 0, 2, 75, 1
@@ -37,6 +38,8 @@ class Job:
     """Faults without a new checkpoint in between, after which it ends."""
     backoff_s: float = 1.0
     """Wait before the first restart, in seconds, doubled at each further one."""
+    last_s: float = 90.0
+    """What the other ranks get after one has ended well, in seconds: rank 0 may wait for W&B, and for the store."""
     takeover: bool = False
     """Its first life fences whoever holds the run."""
 
@@ -64,5 +67,6 @@ def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:
         environment=(("OMP_NUM_THREADS", str(recipe.launch.threads)),),
         max_restarts=recipe.launch.max_restarts,
         backoff_s=recipe.launch.backoff_s,
+        last_s=90.0 + (STORE_S if recipe.checkpoint.store else 0.0),
         takeover=takeover,
     )

@@ -25,13 +25,12 @@ from cluster import fate
 from cluster.hold import Hold, hold
 from cluster.job import EXIT_CODES, FAULT, STOPPED, USER_ERROR, Job
 from data.errors import UserError
-from trainer import checkpoint, record
+from trainer import record
 from trainer.console import Follower
 from trainer.signals import forget_requests, requested
 
 POLL_S = 0.2
 GRACE_S = 5.0  # what the other ranks get to end by themselves after one has died
-LAST_S = 90.0  # and after one has ended well: rank 0 waits up to a minute for W&B
 LONGEST_BACKOFF_S = 60.0
 PR_SET_PDEATHSIG = 1
 MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
@@ -106,7 +105,7 @@ class Supervisor:
             return self._lives()
         except Exception:
             self._pass_on(signal.SIGTERM)  # whatever went wrong here, the ranks save and stop
-            self._wait_for_ranks(LAST_S)
+            self._wait_for_ranks(self.job.last_s)
             raise
         finally:
             self._end_ranks()
@@ -134,12 +133,12 @@ class Supervisor:
         if self.held.over:
             self._say(f"taking over from {self.held.over}", "yellow")
         while True:
-            saved = checkpoint.names(self.job.run)
+            saved = record.load(self.job.run).newest_saved()
             outcome, message = self._one_life(restart)
             self._show(self.follower.poll)
             if outcome != "fault" or self._stop_asked():
                 return self._end(outcome, message)
-            failures = 1 if checkpoint.names(self.job.run) != saved else failures + 1
+            failures = 1 if record.load(self.job.run).newest_saved() != saved else failures + 1
             if failures > self.job.max_restarts:
                 self._say(f"given up after {failures} faults without a new checkpoint: {message}", "bold red")
                 return FAULT
@@ -161,8 +160,8 @@ class Supervisor:
         if outcome == "fault":
             self._say(f"the stop was not clean: {message}", "bold red")
         if code == STOPPED:
-            saved = checkpoint.names(self.job.run)
-            self._say(f"stopped; the same command continues from {saved[-1] if saved else 'the start'}")
+            saved = record.load(self.job.run).newest_saved()
+            self._say(f"stopped; the same command continues from {saved or 'the start'}")
         return code
 
     def _stop_asked(self) -> bool:
@@ -195,7 +194,7 @@ class Supervisor:
                 if self.asked is None and self.ranks[number].poll() != USER_ERROR:
                     self._say(f"{fallen}; ending the others", "bold red")
             elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
-                deadline = time.monotonic() + LAST_S
+                deadline = time.monotonic() + self.job.last_s
             if deadline is not None and time.monotonic() > deadline:
                 for number in fate.ask_for_stacks(self.ranks):
                     self._say(

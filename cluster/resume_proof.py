@@ -140,6 +140,8 @@ def plan(name: str, steps: str | None, ranks: str | None, zero: int | None) -> P
     bf16 = _bf16(recipe)
     if zero == 0 and bf16:
         raise UserError("--zero 0 takes a wrong first step in bf16: take stage 1, 2 or 3")
+    if zero == 0 and recipe.engine.exact == "any":
+        raise UserError("--zero 0 is for comparison, and engine.exact any needs stage 1, 2 or 3: take one of them")
     return Plan(run, recipe, before, after, begun, resumed, promised(recipe, begun, resumed, before, bf16))
 
 
@@ -209,6 +211,8 @@ def scaled(plan: Plan) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(update=evaluate),
             "checkpoint": recipe.checkpoint.model_copy(update=save),
             "launch": recipe.launch.model_copy(update=launch),
+            "train": recipe.train.model_copy(update={"patience": 0}),  # so many updates, and no fewer
+            "guard": recipe.guard.model_copy(update={"enabled": False}),  # a save must come when it is due
             "log": recipe.log.model_copy(update={"wandb": "off", "profile": None, "norms_every": 0}),
         }
     )
@@ -332,7 +336,7 @@ def _weights(recipe: Recipe) -> int:
 def _bf16(recipe: Recipe) -> bool:
     import torch
 
-    return recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and torch.cuda.is_available())
+    return recipe.engine.bf16(torch.cuda.is_available())
 
 
 def _numbers(option: str, text: str, example: str, both: bool = False) -> tuple[int, int]:

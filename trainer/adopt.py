@@ -1,5 +1,7 @@
 """Which checkpoint an attempt goes on from, agreed by all ranks and re-read by them before a byte of it is used."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +51,7 @@ def place_of(recipe: Recipe, run: Path, name: str, near: bool) -> Place:
 
 
 def adopt(
-    recipe: Recipe, run: Path, world: World, offered: list[tuple[str, bool]], notes: list[str]
+    recipe: Recipe, run: Path, world: World, offered: list[tuple[str, bool]], notes: list[str], again: bool = True
 ) -> Checkpoint | None:
     """The last of `offered` of which every byte is as its manifest says; those after it are passed over, loudly.
 
@@ -58,8 +60,14 @@ def adopt(
     Args:
         offered: as `candidates` gives them; rank 0's count.
         notes: what a person should hear is added to it.
+        again: where all that is offered is damaged, the run may begin again at step 0.
+
+    Raises:
+        UserError: all that is offered is damaged, and the run must not begin again.
+        RuntimeError: some of it can't be read at present, and none of the rest is whole.
     """
     offered = world.gather(offered)[0]
+    unreadable: list[str] = []
     for name, near in reversed(offered):
         watchdog.enter("checking a checkpoint", watchdog.START_UP_S)
         place = place_of(recipe, run, name, near)
@@ -74,6 +82,12 @@ def adopt(
                 notes.append(f"{name} comes from {place}: the run's folder has no whole copy")
             return found
         notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
+        gone = os.strerror(errno.ENOENT)
+        unreadable += [text for text in problems if "cannot be read" in text and gone not in text]
+    if unreadable:  # a file system or a store that is away for a moment is no reason to begin again
+        raise RuntimeError(f"no checkpoint of {run} is whole, and some can't be read: {'; '.join(unreadable[:3])}")
+    if offered and not again:
+        raise UserError(f"no checkpoint of {run} to go back to is whole: {'; '.join(notes[-3:])}")
     if offered:
         notes.append("No checkpoint of this run is whole: it begins again at step 0")
     return None

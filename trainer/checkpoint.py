@@ -84,7 +84,7 @@ class Checkpoint:
         if claimed != digest_of(self.manifest):
             raise CorruptCheckpoint(f"{self.name}: its manifest.json doesn't match its own digest")
         form, version = self.manifest.get("format"), self.manifest.get("version", 0)
-        if form != FORMAT or version > VERSION:
+        if form != FORMAT or not isinstance(version, int) or version > VERSION:
             raise UserError(
                 f"{self.place} is of format {form} {version}; this Luban reads {FORMAT} up to {VERSION}: use a newer "
                 "Luban"

@@ -3,7 +3,8 @@
 Fencing holds at any interleaving, also when a process sleeps for an hour between a check and the write it was for:
 - The file is created *before* the older attempts are read. So an older one either sees the file when it looks, or has
   written what the newer one will read.
-- An attempt removes a checkpoint in three acts: it writes that it will (`retire`), looks for a newer attempt, removes.
+- An attempt removes a checkpoint in three acts: it writes that it will (`retire`; a rollback in its first line), looks
+  for a newer attempt, removes.
   A newer attempt adopts nothing that an accepted line gives up; so whatever it adopts, nobody removes.
 - A checkpoint exists for a reader only where an accepted line names it (or its attempt is the newest that anybody has
   claimed), so one that a fenced attempt publishes late is nobody's. Everything else it can write lies in files of its
@@ -72,8 +73,8 @@ def refuse_if_held(run: Path) -> None:
     if number is None:
         return
     seen = last_beat(run, number)
-    deadline = time.time() + 3 * BEAT_S
-    while time.time() < deadline:
+    deadline = time.monotonic() + 3 * BEAT_S
+    while time.monotonic() < deadline:
         if alive(run) != number:
             return
         if last_beat(run, number) not in (seen, None):
@@ -142,6 +143,8 @@ class Writer:
         """Write one event, in one write: whole, or not at all. Raises UserError for a full disk."""
         line = jsonl.sealed({"event": event, **jsonl.finite(values), "time": time.time()})
         with self._lock:  # notes come from the W&B thread too
+            if self._file < 0:
+                return
             size = os.fstat(self._file).st_size
             try:
                 if os.write(self._file, line) < len(line):
@@ -174,7 +177,9 @@ class Writer:
         """Stop the heartbeat."""
         self._ended.set()
         self._beat_path.unlink(missing_ok=True)
-        os.close(self._file)
+        with self._lock:  # another thread may be about to write a note: its number must not go to another file
+            os.close(self._file)
+            self._file = -1
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):

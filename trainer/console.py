@@ -207,7 +207,11 @@ def status(run: Path) -> str:
     rows += [("attempt", text) for text in fates(history)]
     rows += [("goodput", text) for text in time_spent(goodput.measure(history))]
     sizes = {each["name"]: each.get("bytes", 0) for attempt in history.attempts for each in attempt.of("checkpoint")}
-    rows += [("saved", f"{name}, {size(sizes[name])}") for name in history.checkpoints()]
+    if recipe.checkpoint.store_role == "primary" and recipe.checkpoint.store:
+        held, where = history.checkpoints(sizes), f" in {recipe.checkpoint.store}"
+    else:
+        held, where = history.checkpoints(), ""
+    rows += [("saved", f"{name}, {size(sizes.get(name, 0))}{where}") for name in held]
     if state not in ("running", "done"):
         rows.append(("go on", f"luban {'finetune' if recipe.ancestor else 'pretrain'} {run / 'recipe.yaml'}"))
     shown, previous = [], None

@@ -246,7 +246,8 @@ class Engine:
         if not torch.isfinite(norm):
             self._engine.zero_grad()
             return Verdict(False, "non-finite gradient", float("nan"))
-        self._advance()
+        if not self._advance():
+            raise RuntimeError(f"DeepSpeed refused a gradient of norm {float(norm)}, which is finite")
         return Verdict(True, None, norm)
 
     @property

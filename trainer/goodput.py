@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from trainer import claim, record
+from trainer import checkpoint, claim, record
 from trainer.clock import CATEGORIES as LIVE
 from trainer.clock import Clock
 
@@ -178,7 +178,7 @@ def _marks(history: record.History, running: bool) -> dict[int, Mapping[str, flo
     marks: dict[int, Mapping[str, float] | None] = {}
     marks[attempt.number] = None if running else saved[-1].get("clock", {}) if saved else {}
     while (adopted := attempt.start["adopts"]) is not None:
-        attempt = history.attempt(int(adopted.rpartition(".a")[2]))
+        attempt = history.attempt(checkpoint.attempt_of(adopted))
         marks[attempt.number] = _mark(attempt, adopted)
     return marks
 
@@ -190,7 +190,7 @@ def _mark(attempt: record.Attempt, name: str) -> Mapping[str, float]:
         return saved.get("clock", {})
     found: Mapping[str, float] = {}
     for event in attempt.events:
-        if event["event"] == "step" and event["step"] > int(name[5:14]):
+        if event["event"] == "step" and event["step"] > checkpoint.step_of(name):
             break
         if _is_reading(event):
             found = event["clock"]

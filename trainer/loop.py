@@ -112,7 +112,8 @@ class Loop:
                 return self.updates()
             except RollBack:
                 self.settle()
-                self.checkpoints.finish()
+                with self.s.clock.of("checkpoint"):
+                    self.checkpoints.finish()
                 roll_back(self.s, self.watch)
                 self.checkpoints.begin()
                 self.postponed = False
@@ -124,6 +125,9 @@ class Loop:
         if last < self.s.recipe.train.steps:
             outcome, reason = STOPPED, f"as asked at step {last}"
         self.s.clock.enter("compute")
+        if self.out_of_patience():  # killed between the last save and the outcome
+            last = progress.step
+            outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
         while progress.step < last:
             self.diagnostics.before_step(progress.step)
             rows = self.next_rows()
@@ -153,9 +157,9 @@ class Loop:
 
     def end(self) -> None:
         """Write down what is pending, and save."""
-        self.settle_for_good()
+        trusted = self.settle_for_good()
         with self.s.clock.of("checkpoint"):
-            self.checkpoints.save()
+            self.checkpoints.save(retain=trusted)
             self.checkpoints.finish()
             if self.s.mirror:
                 self.s.mirror.finish()
@@ -250,7 +254,7 @@ class Loop:
         self.s.timesheet.write()
         if pending.event["verdict"] == "skipped":
             self.s.say(
-                f"update skipped after step {step}, positions {pending.event['positions']}: a non-finite gradient"
+                f"update skipped after step {step}, positions {pending.event['positions']}: {pending.event['reason']}"
             )
             return  # the line of metrics with this number of steps is that of the update before
         if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
@@ -271,6 +275,11 @@ class Loop:
         self.settle()
         return self.watch.agree()
 
+    def out_of_patience(self) -> bool:
+        """Whether the validation loss has not improved for too long."""
+        patience = self.s.recipe.train.patience
+        return bool(patience) and self.s.progress.worse >= patience
+
     def after_update(self, agreed: Agreed) -> bool:
         """Evaluate and save where it is time; returns whether patience has run out."""
         progress, recipe = self.s.progress, self.s.recipe
@@ -285,10 +294,10 @@ class Loop:
         impatient = False
         improved = False
         if self.evaluations.due(progress.step):
-            self.settle_for_good()
+            trusted = self.settle_for_good()
             with self.s.clock.of("evaluation"):
-                improved = self.evaluations.run()
-            impatient = bool(recipe.train.patience) and progress.worse >= recipe.train.patience
+                improved = self.evaluations.run(trusted)
+            impatient = self.out_of_patience()
         wanted = agreed.save or self.postponed or progress.step == self.save_at
         if wanted or self.checkpoints.due(progress.step, improved):
             self.postponed = not self.settle_for_good()

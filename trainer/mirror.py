@@ -10,9 +10,11 @@ record follows each checkpoint there.
 
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.publish import published
-from trainer import checkpoint
+from trainer import checkpoint, watchdog
 from trainer.checkpoint import FOLDER, MANIFEST, digest_of
 from trainer.manifest import file_of
 from trainer.place import Folder, Place, Store, open_store
@@ -98,10 +100,16 @@ def restore(recipe: Recipe, run: Path) -> bool:
         files = next((held for held in (_copy(store.child(RECORD).child(name)) for name in copies) if held), None)
         if files is None:
             return False
-        (run / "attempts").mkdir(parents=True, exist_ok=True)
+        whole = run / ".restoring"
+        shutil.rmtree(whole, ignore_errors=True)
+        (whole / "attempts").mkdir(parents=True)
         for file, data in files.items():
-            with published(run / file) as draft:
+            with published((whole if file.startswith("attempts/") else run) / file) as draft:
                 draft.write_bytes(data)
+        with suppress(FileNotFoundError):
+            (run / "attempts").rmdir()
+        (whole / "attempts").rename(run / "attempts")  # all at once: half of them would be another history
+        whole.rmdir()
     except OSError as error:
         raise _unreadable(store, error) from None
     return True
@@ -145,16 +153,21 @@ class Mirror:
             say: takes a sentence for the person, from any thread.
         """
         self.run, self.store, self._rank, self._retired, self._say = run, store, rank, retired, say
-        self._waiting: tuple[str, dict[str, Any] | None] | None = None
+        self._waiting: tuple[str, dict[str, Any] | None, list[str]] | None = None
         self._wake = threading.Condition()
         self._busy = self._ended = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
-    def offer(self, name: str, manifest: dict[str, Any] | None) -> None:
-        """A checkpoint of the run's folder is to be copied; rank 0 offers it with its manifest."""
+    def offer(self, name: str, manifest: dict[str, Any] | None, whole: bool = False) -> None:
+        """A checkpoint of the run's folder is to be copied; rank 0 offers it with its manifest.
+
+        Args:
+            whole: send every rank's file from here: it is an older attempt's, killed before it could.
+        """
+        files = [file for file in manifest["files"] if file != checkpoint.STATE] if whole and manifest else []
         with self._wake:
-            self._waiting = name, manifest
+            self._waiting = name, manifest, files or [file_of(self._rank)]
             self._wake.notify_all()
 
     def finish(self) -> None:
@@ -162,6 +175,7 @@ class Mirror:
         deadline = time.monotonic() + LAST_S
         with self._wake:
             while (self._busy or self._waiting) and time.monotonic() < deadline:
+                watchdog.enter("waiting for the store")
                 self._wake.wait(POLL_S)
             if self._busy or self._waiting:
                 self._say(
@@ -179,34 +193,37 @@ class Mirror:
                     self._wake.wait()
                 if self._waiting is None:
                     return
-                (name, manifest), self._waiting, self._busy = self._waiting, None, True
+                (name, manifest, files), self._waiting, self._busy = self._waiting, None, True
             try:
-                self._send(name, manifest)
+                self._send(name, manifest, files)
             except Exception as error:
                 said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                self._say(f"NOT IN THE STORE: {name} could not be copied to {self.store}: {said}; it is in {self.run}")
+                with suppress(OSError, UserError):  # the record's disk may be full
+                    self._say(f"NOT IN THE STORE: {name} is not copied to {self.store}: {said}; it is in {self.run}")
 
-    def _send(self, name: str, manifest: dict[str, Any] | None) -> None:
+    def _send(self, name: str, manifest: dict[str, Any] | None, files: list[str]) -> None:
         here, there = Folder(self.run / FOLDER / name), self.store.child(FOLDER).child(name)
-        mine = file_of(self._rank)
-        there.write(mine, _mapped(here.path / mine))
+        for file in files:
+            there.write(file, _mapped(here.path / file))
         if manifest is None:
             return
         there.write(checkpoint.STATE, _mapped(here.path / checkpoint.STATE))
         if manifest["base"] and self.store.child(checkpoint.BASE).holds(manifest["base"]) is None:
             base = self.run / checkpoint.BASE / manifest["base"]
             self.store.child(checkpoint.BASE).write(base.name, _mapped(base))
-        self._wait_for(there, manifest)
+        self._wait_for(here, there, manifest)
         send_record(self.run, self.store, name)
         there.publish(MANIFEST, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
         gone = self._retired()
         checkpoint.remove(self.store, [held for held in checkpoint.names(self.store) if held in gone])
 
-    def _wait_for(self, there: Place, manifest: dict[str, Any]) -> None:
+    def _wait_for(self, here: Place, there: Place, manifest: dict[str, Any]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         missing = dict(manifest["files"])
         while missing:
             missing = {file: entry for file, entry in missing.items() if there.holds(file) != entry["bytes"]}
+            if missing and (self._waiting or here.holds(MANIFEST) is None):
+                raise OSError("a newer one came before every rank had sent its part")
             if missing and time.monotonic() > deadline:
                 raise OSError(f"{next(iter(missing))} has not arrived within {PATIENCE_S:.0f} s")
             if missing:

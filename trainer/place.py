@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -174,6 +175,9 @@ class Store:
                     file.write(chunk.data)
                     digest.update(chunk.data)
                     size += len(chunk)
+                with suppress(AttributeError, OSError, ValueError):  # a mounted folder; a store has no such call
+                    file.flush()
+                    os.fsync(file.fileno())
             at = 0
             for chunk in chunks(parts, CHUNK):
                 again = np.frombuffer(self._fs.cat_file(f"{self.path}/{name}", at, at + len(chunk)), np.uint8)

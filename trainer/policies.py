@@ -33,9 +33,12 @@ class Checkpoints:
     def _fenced(self) -> bool:
         return self.s.writer is not None and self.s.writer.fenced()
 
-    def _sync(self) -> None:
+    def _sync(self, name: str) -> None:
+        """Make the record of the steps durable, before the checkpoint `name` that they made is published."""
         if self.s.writer is not None:
             self.s.writer.sync()
+            if isinstance(self.s.root, Store):
+                send_record(self.s.run, self.s.root, name)
 
     def due(self, step: int, improved: bool) -> bool:
         """Whether the state after `step` is to be saved."""
@@ -48,10 +51,13 @@ class Checkpoints:
         minutes = self.s.recipe.checkpoint.every_minutes
         return bool(minutes) and time.monotonic() - self._last > 60 * minutes
 
-    def save(self) -> None:
+    def save(self, retain: bool = True) -> None:
         """Begin to save the state, unless its weights are saved already. Collective; waits for the save before.
 
         Updates skipped since a save change no weight: whoever resumes there reads and skips them again.
+
+        Args:
+            retain: older ones may then be removed; not where the guard suspects these weights.
 
         Raises:
             UserError: the save before failed (a full disk).
@@ -74,11 +80,13 @@ class Checkpoints:
             figures = {"seconds": time.monotonic() - began, "stall": stall, "bytes": size, "clock": clock}
             s.writer.append("checkpoint", step=manifest["step"], name=name, best=best == manifest["step"], **figures)
             s.saved.append(name)
-            self._retain(best)
+            if retain:
+                try:
+                    self._retain(best)
+                except OSError as error:  # the checkpoint is there; the next one tries again
+                    s.say(f"older checkpoints could not be removed ({error.strerror or error})")
             if s.mirror:
                 s.mirror.offer(name, manifest)
-            elif isinstance(s.root, Store):
-                send_record(s.run, s.root, name)
 
         self.saver.begin(name, state, spans, s.frozen, published)
         stall = time.monotonic() - began
@@ -142,8 +150,12 @@ class Evaluations:
         at_step = bool(every) and step % every == 0
         return self.s.fixed is not None and (at_step or step == self.s.recipe.train.steps)
 
-    def run(self) -> bool:
-        """Measure and sample, without touching order or random state. Returns whether the loss is the best so far."""
+    def run(self, trusted: bool) -> bool:
+        """Measure and sample, without touching order or random state. Returns whether the loss is the best so far.
+
+        Args:
+            trusted: the guard suspects nothing of these weights; others can be neither the best nor worse than it.
+        """
         s, progress = self.s, self.s.progress
         assert s.fixed is not None
         began = time.monotonic()
@@ -152,10 +164,10 @@ class Evaluations:
         samples = self._samples()
         torch.set_rng_state(random_state)
         loss = figures["loss"]
-        improved = math.isfinite(loss) and (progress.best is None or loss < progress.best["loss"])
+        improved = trusted and math.isfinite(loss) and (progress.best is None or loss < progress.best["loss"])
         if improved:
             progress.best, progress.worse = {"step": progress.step, "loss": loss}, 0
-        else:
+        elif trusted:
             progress.worse += 1
         if s.writer and s.tracker:
             seconds = time.monotonic() - began

@@ -155,6 +155,10 @@ class Engine(Section):
     max_skipped: Free[int] = Field(default=5, ge=1)
     """Skipped updates in a row (non-finite gradients) after which the run stops."""
 
+    def bf16(self, gpu: bool) -> bool:
+        """Whether it computes in bf16, on a GPU or without one."""
+        return self.precision == "bf16" or (self.precision == "auto" and gpu)
+
 
 class Launch(Section):
     """Processes on this machine."""

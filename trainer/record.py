@@ -89,7 +89,7 @@ class History:
             chain.append([event for event in attempt.of("step") if event["positions"][1] <= limit])
             adopted = attempt.start["adopts"]
             limit = min(limit, attempt.start["consumed"])
-            attempt = None if adopted is None else self.attempt(int(adopted.rpartition(".a")[2]))
+            attempt = None if adopted is None else self.attempt(checkpoint.attempt_of(adopted))
         return [event for part in reversed(chain) for event in part]
 
     def attempt(self, number: int) -> Attempt:
@@ -116,10 +116,9 @@ class History:
         return {attempt.start["rollback"]["attempt"] for attempt in self.attempts if attempt.start.get("rollback")}
 
     def newest_saved(self) -> str | None:
-        """The last checkpoint that the record says was written, on disk or not."""
-        return next(
-            (e["name"] for attempt in reversed(self.attempts) for e in reversed(attempt.of("checkpoint"))), None
-        )
+        """The last checkpoint that the record says was written and not given up, on disk or not."""
+        written = (e["name"] for attempt in reversed(self.attempts) for e in reversed(attempt.of("checkpoint")))
+        return next((name for name in written if name not in self.retired), None)
 
     def checkpoints(self, found: Iterable[str] | None = None) -> list[str]:
         """Names of the checkpoints that the record vouches for, oldest first.
@@ -183,6 +182,8 @@ def load(run: Path, mine: int | None = None) -> History:
         events = _events(run, number, text[:limit])
         if not events:
             continue  # killed before its first line
+        if events[0]["event"] != "start":
+            raise _damaged(run, number, 1)
         for earlier, size in events[0]["accepts"].items():
             if size and int(earlier) not in texts:
                 raise UserError(incomplete(run, int(earlier)))

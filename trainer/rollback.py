@@ -60,7 +60,7 @@ class Watch:
             return
         lineage = agree(self.s.world, lambda: record.load(self.s.run).lineage() if self.s.writer else [])
         for event in self.s.world.gather(lineage[-chosen.window - chosen.max_nonfinite :])[0]:
-            if event["rows"] is not None:
+            if event["lr"] is not None:  # an update; rows passed over are none
                 self._observe(event, event["loss"], event["grad_norm"])
 
     def see(self, event: dict[str, Any], loss: float, grad_norm: float) -> None:
@@ -103,16 +103,16 @@ def roll_back(s: Session, watch: Watch) -> None:
         s.timesheet.write(least_s=0)
     s.clock.restart()
     known = agree(s.world, lambda: _saved_before(s, wanted) if s.writer else ([], []))
-    found = adopt(s.recipe, s.run, s.world, known[1], notes)
+    found = adopt(s.recipe, s.run, s.world, known[1], notes, again=False)
     progress = Progress(**found.state["progress"]) if found else Progress()
     avoid: Avoid = {**wanted, "positions": [max(wanted["positions"][0], progress.consumed), wanted["positions"][1]]}
     progress.avoid = [*s.progress.avoid, avoid]
     left, reached = s.attempt, s.progress.step
     s.progress = progress
-    names = [name for name, _ in known[0]]
+    names = list(dict.fromkeys(name for name, _ in known[0]))  # a mirrored one is there twice
     s.saved = names[: names.index(found.name) + 1] if found and found.name in names else []
     told = {"attempt": left, "reached": reached, **asdict(trouble), "skip": avoid["positions"]}
-    _begin_attempt(s, found, told, [name for name in dict.fromkeys(names) if name not in s.saved])
+    _begin_attempt(s, found, told, [name for name in names if name not in s.saved])
     if found:
         s.engine.load(span_by_span(found), found.state["adam_step"])
     else:
@@ -178,13 +178,14 @@ def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any
             "rollback": rollback,
             "retires": retires,
         }
-        s.writer = writer
         writer.start(**start)
+        s.writer = writer  # not before it has its first line: an outcome must not become that
         left.close()
         s.timesheet = goodput.Timesheet(s.clock, writer, goodput.before(writer.history, writer.number, start))
         if s.tracker:
             s.tracker.begin_attempt(writer.number)
-        checkpoint.remove(s.root, retires)
+        if not writer.fenced():
+            checkpoint.remove(s.root, retires)
         return writer.number
 
     s.attempt = s.world.gather(agree(s.world, lambda: create() if s.writer else 0))[0]

@@ -153,7 +153,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         )
     if recipe.train.patience and inputs.fixed is None:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
-    if recipe.ancestor and not checkpoint.names(run):
+    if recipe.ancestor and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
     try:
         run.mkdir(parents=True, exist_ok=True)

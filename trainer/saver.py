@@ -13,6 +13,7 @@ nothing (`tests/bench/save.py`). The writing costs a core a second or more for e
 not where the cores do.
 """
 
+import errno
 import json
 import os
 import threading
@@ -36,6 +37,7 @@ from trainer.world import World
 
 NICENESS = 10
 LONGEST_S = 3600.0  # a write that takes longer hangs
+POLL_S = 0.1
 FLOATS_PER_ELEMENT = 1 + len(checkpoint.MOMENTS)
 
 
@@ -68,14 +70,14 @@ class Saver:
         world: World,
         spans: list[Span],
         fenced: Callable[[], bool] = lambda: False,
-        sync: Callable[[], None] = lambda: None,
+        sync: Callable[[str], None] = lambda name: None,
     ):
         """
         Args:
             root: the run's folder, or its place in a store.
             spans: what this rank will save, for the size of the buffer.
             fenced: whether a newer attempt has begun; asked on rank 0 before publishing.
-            sync: called in rank 0's thread before that: makes the record of the steps durable.
+            sync: called with its name in rank 0's thread before that: makes the record of the steps durable.
         """
         self.root, self.world = root, world
         self._fenced, self._sync = fenced, sync
@@ -109,19 +111,20 @@ class Saver:
         base: str | None,
         published: Callable[[dict[str, Any], int], None] = lambda manifest, size: None,
     ) -> None:
-        """Copy the state and start to write it. Collective; waits for the save before, if it isn't done.
+        """Copy the state and start to write it. Collective; the save before must be finished.
 
         Args:
             name: the checkpoint's.
-            state: what `state.json` holds; the same on every rank.
+            state: what `state.json` holds; rank 0's is written.
             spans: what this rank holds; over all ranks each element once.
             base: file name in `base/` of the weights that don't train.
             published: called with the manifest and the checkpoint's size, in rank 0's thread, once it exists.
 
         Raises:
-            UserError: the save before failed.
+            RuntimeError: a save is under way.
         """
-        self.finish()
+        if self._now is not None:
+            raise RuntimeError(f"{self._now.name} is still being saved: finish it first")
         at = 0
         for part in (checkpoint.WEIGHT, *checkpoint.MOMENTS):
             for span in spans:
@@ -139,6 +142,7 @@ class Saver:
 
         Raises:
             UserError: a rank could not write; the partial folder is removed, earlier checkpoints stay.
+            RuntimeError: the same, in a store.
         """
         now = self._now
         if now is None or now.collected:
@@ -173,6 +177,11 @@ class Saver:
             self._give_up(now, failed)
         self._now = None
 
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for this rank's own thread, so long at most."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
     @property
     def _working(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -182,9 +191,13 @@ class Saver:
         self._thread.start()
 
     def _wait(self) -> None:
-        if self._thread is not None:
-            watchdog.enter("waiting for a checkpoint to be written", LONGEST_S)
-            self._thread.join()
+        """Until no rank's thread works any more. Collective, in short ones: a slow disk is no hung rank."""
+        deadline = time.monotonic() + LONGEST_S
+        while any(self.world.gather(self._working)):
+            watchdog.enter("waiting for a checkpoint to be written")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a checkpoint has not been written within {LONGEST_S:.0f} s")
+            self.join(POLL_S)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         now = self._now
@@ -213,7 +226,7 @@ class Saver:
         now = self._now
         assert now is not None
         manifest = self._manifest(now, everyone)
-        self._sync()  # the steps that made these weights are on the disk before the weights are
+        self._sync(now.name)  # the steps that made these weights are on the disk before the weights are
         if self._fenced():
             now.fenced = True
             return
@@ -246,17 +259,23 @@ class Saver:
         }
 
     def _give_up(self, now: Saving, problem: str) -> None:
-        """Raise UserError on every rank; a checkpoint without a manifest leaves no files."""
+        """End the attempt on every rank; a checkpoint without a manifest leaves no files.
+
+        A disk is a person's to mend; a store that is out of reach is a fault, after which a supervisor tries again.
+        """
         self._now = None
         if self._fenced():  # the newer attempt clears away what this one was writing
             raise Fenced(f"{now.name} is not published: a newer attempt of {self.root} has begun")
         folder = self.root.child(FOLDER).child(now.name)
-        if self.world.rank == 0 and folder.holds(MANIFEST) is None:
-            folder.remove(MANIFEST)
-        raise UserError(
-            f"cannot write the checkpoint {now.name} ({problem}). Earlier checkpoints are intact: make room in "
-            f"{self.root} and start the run again"
-        )
+        with suppress(OSError):
+            if self.world.rank == 0 and folder.holds(MANIFEST) is None:
+                folder.remove(MANIFEST)
+        said = f"cannot write the checkpoint {now.name} ({problem}). Earlier checkpoints are intact"
+        if not isinstance(self.root, Folder):
+            raise RuntimeError(f"{said} in {self.root}")
+        full = any(os.strerror(number) in problem for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        mend = "make room in" if full else "see to the disk of"
+        raise UserError(f"{said}: {mend} {self.root} and start the run again")
 
 
 def _point(folder: Folder, name: str) -> None:

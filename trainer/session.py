@@ -135,7 +135,7 @@ def begin(run: Path, world: World, how: str) -> Session:
     history = writer.history if writer else None
     offered = agree(world, lambda: candidates(recipe, run, history) if history else [])
     found = adopt(recipe, run, world, offered, notes)
-    bf16 = recipe.engine.precision == "bf16" or (recipe.engine.precision == "auto" and world.device.type == "cuda")
+    bf16 = recipe.engine.bf16(world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
@@ -209,8 +209,8 @@ def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | 
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
-    if found:
-        return found.base
+    if found and found.base is None:
+        return None
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
@@ -256,6 +256,12 @@ def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: Worl
     )
 
 
+def _given_up(s: Session) -> set[str]:
+    """Checkpoints whose copies may go; none where a newer attempt has begun, which may be about to adopt them."""
+    retired = record.load(s.run).retired
+    return set() if s.writer is None or s.writer.fenced() else retired
+
+
 def _device_name(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
@@ -275,7 +281,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
     s.writer = writer
     store = store_of(s.recipe, s.run)
     if store and s.recipe.checkpoint.store_role == "mirror":
-        s.mirror = Mirror(s.run, store, s.world.rank, lambda: record.load(s.run).retired, s.say)
+        s.mirror = Mirror(s.run, store, s.world.rank, lambda: _given_up(s), s.say)
     if writer is None:
         return
     history = writer.history
@@ -285,6 +291,12 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
     checkpoint.remove(s.root, [name for name in checkpoint.names(s.root) if name in history.retired])
     checkpoint.clear_partial(s.root, claim.dead(s.run, before=s.attempt))
+    if store and s.mirror:
+        with suppress(OSError):  # the mirror says when the store is out of reach
+            checkpoint.clear_partial(store, claim.dead(s.run, before=s.attempt))
+            if s.saved and s.saved[-1] not in checkpoint.names(store):
+                manifest = Checkpoint(s.run / checkpoint.FOLDER / s.saved[-1]).manifest
+                s.mirror.offer(s.saved[-1], manifest, whole=True)
     notes = [*notes, *shortcomings(s.run)]
     facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)
@@ -297,7 +309,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
             f"{s.shape.accumulation} don't divide the batch of {rows} ({s.shape.filler / rows:.0%} wasted)"
         )
     if start["adopts"]:
-        before = history.attempt(int(start["adopts"].rpartition(".a")[2])).start
+        before = history.attempt(checkpoint.attempt_of(start["adopts"])).start
         decisive = {"any": ANY, "topology": TOPOLOGY, "samples": ()}[s.recipe.engine.exact]
         changed = [
             f"{name} {before.get(name)} -> {start[name]}" for name in decisive if before.get(name) != start[name]

@@ -8,7 +8,8 @@ come first, which tells of one thread alone.
 
 Code that holds Python's lock for ever would stop this thread too; behind it stands faulthandler's own timer, which
 needs no lock, set anew whenever the thread wakes. A process that was stopped as a whole (SIGSTOP, a paused container)
-is not hung: the thread notices that it overslept, and gives the phase its time anew.
+is not hung: the thread notices that it overslept, and gives the phase its time anew; only a sleep of ten timeouts ends
+it.
 """
 
 import faulthandler
@@ -71,7 +72,7 @@ def _watch(timeout_s: float) -> None:
         if left > 0:
             # Where the disk of the log is full there is nobody to tell.
             with suppress(OSError, ValueError, RuntimeError):
-                faulthandler.dump_traceback_later(left + 2 * timeout_s, exit=True)
+                faulthandler.dump_traceback_later(left + 10 * timeout_s, exit=True)
             asleep = min(left, timeout_s)  # no phase that begins meanwhile can be too old by then
             time.sleep(asleep)
             if phase is not None and time.monotonic() - now - asleep > timeout_s / 2 and _phase is phase:

@@ -189,8 +189,9 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     }  # fmt: skip
     _open_record(session, start, writer, notes)
     loop = Loop(session, SimpleNamespace(asked=False, reason=None))  # pyright: ignore[reportArgumentType]
-    session.feed = Rows(progress.consumed, loop.checkpoints.saver._wait)  # pyright: ignore[reportAttributeAccessIssue]
-    toy.wait = loop.checkpoints.saver._wait
+    written = loop.checkpoints.saver.join
+    session.feed = Rows(progress.consumed, written)  # pyright: ignore[reportAttributeAccessIssue]
+    toy.wait = written
     outcome, message = "fault", ""
     try:
         outcome, message = loop.train()

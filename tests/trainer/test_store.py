@@ -293,9 +293,9 @@ def test_a_store_that_fails_for_a_while_is_said_and_has_the_next_checkpoint(tmp_
     run, chosen = tmp_path / "run", play.recipe(**{"checkpoint.store": "file:///anywhere"})
     plain = mirror.Mirror._send
 
-    def send(self: mirror.Mirror, name: str, manifest: Any) -> None:
+    def send(self: mirror.Mirror, name: str, *rest: Any) -> None:
         files.broken = name == folder_name(3, 1)
-        plain(self, name, manifest)
+        plain(self, name, *rest)
 
     monkeypatch.setattr(mirror.Mirror, "_send", send)
     play.attempt(run, chosen=chosen)

@@ -15,7 +15,8 @@ if "--restart" in sys.orig_argv:
     from trainer import feed
     begin = feed.Feed.__init__
     def late(self, *arguments):
-        begin(self, *arguments[:-1], arguments[-1] + arguments[2].train.batch_rows)
+        consumed = arguments[7] + arguments[2].train.batch_rows
+        begin(self, *arguments[:7], consumed, *arguments[8:])
     feed.Feed.__init__ = late
 """
 FORGETFUL = """

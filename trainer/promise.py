@@ -193,6 +193,11 @@ def _sizes(history: record.History) -> str:
 
 
 def _validation(history: record.History) -> dict[int, float | None]:
-    """Validation losses by step; those of lost steps are overwritten by the ones that were kept."""
-    found = [event for attempt in history.attempts for event in attempt.of("evaluation")]
-    return {event["step"]: event["metrics"]["loss"] for event in found}
+    """Validation losses by step, of weights that were not lost."""
+    lost = {number: first for number, first, _ in history.lost}
+    return {
+        event["step"]: event["metrics"]["loss"]
+        for attempt in history.attempts
+        for event in attempt.of("evaluation")
+        if event["step"] < lost.get(attempt.number, event["step"] + 1)
+    }

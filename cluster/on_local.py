@@ -98,9 +98,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until the job is done, stopped, or given up."""
-        before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
+        before = {number: signal.signal(number, self._ask) for number in _stop_signals()}
         try:
             return self._lives()
         except Exception:
@@ -120,7 +118,7 @@ class Supervisor:
 
     def _show(self, show: Callable[..., None], *words: str) -> None:
         """Show something, if there is still anybody to show it to: a broken pipe or a full disk stops no run."""
-        with suppress(OSError):
+        with suppress(OSError, SystemExit):  # rich ends the process where its pipe is broken
             show(*words)
 
     def _say(self, text: str, style: str = "") -> None:
@@ -186,7 +184,7 @@ class Supervisor:
             time.sleep(POLL_S)
             if self.asked is not None and not told:
                 told = True
-                self._say("stopping: the ranks save first; the same signal again ends everything at once", "yellow")
+                self._say("stopping: the ranks save first; a second signal ends everything at once", "yellow")
             if not fallen and any(rank.poll() for rank in self.ranks):
                 deadline = time.monotonic() + GRACE_S
                 number, what = fate.cause(self.ranks, logs)
@@ -269,7 +267,7 @@ class Supervisor:
     def _pass_on(self, number: int) -> None:
         for rank in self.ranks:
             if rank.poll() is None:
-                rank.send_signal(number)
+                rank.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _end_ranks(self) -> None:
         for rank in self.ranks:
@@ -282,6 +280,12 @@ class Supervisor:
 def _argv(job: Job) -> list[str]:
     """Of a rank of the first life."""
     return [*job.argv, "--takeover"] if job.takeover else list(job.argv)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """What asks for a stop: also a terminal that hangs up, unless nohup has it ignored."""
+    heard = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+    return [number for number in heard if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _variables(job: Job, rank: int, port: str) -> dict[str, str]:

@@ -181,9 +181,9 @@ def test_a_corrupt_checkpoint_is_passed_over_loudly_and_nothing_is_lost(straight
     assert held.step == expected.step == 24
     for name, tensor in expected.weights().items():
         assert (held.weights()[name] == tensor).all(), name
-    text = straight("verify", "corrupt", code=1)
-    assert re.search(rf"FAIL checkpoints \(\d re-read\): {newest.name}: spans-00001", text)
-    assert "ok   lineage" in text
+    assert newest.exists()  # nobody deletes it, and it counts for nothing any more
+    assert "everything holds" in straight("verify", "corrupt")
+    assert newest.name not in straight("status", "corrupt").partition("saved")[2]
 
 
 def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straight: CommandLine) -> None:

@@ -11,7 +11,7 @@ import torch
 from data.errors import UserError
 from trainer import checkpoint, record, watchdog
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint, SpanReader
-from trainer.mirror import places, store_of
+from trainer.mirror import places, refuse_vanished, store_of
 from trainer.place import Folder, Place
 from trainer.recipe import Recipe
 from trainer.world import World
@@ -43,6 +43,17 @@ def candidates(recipe: Recipe, run: Path, history: record.History) -> list[tuple
     return [(name, isinstance(place, Folder)) for name, place in found if name in held]
 
 
+def offers(recipe: Recipe, run: Path, history: record.History) -> list[tuple[str, bool]]:
+    """`candidates` to go on from.
+
+    Raises:
+        UserError: the record names checkpoints, and not one of them is there.
+    """
+    found = candidates(recipe, run, history)
+    refuse_vanished(recipe, run, history, [name for name, _ in found])
+    return found
+
+
 def place_of(recipe: Recipe, run: Path, name: str, near: bool) -> Place:
     """Where a checkpoint lies, in the run's folder or in its store."""
     home: Place | None = Folder(run) if near else store_of(recipe, run)
@@ -51,7 +62,13 @@ def place_of(recipe: Recipe, run: Path, name: str, near: bool) -> Place:
 
 
 def adopt(
-    recipe: Recipe, run: Path, world: World, offered: list[tuple[str, bool]], notes: list[str], again: bool = True
+    recipe: Recipe,
+    run: Path,
+    world: World,
+    offered: list[tuple[str, bool]],
+    notes: list[str],
+    damaged: list[str],
+    again: bool = True,
 ) -> Checkpoint | None:
     """The last of `offered` of which every byte is as its manifest says; those after it are passed over, loudly.
 
@@ -60,6 +77,7 @@ def adopt(
     Args:
         offered: as `candidates` gives them; rank 0's count.
         notes: what a person should hear is added to it.
+        damaged: names of checkpoints passed over are added to it, where an older one is adopted.
         again: where all that is offered is damaged, the run may begin again at step 0.
 
     Raises:
@@ -68,6 +86,7 @@ def adopt(
     """
     offered = world.gather(offered)[0]
     unreadable: list[str] = []
+    passed: list[str] = []
     for name, near in reversed(offered):
         watchdog.enter("checking a checkpoint", watchdog.START_UP_S)
         place = place_of(recipe, run, name, near)
@@ -80,7 +99,9 @@ def adopt(
         if found and not problems:
             if not near:
                 notes.append(f"{name} comes from {place}: the run's folder has no whole copy")
+            damaged += [other for other in dict.fromkeys(passed) if other != name]
             return found
+        passed.append(name)
         notes.append(f"CORRUPT CHECKPOINT passed over: {'; '.join(problems)}")
         gone = os.strerror(errno.ENOENT)
         unreadable += [text for text in problems if "cannot be read" in text and gone not in text]

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.publish import published
-from trainer import checkpoint, watchdog
+from trainer import checkpoint, record, watchdog
 from trainer.checkpoint import FOLDER, MANIFEST, digest_of
 from trainer.manifest import file_of
 from trainer.place import Folder, Place, Store, open_store
@@ -64,6 +64,39 @@ def places(recipe: Recipe, run: Path) -> list[tuple[str, Place]]:
             far = []  # the mirror says so with the next checkpoint
         found = [(name, store.child(FOLDER).child(name)) for name in far] + found
     return sorted(found, key=lambda each: (checkpoint.step_of(each[0]), checkpoint.attempt_of(each[0])))
+
+
+def refuse_vanished(recipe: Recipe, run: Path, history: record.History, found: Sequence[str]) -> None:
+    """Raise UserError where the record names checkpoints and none of them is there: to begin again must be asked for."""
+    last = history.newest_saved()
+    if last is None or found:
+        return
+    where = [str(run / FOLDER)] if recipe.checkpoint.store_role == "mirror" or not recipe.checkpoint.store else []
+    where += [recipe.checkpoint.store] if recipe.checkpoint.store else []
+    raise UserError(
+        f"the record of {run} names {last}, and there is no checkpoint in {' or '.join(where)}: mount or restore it; "
+        "to begin anew, take another name=..."
+    )
+
+
+def check_store(recipe: Recipe, run: Path) -> None:
+    """Write a file to the store of a run that has not begun, and remove it again.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    store = store_of(recipe, run)
+    if store is None:
+        return
+    probe = store.child("probe")
+    try:
+        probe.publish("probe", b"luban")
+        probe.remove("probe")
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.store {recipe.checkpoint.store} can't be written ({error.strerror or error}): take another, "
+            "mount it, or set checkpoint.store=null"
+        ) from None
 
 
 def send_record(run: Path, store: Place, name: str) -> None:

@@ -268,6 +268,8 @@ def open_store(url: str) -> Store:
 
     if "://" not in url:
         raise UserError(f"checkpoint.store {url!r} is no URL: a folder is file:///path, a bucket s3://bucket/path")
+    if url.partition("://")[0] in ("file", "local") and not url.partition("://")[2].strip("/"):
+        raise UserError(f"checkpoint.store {url} names no folder: take one such as file:///backup/luban")
     try:
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError, OSError) as error:

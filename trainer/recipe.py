@@ -294,6 +294,12 @@ class Recipe(Section):
             problems.append("engine.zero_stage 0 is for comparison in fp32: with bf16 take stage 1, 2 or 3")
         if self.engine.zero_stage == 0 and self.engine.exact == "any":
             problems.append("engine.zero_stage 0 is for comparison: engine.exact any needs stage 1, 2 or 3")
+        if self.checkpoint.store_role == "primary" and not self.checkpoint.store:
+            problems.append("checkpoint.store_role primary needs a checkpoint.store, such as file:///mnt/luban")
+        if self.guard.enabled and self.guard.confirm > self.guard.window:
+            problems.append(
+                f"guard.confirm {self.guard.confirm} must not exceed guard.window {self.guard.window}: no spike lasts that"
+            )
         if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1] <= self.train.steps:
             problems.append(
                 f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to <= train.steps"

@@ -118,7 +118,7 @@ class History:
     def newest_saved(self) -> str | None:
         """The last checkpoint that the record says was written and not given up, on disk or not."""
         written = (e["name"] for attempt in reversed(self.attempts) for e in reversed(attempt.of("checkpoint")))
-        return next((name for name in written if name not in self.retired), None)
+        return next((name for name in written if name not in self.retired | self.damaged), None)
 
     def checkpoints(self, found: Iterable[str] | None = None) -> list[str]:
         """Names of the checkpoints that the record vouches for, oldest first.
@@ -138,7 +138,7 @@ class History:
         return [
             name
             for name in there
-            if name not in self.retired
+            if name not in self.retired | self.damaged
             and (name in known or (checkpoint.attempt_of(name) == self.claimed and checkpoint.step_of(name) <= reached))
         ]
 
@@ -147,6 +147,11 @@ class History:
         """Checkpoints given up: removed, or about to be, or what a rollback went behind."""
         gone = {name for attempt in self.attempts for event in attempt.of("retire") for name in event["names"]}
         return gone.union(*(attempt.start.get("retires", ()) for attempt in self.attempts))
+
+    @cached_property
+    def damaged(self) -> set[str]:
+        """Checkpoints that an attempt has found damaged, and passed over; they stay where they are, and don't count."""
+        return set().union(*(attempt.start.get("damaged", ()) for attempt in self.attempts))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, without those that an attempt wrote when it was fenced."""

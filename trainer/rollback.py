@@ -103,7 +103,7 @@ def roll_back(s: Session, watch: Watch) -> None:
         s.timesheet.write(least_s=0)
     s.clock.restart()
     known = agree(s.world, lambda: _saved_before(s, wanted) if s.writer else ([], []))
-    found = adopt(s.recipe, s.run, s.world, known[1], notes, again=False)
+    found = adopt(s.recipe, s.run, s.world, known[1], notes, [], again=False)
     progress = Progress(**found.state["progress"]) if found else Progress()
     avoid: Avoid = {**wanted, "positions": [max(wanted["positions"][0], progress.consumed), wanted["positions"][1]]}
     progress.avoid = [*s.progress.avoid, avoid]

@@ -11,7 +11,7 @@ from data.publish import published
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.inputs import open_inputs
-from trainer.mirror import places, restore
+from trainer.mirror import check_store, places, refuse_vanished, restore
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
 
@@ -145,6 +145,11 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
             return
         if not takeover:
             claim.refuse_if_held(run)
+        refuse_vanished(recipe, run, record.load(run), list(held_by(run)))
+    else:
+        if not takeover and record.numbers(run):  # one that has not come to its first update
+            claim.refuse_if_held(run)
+        check_store(recipe, run)
     inputs = open_inputs(recipe)
     if kind is not None and inputs.dataset.kind != kind:
         raise UserError(
@@ -155,6 +160,8 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
     if recipe.ancestor and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
+    if recipe.train.trainable != ("*",):
+        _check_trainable(recipe, inputs.vocab_size)
     try:
         run.mkdir(parents=True, exist_ok=True)
         with published(run / FILE) as draft:
@@ -163,9 +170,20 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
 
 
+def _check_trainable(recipe: Recipe, vocab_size: int) -> None:
+    """Raise UserError where a pattern of `train.trainable` matches nothing; torch is loaded for these runs alone."""
+    import torch
+
+    from trainer.models.decoder import Decoder
+    from trainer.optimizer import freeze
+
+    with torch.device("meta"):
+        freeze(Decoder(recipe.model, vocab_size), recipe.train.trainable)
+
+
 def _has_begun(run: Path) -> bool:
-    """Whether a run has anything that its recipe protects: an attempt. Raises UserError where the recipe is gone."""
-    begun = bool(record.numbers(run))
+    """Whether a run has anything that its recipe protects: an update. Raises UserError where the recipe is gone."""
+    begun = any(attempt.of("step") or attempt.start["adopts"] for attempt in record.load(run).attempts)
     if begun and not (run / FILE).exists():
         raise UserError(f"{run} has attempts and no {FILE}: restore it from a copy, or take another name=...")
     return begun

@@ -15,7 +15,7 @@ import torch
 from data.errors import UserError
 from data.order import key
 from trainer import checkpoint, claim, goodput, record
-from trainer.adopt import adopt, agree, candidates, span_by_span
+from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
 from trainer.disk import shortcomings
@@ -133,8 +133,9 @@ def begin(run: Path, world: World, how: str) -> Session:
     root = root_of(recipe, run)
     writer = agree(world, lambda: claim.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
     history = writer.history if writer else None
-    offered = agree(world, lambda: candidates(recipe, run, history) if history else [])
-    found = adopt(recipe, run, world, offered, notes)
+    offered = agree(world, lambda: offers(recipe, run, history) if history else [])
+    damaged: list[str] = []
+    found = adopt(recipe, run, world, offered, notes, damaged)
     bf16 = recipe.engine.bf16(world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
@@ -173,6 +174,7 @@ def begin(run: Path, world: World, how: str) -> Session:
         "step": progress.step,
         "consumed": progress.consumed,
         "avoid": progress.avoid,
+        "damaged": damaged,
         "world": world.size,
         "zero_stage": recipe.engine.zero_stage,
         "micro_batch": shape.micro_batch,
@@ -304,9 +306,10 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
         s.say(note)
     if s.shape.filler:
         rows = s.recipe.train.batch_rows
+        share = s.shape.filler / (rows + s.shape.filler)
         s.say(
             f"{s.shape.filler} filler rows in every update: {s.world.size} ranks x {s.shape.micro_batch} rows x "
-            f"{s.shape.accumulation} don't divide the batch of {rows} ({s.shape.filler / rows:.0%} wasted)"
+            f"{s.shape.accumulation} don't divide the batch of {rows} ({share:.0%} of the work)"
         )
     if start["adopts"]:
         before = history.attempt(checkpoint.attempt_of(start["adopts"])).start

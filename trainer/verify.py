@@ -20,12 +20,12 @@ from data import settings
 from data.errors import UserError
 from data.order import WORD
 from data.publish import write_json
-from trainer import record
+from trainer import checkpoint, record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
 from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import places
-from trainer.place import Place
+from trainer.place import Place, Store
 from trainer.recipe import Recipe
 from trainer.run import find, held_by, read_recipe
 from trainer.schedule import learning_rate
@@ -95,10 +95,18 @@ def check_run(run: Path) -> Iterator[Check]:
     last = history.newest_saved()
     if last is not None and last not in names:
         problems.insert(0, f"{last}, the last that the record names, is missing")
+    for name, _ in copies:
+        if name not in names and checkpoint.attempt_of(name) == history.claimed and name not in history.damaged:
+            problems.append(f"{name} is there, and no line of the record leads to it: attempts/ was cut short")
     if not names and not problems:
         problems.append("there is none yet, so there is nothing to verify")
     count = f"{len(names)} re-read" + (f" in {len(checked)} copies" if len(checked) > len(names) else "")
     yield Check("checkpoints", count, not problems, detail="; ".join(problems[:3]))
+    if recipe.checkpoint.store and recipe.checkpoint.store_role == "mirror" and names:
+        far = [name for name, place in copies if name in names and isinstance(place, Store)]
+        missing = [name for name in names if name not in far]
+        yield Check("store", f"{len(far)} of {len(names)} checkpoints copied to {recipe.checkpoint.store}",
+                    names[-1] in far, detail=f"{', '.join(missing)} not there" if missing else "")  # fmt: skip
     whole = [Checkpoint(place) for place, found in checked.items() if not found]
     if not whole:
         return

@@ -170,7 +170,7 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     root = root_of(chosen, run)
     writer = claim.Writer(run) if world.rank == 0 else None
     offered = candidates(chosen, run, writer.history) if writer else []
-    found, clock = adopt(chosen, run, world, offered, notes), Clock()
+    found, clock = adopt(chosen, run, world, offered, notes, []), Clock()
     toy, progress = Toy(world), Progress()
     if found:
         toy.load(found.read, found.state["adam_step"])

@@ -67,7 +67,7 @@ def places(recipe: Recipe, run: Path) -> list[tuple[str, Place]]:
 
 
 def refuse_vanished(recipe: Recipe, run: Path, history: record.History, found: Sequence[str]) -> None:
-    """Raise UserError where the record names checkpoints and none of them is there: to begin again must be asked for."""
+    """Raise UserError where the record names checkpoints and none is there: to begin again must be asked for."""
     last = history.newest_saved()
     if last is None or found:
         return

@@ -297,9 +297,7 @@ class Recipe(Section):
         if self.checkpoint.store_role == "primary" and not self.checkpoint.store:
             problems.append("checkpoint.store_role primary needs a checkpoint.store, such as file:///mnt/luban")
         if self.guard.enabled and self.guard.confirm > self.guard.window:
-            problems.append(
-                f"guard.confirm {self.guard.confirm} must not exceed guard.window {self.guard.window}: no spike lasts that"
-            )
+            problems.append(f"guard.confirm {self.guard.confirm} must not exceed guard.window {self.guard.window}")
         if self.log.profile and not 0 <= self.log.profile[0] < self.log.profile[1] <= self.train.steps:
             problems.append(
                 f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to <= train.steps"

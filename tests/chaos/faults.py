@@ -59,6 +59,8 @@ class Crash(Once):
 class PowerLoss(Once):
     """The machine is gone, after a call, with what was not flushed; see `power.py` for the seed."""
 
+    alone = True
+
     def __init__(self, home: Path, at: int, seed: int | None):
         super().__init__(home, at)
         self.seed, self.platter = seed, Platter(home)

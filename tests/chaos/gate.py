@@ -11,6 +11,7 @@ import io
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Fault:
 
     looks = False
     """Whether calls that change nothing are counted too."""
+    alone = False
+    """Whether a call and what is done after it are one: no other thread gets between them."""
 
     def before(self, call: Call) -> None:
         """The call is about to be made; an exception is what it raises instead."""
@@ -58,7 +61,7 @@ class Gate:
     def __init__(self, folder: Path, fault: Fault):
         self.folder, self.fault = folder, fault
         self.calls: list[Call] = []
-        self._lock = threading.Lock()
+        self._lock, self._one = threading.Lock(), threading.RLock()
         self._plain = {name: getattr(os, name) for name in (*CHANGES, *LOOKS) if hasattr(os, name)}
         self._open = io.open
 
@@ -80,9 +83,10 @@ class Gate:
         with self._lock:
             made = Call(len(self.calls), name, path, creates)
             self.calls.append(made)
-        self.fault.before(made)
-        result = call(made) if name == "write" else call()
-        self.fault.after(made)
+        with self._one if self.fault.alone else nullcontext():
+            self.fault.before(made)
+            result = call(made) if name == "write" else call()
+            self.fault.after(made)
         return result
 
     def _through(self, name: str) -> Callable[..., Any]:

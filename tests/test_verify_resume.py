@@ -74,8 +74,8 @@ def test_the_same_ranks_resume_bitwise_and_leave_nothing_behind(luban: CommandLi
 
 @pytest.mark.slow
 def test_other_ranks_and_another_stage_resume_within_the_tolerance(luban: CommandLine) -> None:
-    run(luban, "resized")
-    text = luban("verify", "resized", "--resume", "--steps", "2,8", "--ranks", "2,1", "--zero", "3", "--keep")
+    run(luban, "widened")
+    text = luban("verify", "widened", "--resume", "--steps", "2,8", "--ranks", "2,1", "--zero", "3", "--keep")
     assert "8 resumed on 1 rank at ZeRO 3" in text
     assert "so is everything up to step 2; in the 5 updates after it" in text
     found = results(text)
@@ -83,7 +83,7 @@ def test_other_ranks_and_another_stage_resume_within_the_tolerance(luban: Comman
     assert found["loss of each step"].startswith("within ")
     assert found["grad_norm of each step"].startswith("within ")
     assert found["weights"] == "differs, as it may"
-    (kept,) = scratch(luban, "resized")
+    (kept,) = scratch(luban, "widened")
     assert {path.name for path in kept.iterdir()} == {"straight", "killed"}
 
 

@@ -146,7 +146,7 @@ def test_a_save_takes_its_planned_buffer_and_nothing_that_grows_beside_it(tmp_pa
         assert told["planned"] == told["owned"] > BYTES * vocab * 128  # half of two embeddings: 201 MB
         assert told["buffer"] < told["planned"] + 4 * MB
         assert max(told["saving"], told["again"]) < 16 * MB, told
-        assert told["loading"] < 0.6 * told["owned"], told  # at stage 2 gloo copies the new weights it then gathers
+        assert told["loading"] < 0.8 * told["owned"], told  # at stage 2 gloo copies the new weights it then gathers
 
 
 def test_what_a_save_copies_into_is_taken_before_any_step_waits_for_it(tmp_path):

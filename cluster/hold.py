@@ -100,7 +100,7 @@ def _acquire(run: Path, takeover: bool) -> Hold:
                 return _take_over(run)
             if time.monotonic() > deadline:
                 os.close(file)
-                raise claim.Held(_refusal(run)) from None
+                raise claim.Held(claim.refusal(run, _who(run))) from None
             time.sleep(RETRY_S)
         os.close(file)
 
@@ -113,13 +113,6 @@ def _take_over(run: Path) -> Hold:
     _write(run, file)
     draft.replace(run / FILE)
     return Hold(run, file, over)
-
-
-def _refusal(run: Path) -> str:
-    return (
-        f"{run} is already running: {_who(run)}. Stop it first with luban stop {run.name}, or take it over at "
-        "once with --takeover, or take another name=..."
-    )
 
 
 def _who(run: Path) -> str:

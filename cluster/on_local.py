@@ -187,8 +187,7 @@ class Supervisor:
                 self._say("stopping: the ranks save first; a second signal ends everything at once", "yellow")
             if not fallen and any(rank.poll() for rank in self.ranks):
                 deadline = time.monotonic() + GRACE_S
-                number, what = fate.cause(self.ranks, logs)
-                fallen = f"rank {number} {what} (see {logs / f'rank-{number}.log'})"
+                number, fallen = self._fallen(logs)
                 if self.asked is None and self.ranks[number].poll() != USER_ERROR:
                     self._say(f"{fallen}; ending the others", "bold red")
             elif deadline is None and any(rank.poll() is not None for rank in self.ranks):
@@ -202,9 +201,13 @@ class Supervisor:
             if self.held.taken() and not self._mine(record.load(self.job.run)):
                 self._end_ranks()  # before they open an attempt, by which they would fence who took over
         if not fallen:
-            number, what = fate.cause(self.ranks, logs)
-            fallen = f"rank {number} {what} (see {logs / f'rank-{number}.log'})"
+            _, fallen = self._fallen(logs)
         return self._judge(logs, fallen)
+
+    def _fallen(self, logs: Path) -> tuple[int, str]:
+        """(rank, what became of it and where to read of it) of the one that fell first."""
+        number, what = fate.cause(self.ranks, logs)
+        return number, f"rank {number} {what} (see {logs / f'rank-{number}.log'})"
 
     def _mine(self, history: record.History) -> record.Attempt | None:
         """The newest attempt that the present life has opened."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from data.dataset import FILE
 from data.errors import UserError
-from data.publish import sync_folder
+from data.publish import sync
 
 BUILDING = ".building"
 _LOCK = "lock"
@@ -71,7 +71,7 @@ def publish(work: Path, out: Path) -> None:
     for path in sorted(work.iterdir()):
         if not _SCRATCH.fullmatch(path.name):
             path.replace(out / path.name)
-    sync_folder(out)
+    sync(out)
 
 
 def _refuse_strangers(out: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cluster.hold import holder
 from tests.conftest import CommandLine
 from trainer import checkpoint, record
+from trainer.signals import LOOK_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,6 +44,7 @@ def test_a_request_and_the_time_budget_stop_the_run_and_a_stale_request_stops_no
     slow = pids(straight.wait_for(name, 1, at_step(3)))[1]
     os.kill(slow, signal.SIGSTOP)  # a rank that takes its time, so that the request comes in the middle
     assert "asked attempt 1" in straight("stop", name, "--no-wait")
+    time.sleep(LOOK_S)  # so that rank 0 looks in its next step: the rest of the run may take less
     os.kill(slow, signal.SIGCONT)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text

@@ -4,8 +4,8 @@ Fencing holds at any interleaving, also when a process sleeps for an hour betwee
 - The file is created *before* the older attempts are read. So an older one either sees the file when it looks, or has
   written what the newer one will read.
 - An attempt removes a checkpoint in three acts: it writes that it will (`retire`; a rollback in its first line), looks
-  for a newer attempt, removes.
-  A newer attempt adopts nothing that an accepted line gives up; so whatever it adopts, nobody removes.
+  for a newer attempt, removes. A newer attempt adopts nothing that an accepted line gives up; so whatever it adopts,
+  nobody removes.
 - A checkpoint exists for a reader only where an accepted line names it (or its attempt is the newest that anybody has
   claimed), so one that a fenced attempt publishes late is nobody's. Everything else it can write lies in files of its
   own number.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.publish import sync_folder
+from data.publish import sync
 from trainer import checkpoint, jsonl
 from trainer.record import FORMAT, METRICS, VERSION, Attempt, incomplete, load, numbers
 
@@ -78,11 +78,16 @@ def refuse_if_held(run: Path) -> None:
         if alive(run) != number:
             return
         if last_beat(run, number) not in (seen, None):
-            raise Held(
-                f"{run} is already running: {_holder(run, number)}. Stop it first with luban stop {run.name}, or take "
-                "it over at once with --takeover, or take another name=..."
-            )
+            raise Held(refusal(run, _holder(run, number)))
         time.sleep(0.2)
+
+
+def refusal(run: Path, holder: str) -> str:
+    """What a start is told while `holder` has the run."""
+    return (
+        f"{run} is already running: {holder}. Stop it first with luban stop {run.name}, or take it over at once with "
+        "--takeover, or take another name=..."
+    )
 
 
 class Writer:
@@ -120,9 +125,9 @@ class Writer:
         self._bytes, self._sha256 = 0, hashlib.sha256()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         for each in (folder, run, run.parent):
-            sync_folder(each)
+            sync(each)
         for number in taken:
-            _flush(folder / f"{number:04d}.jsonl")
+            sync(folder / f"{number:04d}.jsonl")
         self.history = load(run, self.number)
         """What this attempt builds on: read after the older ones were fenced."""
         self._accepts = {f"{number:04d}": 0 for number in taken}  # also of those that may yet write their first line
@@ -212,12 +217,3 @@ def _accepted_size(folder: Path, attempt: Attempt) -> int:
     for _ in attempt.events:
         end = text.index(b"\n", end) + 1
     return end
-
-
-def _flush(path: Path) -> None:
-    """Make what another process has written durable."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -125,10 +125,7 @@ class Loop:
         if last < self.s.recipe.train.steps:
             outcome, reason = STOPPED, f"as asked at step {last}"
         self.s.clock.enter("compute")
-        if self.out_of_patience():  # killed between the last save and the outcome
-            last = progress.step
-            outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
-        while progress.step < last:
+        while progress.step < last and not self.out_of_patience():
             self.diagnostics.before_step(progress.step)
             rows = self.next_rows()
             agreed = self.agree(rows)
@@ -149,9 +146,9 @@ class Loop:
             norms = self.diagnostics.norms(progress.step + 1)
             self.update(rows, agreed, loss, norms)
             self.s.meter.step(agreed.label_tokens)
-            if self.after_update(agreed):
-                outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
-                break
+            self.after_update(agreed)
+        if self.out_of_patience():
+            outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
         self.end()
         return outcome, reason
 
@@ -280,8 +277,8 @@ class Loop:
         patience = self.s.recipe.train.patience
         return bool(patience) and self.s.progress.worse >= patience
 
-    def after_update(self, agreed: Agreed) -> bool:
-        """Evaluate and save where it is time; returns whether patience has run out."""
+    def after_update(self, agreed: Agreed) -> None:
+        """Evaluate and save where it is time."""
         progress, recipe = self.s.progress, self.s.recipe
         if progress.skipped_in_a_row:
             if progress.skipped_in_a_row >= recipe.engine.max_skipped:
@@ -290,17 +287,14 @@ class Loop:
                     f"{progress.skipped_in_a_row} updates in a row had a non-finite gradient, after step "
                     f"{progress.step}: lower optimizer.lr, or clip, and start from an earlier checkpoint with --from"
                 )
-            return False
-        impatient = False
+            return
         improved = False
         if self.evaluations.due(progress.step):
             trusted = self.settle_for_good()
             with self.s.clock.of("evaluation"):
                 improved = self.evaluations.run(trusted)
-            impatient = self.out_of_patience()
         wanted = agreed.save or self.postponed or progress.step == self.save_at
         if wanted or self.checkpoints.due(progress.step, improved):
             self.postponed = not self.settle_for_good()
             if not self.postponed:
                 self.save()
-        return impatient

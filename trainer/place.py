@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from data.errors import UserError
-from data.publish import sync_folder
+from data.publish import sync
 
 CHUNK = 1 << 24  # bytes of one request to a store
 BLOCK = 1 << 22  # bytes written, digested or compared at once in a folder; a writer needs some 8 MB for it
@@ -120,10 +120,10 @@ class Folder:
         except OSError:
             (self.path / draft).unlink(missing_ok=True)
             raise
-        sync_folder(self.path)
+        sync(self.path)
         (self.path / draft).rename(self.path / name)
         for folder in (self.path, self.path.parent, self.path.parent.parent):
-            sync_folder(folder)
+            sync(folder)
 
     def content(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -288,14 +288,16 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
         return
     history = writer.history
     s.timesheet = goodput.Timesheet(s.clock, writer, goodput.before(history, s.attempt, start))
-    s.saved = history.checkpoints(checkpoint.names(s.root))
+    there = checkpoint.names(s.root)
+    s.saved = history.checkpoints(there)
     if start["adopts"] is not None and start["adopts"] in s.saved:
         s.saved = s.saved[: s.saved.index(start["adopts"]) + 1]  # those after it are corrupt, or of lost steps
-    checkpoint.remove(s.root, [name for name in checkpoint.names(s.root) if name in history.retired])
-    checkpoint.clear_partial(s.root, claim.dead(s.run, before=s.attempt))
+    checkpoint.remove(s.root, [name for name in there if name in history.retired])
+    dead = claim.dead(s.run, before=s.attempt)
+    checkpoint.clear_partial(s.root, dead)
     if store and s.mirror:
         with suppress(OSError):  # the mirror says when the store is out of reach
-            checkpoint.clear_partial(store, claim.dead(s.run, before=s.attempt))
+            checkpoint.clear_partial(store, dead)
             if s.saved and s.saved[-1] not in checkpoint.names(store):
                 manifest = Checkpoint(s.run / checkpoint.FOLDER / s.saved[-1]).manifest
                 s.mirror.offer(s.saved[-1], manifest, whole=True)

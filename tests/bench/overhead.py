@@ -16,6 +16,7 @@ from tests.bench.rounds import median
 from tests.bench.step import ROUNDS, contend
 from tests.ranks import launch
 from trainer.claim import Writer
+from trainer.clock import Clock
 from trainer.guard import Guard
 from trainer.meters import Meter, flops_per_token
 from trainer.recipe import RECIPES, Recipe
@@ -42,8 +43,10 @@ def watch(folder: Path, recipe: Recipe) -> dict[str, float]:
     writer = Writer(folder)
     writer.start(adopts=None, step=0, consumed=0, world=1)
     tracker = Tracker(folder, 1, recipe)
+    clock = Clock()
+    clock.enter("compute")
     flops = flops_per_token(recipe.model, 1_300_000, 4096)
-    meter = Meter(steps=STEPS, ranks=1, tokens_per_byte=0.3, epoch_tokens=10**7, flops=flops)
+    meter = Meter(steps=STEPS, ranks=1, tokens_per_byte=0.3, epoch_tokens=10**7, flops=flops, clock=clock)
     guard = Guard(recipe.guard)
     clocked = Clocked()
     for step in range(1, STEPS + 1):
@@ -56,7 +59,9 @@ def watch(folder: Path, recipe: Recipe) -> dict[str, float]:
             grad_norm=norm,
         )  # fmt: skip
         clocked("guard", guard.observe, step, positions, loss, norm, True)
-        clocked("meter: step", meter.step, LABELS, 0.0)
+        for category in ("data_wait", "compute"):
+            clocked("clock", clock.enter, category)
+        clocked("meter: step", meter.step, LABELS)
         if step % recipe.log.every_steps == 0:
             line = clocked(
                 "meter: line", meter.line, step=step, tokens=step * LABELS, loss=loss, grad_norm=norm, lr=1e-3,

@@ -161,18 +161,36 @@ class Engine(Section):
 
 
 class Launch(Section):
-    """Processes on this machine."""
+    """Processes, and what Slurm or Ray is asked for to run them."""
 
-    ranks: Free[int] = Field(default=1, ge=1, le=1024)
-    """Processes that train together, in ranks. With GPUs: one GPU each."""
+    ranks: Free[int] = Field(default=1, ge=1, le=131072)
+    """Processes that train together over all nodes, in ranks. With GPUs: one GPU each."""
+    nodes: Free[int] = Field(default=1, ge=1)
+    """Machines that share the ranks equally. Here it is 1; Slurm gives as many; Ray spreads ranks by itself."""
+    min_ranks: Free[int] = Field(default=0, ge=0)
+    """With Ray: go on with as few ranks as this when nodes are lost, and grow again up to `ranks`; 0: `ranks`."""
     threads: Free[int] = Field(default=1, ge=1)
     """CPU threads of one rank; ranks on one machine share its cores."""
+    gpus_per_rank: Free[int] = Field(default=0, ge=0, le=1)
+    """GPUs that a rank asks Slurm or Ray for; 1 to train on GPUs there. On this machine ranks find theirs."""
+    memory_gb: Free[float] = Field(default=0.0, ge=0)
+    """Memory of one rank that Slurm or Ray is asked for, in GB; 0: what a site gives by default."""
+    time_limit_minutes: Free[int] = Field(default=0, ge=0)
+    """Slurm ends a job after this long, in minutes; it saves before that and is queued again. 0: the partition's."""
     max_restarts: Free[int] = Field(default=3, ge=0)
     """Restarts after a fault without a new checkpoint in between; then the run ends with an error."""
     backoff_s: Free[float] = Field(default=1.0, ge=0)
     """Wait before the first restart, in seconds; doubled at each further one, a minute at most."""
     stop_after_minutes: Free[float] = Field(default=0.0, ge=0)
     """Save and stop (exit code 75) when one start of the run has lasted so long, in minutes; 0: no budget."""
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        if self.ranks % self.nodes:
+            raise ValueError(f"ranks {self.ranks} do not divide by nodes {self.nodes}: each node gets equally many")
+        if self.min_ranks > self.ranks:
+            raise ValueError(f"min_ranks {self.min_ranks} must not exceed ranks {self.ranks}")
+        return self
 
 
 class Checkpoint(Section):

@@ -26,7 +26,7 @@ Overrides = Annotated[
 ]
 Show = Annotated[bool, typer.Option("--show", help="Print the resolved recipe, each setting documented, and stop.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
-On = Annotated[str, typer.Option("--on", help="Where to run: local.")]
+On = Annotated[str, typer.Option("--on", help="Where to run: local, slurm[=SITE.yaml] or ray[=ADDRESS].")]
 Takeover = Annotated[
     bool,
     typer.Option("--takeover", help="Take the run from whoever runs it, at once: what that start still does is void."),
@@ -211,11 +211,33 @@ def verify(
 
 @app.command()
 def status(run: RunArgument) -> None:
-    """Where a run stands: step, loss, speed, attempts, checkpoints. Reads nothing but its folder."""
+    """Where a run stands: step, loss, speed, attempts, checkpoints, and its job where Slurm or Ray has it.
+
+    Reads nothing but its folder, from any machine that sees it, and asks the scheduler that it was handed to.
+    """
+    from cluster.standing import standing
     from trainer.console import status as describe
     from trainer.run import find
 
-    typer.echo(describe(find(run)))
+    found = find(run)
+    typer.echo(describe(found))
+    if job := standing(found):
+        typer.echo(f"{'job':<10}  {job}")
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of which attempt; default: the newest.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many last lines; 0: all.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """What a rank said, wherever it runs: the logs lie in the run's folder, as attempt-N/rank-R.log."""
+    from cluster.logs import show
+    from trainer.run import find
+
+    show(find(run), attempt, rank, lines, follow, typer.echo)
 
 
 @app.command()
@@ -270,8 +292,6 @@ def _train(
     from trainer.recipe import RECIPES, Recipe
     from trainer.run import changes, finished, open_run, place, with_ancestor
 
-    if on != "local":
-        raise UserError(f"--on {on}: no such launcher; known: local")
     tree, label = _tree(name, overrides, RECIPES, default)
     plain = settings.validate(Recipe, tree, label)
     run = place(plain, Path(name) if name else None)
@@ -281,15 +301,16 @@ def _train(
         return
     from cluster.hold import hold
     from cluster.job import training_job
-    from cluster.on_local import Local
+    from cluster.launchers import launcher
     from trainer.mirror import restore
 
-    job = training_job(run, recipe, takeover)
+    chosen, job = launcher(on), training_job(run, recipe, takeover)
     if dry_run:
-        typer.echo(Local().render(job), nl=False)
+        typer.echo(chosen.render(job), nl=False)
         return
     if kind == "examples" and recipe.ancestor is None:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
+    chosen.check(job)
     with hold(run, takeover) as held:  # before anything of the run is written
         if restore(recipe, run):
             typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
@@ -302,7 +323,7 @@ def _train(
             return
         if changed:
             typer.echo(f"goes on with {', '.join(changed)}")
-        raise typer.Exit(Local(held).submit(job))
+        raise typer.Exit(chosen.submit(job, held))
 
 
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:

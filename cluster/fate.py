@@ -20,6 +20,7 @@ from trainer.watchdog import WAITS
 
 STACKS_S = 1.0  # to write the stacks of all threads takes a rank some milliseconds
 SAID = re.compile(r"^luban: fault at ([\d.]+): (.*)$", re.MULTILINE)
+MISTAKE = "luban: error: "  # what a rank's log says before a user's mistake
 STILL = {"T": "is stopped by a signal (state T; kill -CONT would wake it)", "t": "is held by a debugger (state t)"}
 
 Ranks = Sequence[subprocess.Popen[bytes]]
@@ -67,6 +68,14 @@ def write_down(run: Path, attempt: int, message: str) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def mistake(log: Path) -> str | None:
+    """The user's mistake that a rank's log ends with, if it does."""
+    with suppress(OSError):
+        _, said, words = log.read_text("utf-8", "replace").rpartition(MISTAKE)
+        return words.strip() if said else None
+    return None
 
 
 def _said(logs: Path, rank: int) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cluster.hold import Hold
 from trainer.mirror import LAST_S as STORE_S
 from trainer.recipe import Recipe
 
@@ -29,9 +30,15 @@ class Job:
     """Updates of the whole run, for progress."""
     nodes: int = 1
     ranks_per_node: int = 1
+    min_ranks: int = 1
+    """With fewer it doesn't go on, where a launcher can shrink it."""
     cpus_per_rank: int = 1
     """CPU threads."""
-    gpus_per_node: int = 0
+    gpus_per_rank: int = 0
+    memory_gb: float = 0.0
+    """Of one rank; 0: what a site gives by default."""
+    time_limit_minutes: int = 0
+    """After which a scheduler ends it, to go on in another turn; 0: the scheduler's own."""
     environment: tuple[tuple[str, str], ...] = ()
     """Added to a rank's environment."""
     max_restarts: int = 3
@@ -43,30 +50,49 @@ class Job:
     takeover: bool = False
     """Its first life fences whoever holds the run."""
 
+    @property
+    def ranks(self) -> int:
+        """Over all nodes."""
+        return self.nodes * self.ranks_per_node
+
 
 class Launcher(Protocol):
     """Where jobs run."""
 
     def render(self, job: Job) -> str:
-        """What `submit` would do, as text."""
+        """What `submit` would do, as text; a pure function of the job and of the launcher's settings."""
         ...
 
-    def submit(self, job: Job) -> int:
-        """Do it, and see the job to its end; returns the command's exit code (0, 2, 75 or another)."""
+    def check(self, job: Job) -> None:
+        """Raises UserError where the launcher is out of reach, or has nothing like what the job asks for."""
+        ...
+
+    def submit(self, job: Job, held: Hold) -> int:
+        """Do it while the run is held; returns the command's exit code.
+
+        One that supervises the job in this process sees it to its end (0, 2, 75 or another code). One that hands it
+        over to a scheduler writes the run's `Submission` and returns 0.
+        """
         ...
 
 
 def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:
-    """The job of training `run` on one machine."""
+    """The job of training `run`."""
+    launch = recipe.launch
     return Job(
         argv=(sys.executable, "-P", "-m", "trainer", str(run.absolute())),
         run=run,
         steps=recipe.train.steps,
-        ranks_per_node=recipe.launch.ranks,
-        cpus_per_rank=recipe.launch.threads,
-        environment=(("OMP_NUM_THREADS", str(recipe.launch.threads)),),
-        max_restarts=recipe.launch.max_restarts,
-        backoff_s=recipe.launch.backoff_s,
+        nodes=launch.nodes,
+        ranks_per_node=launch.ranks // launch.nodes,
+        min_ranks=launch.min_ranks or launch.ranks,
+        cpus_per_rank=launch.threads,
+        gpus_per_rank=launch.gpus_per_rank,
+        memory_gb=launch.memory_gb,
+        time_limit_minutes=launch.time_limit_minutes,
+        environment=(("OMP_NUM_THREADS", str(launch.threads)),),
+        max_restarts=launch.max_restarts,
+        backoff_s=launch.backoff_s,
         last_s=90.0 + (STORE_S if recipe.checkpoint.store else 0.0),
         takeover=takeover,
     )

@@ -26,7 +26,8 @@ from typing import Any
 
 from cluster.hold import hold
 from cluster.job import DONE, STOPPED, Job, training_job
-from cluster.on_local import Supervisor
+from cluster.on_local import LocalRanks
+from cluster.supervisor import Supervisor
 from data import settings
 from data.errors import UserError
 from data.progress import Progress, for_this_stream
@@ -245,9 +246,10 @@ class Life:
             KeyboardInterrupt: somebody asked for an end.
         """
         job: Job = training_job(self.run, recipe)
+        job = replace(job, argv=(*job.argv, *words))
         self._progress.say(f"{self.stage}: {recipe.launch.ranks} rank{'s' * (recipe.launch.ranks > 1)} starting")
         with hold(self.run) as held:
-            supervisor = Supervisor(replace(job, argv=(*job.argv, *words)), held, self)
+            supervisor = Supervisor(job, held, LocalRanks(job), self)
             try:
                 code = supervisor.run()
             finally:

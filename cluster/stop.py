@@ -1,15 +1,18 @@
 """`luban stop`: ask a run to save and stop, from anywhere that sees its folder, and wait until it has.
 
 A request is meant for the attempt that runs when it is made. While this command waits it repeats the request to a
-newer attempt (a restart, a rollback), and where a start has no attempt yet to the one that is coming.
+newer attempt (a restart, a rollback), and where a start has no attempt yet to the one that is coming. A job that still
+waits in a scheduler's queue is cancelled instead.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster import submission
 from cluster.hold import holder
 from cluster.job import DONE, FAULT
+from cluster.launchers import scheduler
 from data.errors import UserError
 from trainer import claim, record
 from trainer.console import state_of
@@ -35,6 +38,8 @@ def stop(run: Path, wait: bool, say: Say) -> int:
     Raises:
         UserError: nothing runs there, or its folder can't be written.
     """
+    if _cancelled(run, say):
+        return DONE
     began = told = time.monotonic()
     asked: int | None = None
     while True:
@@ -59,6 +64,19 @@ def stop(run: Path, wait: bool, say: Say) -> int:
         raise UserError(f"{run} has nothing to stop: {what}")
     say(what)
     return DONE if last is None or last.outcome in ("stopped", "done") else FAULT
+
+
+def _cancelled(run: Path, say: Say) -> bool:
+    """Cancel the run's job where it waits in a queue: there is nobody yet who could heed a request."""
+    job = submission.read(run)
+    if job is None or holder(run) is not None or claim.alive(run) is not None:
+        return False
+    state = scheduler(job.on).state(job.id)
+    if state is None:
+        return False
+    scheduler(job.on).cancel(job.id)
+    say(f"cancelled job {job.id} of {job.on}, which was {state}; the same command submits it again")
+    return True
 
 
 def _running(run: Path) -> tuple[int | None, bool]:

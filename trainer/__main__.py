@@ -28,9 +28,13 @@ def main() -> int:
     how.add_argument("--restart", action="store_true", help="a supervisor starts the run anew after a fault")
     how.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of the time budget used by earlier lives")
+    parser.add_argument("--life", help="a name for this life of the run, for its record")
+    parser.add_argument("--logs", type=Path, help="write what this rank says to rank-R.log in this folder")
     parser.add_argument("--until", type=int, help="stop after this update; the schedule stays the recipe's")
     parser.add_argument("--save-at", type=int, help="also save after this update")
     arguments = parser.parse_args()
+    if arguments.logs:
+        speak_into(arguments.logs / f"rank-{os.environ['RANK']}.log")
     how = "restart" if arguments.restart else "takeover" if arguments.takeover else "start"
     stop = Stop()  # first of all: a signal during the imports is a stop too
     faulthandler.enable()
@@ -47,7 +51,7 @@ def main() -> int:
         world = join(recipe.engine.timeout_s + watchdog.HEAD_START_S)
         watchdog.enter("the start-up", watchdog.START_UP_S)
         watchdog.watch(recipe.engine.timeout_s)
-        session = begin(arguments.run, world, how)
+        session = begin(arguments.run, world, how, arguments.life)
         if session.writer:
             held, minutes = session, recipe.launch.stop_after_minutes
             stop.heed(arguments.run, lambda: held.attempt, minutes, arguments.spent)
@@ -97,6 +101,13 @@ def main() -> int:
         session.feed.close()
         leave()
     return code
+
+
+def speak_into(log: Path) -> None:
+    """From now on this process and the libraries in it write to `log`, whoever started it."""
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def tell(mistake: str) -> None:

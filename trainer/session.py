@@ -108,12 +108,13 @@ class Session:
         torch.manual_seed(key(self.recipe.seed, DROPOUT, max(position, 0)) >> 1)
 
 
-def begin(run: Path, world: World, how: str) -> Session:
+def begin(run: Path, world: World, how: str, life: str | None = None) -> Session:
     """Assemble a session: adopt the newest whole checkpoint, build the model, open the record.
 
     Args:
         how: "start", by hand; or "restart" (by a supervisor, after a fault) or "takeover": an older attempt is then
             fenced, not respected.
+        life: what its supervisor calls this life.
 
     Raises:
         UserError: the run is held by another start, or its dataset or checkpoint doesn't fit.
@@ -191,6 +192,7 @@ def begin(run: Path, world: World, how: str) -> Session:
         "versions": _versions(),
         "ranks": world.gather(me),
         "supervisor": how,
+        "life": life,
     }
     _open_record(session, start, writer, notes)
     return session

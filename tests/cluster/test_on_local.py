@@ -39,6 +39,11 @@ def test_a_training_job_starts_ranks_that_a_user_s_files_cannot_shadow() -> None
     assert job.ranks_per_node == Recipe().launch.ranks
 
 
+def submit(job: Job) -> int:
+    with hold(job.run, job.takeover) as held:
+        return Local().submit(job, held)
+
+
 def job(run: Path, code: str, ranks: int = 2, restarts: int = 2) -> Job:
     """Ranks that run a few lines of Python."""
     return Job(
@@ -48,24 +53,24 @@ def job(run: Path, code: str, ranks: int = 2, restarts: int = 2) -> Job:
 
 def test_a_fault_is_restarted_with_the_flag_and_given_up_at_the_bound(tmp_path: Path) -> None:
     code = f"import sys, os; open(r'{tmp_path}/lives', 'a').write(' '.join(sys.argv[1:]) + '|'); sys.exit(3)"
-    assert Local().submit(job(tmp_path / "run", code, ranks=1)) == FAULT
+    assert submit(job(tmp_path / "run", code, ranks=1)) == FAULT
     lives = (tmp_path / "lives").read_text()
-    assert re.fullmatch(r"\|--restart --spent [\d.]+\|--restart --spent [\d.]+\|", lives)
-    assert float(lives.split()[-1].rstrip("|")) > 0  # of the time budget, which is one start's
+    assert re.fullmatch(r"--life \w{16}(\|--restart --spent [\d.]+ --life \w{16}){2}\|", lives)
+    assert float(lives.split()[-3]) > 0  # of the time budget, which is one start's
 
 
 def test_a_user_s_mistake_is_raised_and_never_retried(tmp_path: Path) -> None:
     code = f"import sys; open(r'{tmp_path}/lives', 'a').write('x'); print('luban: error: no such shard'); sys.exit(2)"
     with pytest.raises(UserError, match="no such shard"):
-        Local().submit(job(tmp_path / "run", code, ranks=1))
+        submit(job(tmp_path / "run", code, ranks=1))
     assert (tmp_path / "lives").read_text() == "x"
 
 
 def test_the_ranks_left_behind_by_a_dead_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.on_local.GRACE_S", 0.5)
+    monkeypatch.setattr("cluster.supervisor.GRACE_S", 0.5)
     code = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
     began = time.monotonic()
-    assert Local().submit(job(tmp_path / "run", code, restarts=0)) == FAULT
+    assert submit(job(tmp_path / "run", code, restarts=0)) == FAULT
     assert time.monotonic() - began < 10
 
 
@@ -73,7 +78,7 @@ def test_a_stop_during_the_back_off_ends_with_75(tmp_path: Path, monkeypatch: py
     slow = Job((sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "run", 1, max_restarts=3, backoff_s=30)
     threading.Timer(2.0, signal.raise_signal, (signal.SIGTERM,)).start()
     began = time.monotonic()
-    assert Local().submit(slow) == STOPPED
+    assert submit(slow) == STOPPED
     assert time.monotonic() - began < 15
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -85,7 +90,7 @@ def test_a_request_that_no_rank_heeded_ends_the_back_off_with_75(tmp_path: Path)
     asking = threading.Timer(2.0, lambda: said.append(stop(tmp_path / "run", False, said.append)))
     asking.start()
     began = time.monotonic()
-    assert Local().submit(slow) == STOPPED
+    assert submit(slow) == STOPPED
     assert time.monotonic() - began < 15
     assert said == [f"asked attempt 1 of {tmp_path / 'run'} to stop; it finishes its step and saves", 0]
     with pytest.raises(UserError, match="nothing to stop: no attempt has begun"):
@@ -98,7 +103,7 @@ def test_a_supervisor_that_was_taken_over_starts_no_ranks_any_more(tmp_path: Pat
     with ExitStack() as taken:
         threading.Timer(1.5, lambda: taken.enter_context(hold(tmp_path / "run", takeover=True))).start()
         with pytest.raises(UserError, match=r"was taken over by attempt 1, by process \d+ on"):
-            Local().submit(slow)
+            submit(slow)
     assert (tmp_path / "lives").read_text() == "x"
 
 
@@ -108,5 +113,5 @@ def test_ranks_of_a_life_that_was_taken_over_before_it_began_are_ended(tmp_path:
     with ExitStack() as taken:
         threading.Timer(1.0, lambda: taken.enter_context(hold(tmp_path / "run", takeover=True))).start()
         with pytest.raises(UserError, match="was taken over by attempt 1"):
-            Local().submit(slow)
+            submit(slow)
     assert time.monotonic() - began < 15

@@ -1,0 +1,22 @@
+"""`--on`: from its words to a launcher."""
+
+from cluster.job import Launcher
+from cluster.submission import Scheduler
+from data.errors import UserError
+
+KNOWN = "local, slurm[=SITE.yaml], ray[=ADDRESS]"
+
+
+def launcher(on: str) -> Launcher:
+    """The launcher that `--on` means. Raises UserError where there is none, or it isn't installed."""
+    name, _, detail = on.partition("=")
+    if name == "local" and not detail:
+        from cluster.on_local import Local
+
+        return Local()
+    raise UserError(f"--on {on}: no such launcher; known: {KNOWN}")
+
+
+def scheduler(on: str) -> Scheduler:
+    """The scheduler that a submission was handed to."""
+    raise UserError(f"{on} is no scheduler")

@@ -1,0 +1,76 @@
+"""`luban logs`: what the ranks of a run said, read from its folder, whatever started them."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cluster.hold import holder
+from data.errors import UserError
+from trainer import claim
+from trainer.units import printable
+
+POLL_S = 0.5
+TAIL = 1 << 16  # bytes from which the last lines are taken
+
+
+def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, say: Callable[[str], object]) -> None:
+    """Print the end of a rank's log, and what is added to it while the run lives.
+
+    Args:
+        attempt: a number; None: the newest that has a log. A rollback goes on in the log of the attempt before it.
+        rank: whose log.
+        lines: so many last lines; 0: all of it.
+        follow: go on until the run ends; a new attempt's log is taken up by itself.
+        say: takes each line.
+
+    Raises:
+        UserError: there is no such log.
+    """
+    path = _log(run, attempt, rank)
+    say(f"== {path}")
+    offset = 0 if lines == 0 else _start_of_last(path, lines)
+    while True:
+        alive = follow and (holder(run) is not None or claim.alive(run) is not None)
+        for line in _lines(path, offset, whole=not alive):
+            say(printable(line.decode("utf-8", "replace").rstrip("\n")))
+            offset += len(line)
+        if not alive:
+            return
+        newest = _log(run, attempt, rank)
+        if newest != path:
+            path, offset = newest, 0
+            say(f"== {path}")
+        time.sleep(POLL_S)
+
+
+def _log(run: Path, attempt: int | None, rank: int) -> Path:
+    found = {
+        int(number[1]): path
+        for path in (run / "logs").glob(f"attempt-*/rank-{rank}.log")
+        if (number := re.fullmatch(r"attempt-(\d+)", path.parent.name))
+    }
+    if attempt is None and found:
+        return found[max(found)]
+    if attempt in found:
+        return found[attempt]
+    known = sorted(str(path.relative_to(run / "logs")) for path in (run / "logs").glob("attempt-*/*.log"))
+    shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    which = f" in attempt {attempt}" if attempt else ""
+    raise UserError(f"{run} has no log of rank {rank}{which}; there is {shown or 'none'}")
+
+
+def _start_of_last(path: Path, lines: int) -> int:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+    kept = tail.splitlines(keepends=True)[-lines:]
+    return size - sum(map(len, kept))
+
+
+def _lines(path: Path, offset: int, whole: bool) -> Iterator[bytes]:
+    """What a log has from `offset` on; an unfinished last line only where nothing will be added to it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        yield from (line for line in file if whole or line.endswith(b"\n"))

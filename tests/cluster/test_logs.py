@@ -1,0 +1,58 @@
+"""`luban logs`: the end of a rank's log, and what comes after it."""
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster.hold import hold
+from cluster.logs import show
+from data.errors import UserError
+
+
+def write(run: Path, attempt: int, rank: int, text: str) -> Path:
+    path = run / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_newest_attempt_s_last_lines_are_shown_without_what_steers_a_terminal(tmp_path: Path) -> None:
+    write(tmp_path, 2, 0, "old\n")
+    path = write(tmp_path, 10, 0, "one\ntwo\nthree \x1b[2J\nlast without an end")
+    said: list[str] = []
+    show(tmp_path, None, 0, 3, False, said.append)
+    assert said == [f"== {path}", "two", "three ·[2J", "last without an end"]
+    said.clear()
+    show(tmp_path, 2, 0, 0, False, said.append)
+    assert said[1:] == ["old"]
+
+
+def test_a_log_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
+    write(tmp_path, 1, 0, "")
+    with pytest.raises(UserError, match=r"no log of rank 7; there is attempt-1/rank-0\.log"):
+        show(tmp_path, None, 7, 10, False, print)
+    with pytest.raises(UserError, match=r"no log of rank 0 in attempt 3"):
+        show(tmp_path, 3, 0, 10, False, print)
+
+
+def test_following_shows_whole_lines_as_they_come_takes_up_the_next_attempt_and_ends_with_the_run(
+    tmp_path: Path,
+) -> None:
+    first = write(tmp_path, 1, 0, "a\nhal")
+    said: list[str] = []
+    with ExitStack() as held:
+        held.enter_context(hold(tmp_path))
+        follower = threading.Thread(target=show, args=(tmp_path, None, 0, 0, True, said.append))
+        follower.start()
+        time.sleep(1)
+        assert said == [f"== {first}", "a"]
+        first.write_text("a\nhalf\n")
+        time.sleep(1)
+        second = write(tmp_path, 2, 0, "b\n")
+        time.sleep(1.5)
+        assert said == [f"== {first}", "a", "half", f"== {second}", "b"]
+    follower.join(timeout=5)
+    assert not follower.is_alive()

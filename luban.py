@@ -302,6 +302,7 @@ def _train(
     from cluster.hold import hold
     from cluster.job import training_job
     from cluster.launchers import launcher
+    from cluster.standing import refuse_if_submitted
     from trainer.mirror import restore
 
     chosen, job = launcher(on), training_job(run, recipe, takeover)
@@ -312,6 +313,8 @@ def _train(
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     chosen.check(job)
     with hold(run, takeover) as held:  # before anything of the run is written
+        if over := refuse_if_submitted(run, takeover):
+            typer.echo(over)
         if restore(recipe, run):
             typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
             recipe = with_ancestor(plain, run, source, set(settings.given(tree)))

@@ -213,7 +213,7 @@ def _apptainer(job: Job, site: Site) -> str:
         return ""
     words = ["apptainer", "exec", *["--nv"] * bool(job.gpus_per_rank)]
     words += [word for mount in _mounts(job, site) for word in ("--bind", mount)]
-    return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " "
+    return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " \\\n      "
 
 
 def _directive(value: str) -> str:

@@ -12,6 +12,7 @@ respected, and so is a newer submission of the run.
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -103,9 +104,19 @@ def main() -> int:
         except UserError as error:
             print(f"luban: cannot queue the job again: {error}", file=sys.stderr, flush=True)
     elif allocation and code:
-        with suppress(UserError):  # whatever a site requeues by itself (RequeueExit, a node that fails now): not this
-            ask("scontrol", "update", f"JobId={allocation.number}", "Requeue=0")
+        with suppress(UserError):
+            if code in requeued_codes(ask("scontrol", "show", "config")):
+                print(f"this site queues jobs again that end with {code} (RequeueExit): it is cancelled", flush=True)
+                ask("scancel", allocation.number)
+                time.sleep(QUEUED_S)
     return code
+
+
+def requeued_codes(config: str) -> set[int]:
+    """Exit codes after which Slurm queues a job again by itself, from `scontrol show config`."""
+    lists = re.findall(r"^RequeueExit(?:Hold)?\s*= ([\d,-]+)$", config, re.MULTILINE)
+    ranges = [part.partition("-") for text in lists for part in text.split(",")]
+    return {code for low, _, high in ranges for code in range(int(low), int(high or low) + 1)}
 
 
 def take(run: Path, command: list[str], allocation: Allocation, takeover: bool, asked: Asked) -> tuple[int, bool]:

@@ -37,6 +37,11 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-.venv/installed-test: .venv/installed
+# What only the system's package manager has; says what to do where it may not install.
+.venv/installed-system: tests/slurm_testbed/install.sh | .venv/bin/python
+	tests/slurm_testbed/install.sh
+	touch $@
+
+.venv/installed-test: .venv/installed .venv/installed-system
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	touch $@

@@ -27,6 +27,10 @@ Overrides = Annotated[
 Show = Annotated[bool, typer.Option("--show", help="Print the resolved recipe, each setting documented, and stop.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
 On = Annotated[str, typer.Option("--on", help="Where to run: local, slurm[=SITE.yaml] or ray[=ADDRESS].")]
+After = Annotated[
+    str | None,
+    typer.Option("--after", help="With --on slurm: begin when this job, or this run's job, has ended well."),
+]
 Takeover = Annotated[
     bool,
     typer.Option("--takeover", help="Take the run from whoever runs it, at once: what that start still does is void."),
@@ -96,6 +100,7 @@ def pretrain(
         str | None, typer.Option("--from", help="Start from the weights of RUN[@STEP], as a new run.")
     ] = None,
     on: On = "local",
+    after: After = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -107,7 +112,7 @@ def pretrain(
 
     Ends with 0 done, 2 a mistake in what was asked, 75 stopped early and resumable, 1 a fault.
     """
-    _train("stdlib", recipe, overrides, source, on, show, dry_run, takeover)
+    _train("stdlib", recipe, overrides, source, on, after, show, dry_run, takeover)
 
 
 @app.command()
@@ -118,6 +123,7 @@ def finetune(
         str | None, typer.Option("--from", help="The run whose weights to start from: RUN, RUN@STEP, RUN@best.")
     ] = None,
     on: On = "local",
+    after: After = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -126,7 +132,7 @@ def finetune(
 
     Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
     """
-    _train("docstrings", recipe, overrides, source, on, show, dry_run, takeover, kind="examples")
+    _train("docstrings", recipe, overrides, source, on, after, show, dry_run, takeover, kind="examples")
 
 
 @app.command()
@@ -284,8 +290,8 @@ def demo(
 
 
 def _train(
-    default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, show: bool,
-    dry_run: bool, takeover: bool, kind: str | None = None,
+    default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, after: str | None,
+    show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
     from data import settings
     from data.errors import UserError
@@ -295,16 +301,17 @@ def _train(
     tree, label = _tree(name, overrides, RECIPES, default)
     plain = settings.validate(Recipe, tree, label)
     run = place(plain, Path(name) if name else None)
-    recipe = with_ancestor(plain, run, source, set(settings.given(tree)))
+    recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
     if show:
         typer.echo(settings.manual(recipe), nl=False)
         return
     from cluster.hold import hold
     from cluster.job import training_job
     from cluster.launchers import launcher
+    from cluster.standing import refuse_if_submitted
     from trainer.mirror import restore
 
-    chosen, job = launcher(on), training_job(run, recipe, takeover)
+    chosen, job = launcher(on, after), training_job(run, recipe, takeover)
     if dry_run:
         typer.echo(chosen.render(job), nl=False)
         return
@@ -312,9 +319,11 @@ def _train(
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     chosen.check(job)
     with hold(run, takeover) as held:  # before anything of the run is written
+        if over := refuse_if_submitted(run, takeover):
+            typer.echo(over)
         if restore(recipe, run):
             typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
-            recipe = with_ancestor(plain, run, source, set(settings.given(tree)))
+            recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
             job = training_job(run, recipe, takeover)
         changed = changes(recipe, run)
         open_run(recipe, run, kind, takeover)

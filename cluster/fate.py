@@ -58,6 +58,17 @@ def cause(ranks: Sequence[Rank], logs: Path) -> tuple[int, str]:
     return number, f"ended with exit code {codes[number]}"
 
 
+def first_said(logs: Path, since: float) -> tuple[int, str] | None:
+    """(rank, what it gave as the reason of its end) of the rank whose log says so first; one that waited comes last.
+
+    Args:
+        since: Unix time of the life's beginning; what an earlier one has left in the logs doesn't count.
+    """
+    numbers = [int(path.stem.removeprefix("rank-")) for path in logs.glob("rank-*.log")]
+    said = [(WAITS in m, float(at), rank, m) for rank in numbers for at, m in _said(logs, rank) if float(at) >= since]
+    return min(said)[2:] if said else None
+
+
 def ask_for_stacks(ranks: Ranks) -> list[int]:
     """Have the ranks that still live write the stacks of their threads to their logs; returns which were asked."""
     asked = [number for number, rank in enumerate(ranks) if rank.poll() is None and _state(rank.pid) not in STILL]

@@ -41,18 +41,20 @@ class Hold:
 
 
 @contextmanager
-def hold(run: Path, takeover: bool = False) -> Iterator[Hold]:
+def hold(run: Path, takeover: bool = False, job: str | None = None, patience_s: float = PATIENCE_S) -> Iterator[Hold]:
     """Hold a run against other starts; makes its folder, and removes it again where nothing came into it.
 
     Args:
         takeover: whoever holds it loses it, at once.
+        job: the scheduler's job that holds it, in words; it may come again on another machine, and must know itself.
+        patience_s: how long a lock that is taken may take to become free, in seconds.
 
     Raises:
         Held: another start holds it.
         UserError: the folder can't be written.
     """
     try:
-        held = _acquire(run, takeover)
+        held = _acquire(run, takeover, job, patience_s)
     except OSError as error:
         raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
     try:
@@ -67,7 +69,8 @@ def hold(run: Path, takeover: bool = False) -> Iterator[Hold]:
 
 
 def holder(run: Path) -> dict[str, Any] | None:
-    """Who holds a run's lock: pid, host, since (Unix time), attempt (the first it begins); None where it is free.
+    """Who holds a run's lock: pid, host, since (Unix time), attempt (the first it begins), job (where a scheduler
+    runs it); None where it is free.
 
     Looking takes the lock for a moment; a start that meets it then tries again.
     """
@@ -84,20 +87,20 @@ def holder(run: Path) -> dict[str, Any] | None:
     return None
 
 
-def _acquire(run: Path, takeover: bool) -> Hold:
-    path, deadline = run / FILE, time.monotonic() + PATIENCE_S
+def _acquire(run: Path, takeover: bool, job: str | None, patience_s: float) -> Hold:
+    path, deadline = run / FILE, time.monotonic() + patience_s
     while True:
         run.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, file):  # else it was taken over, or removed, between the opening and here
-                _write(run, file)
+                _write(run, file, job)
                 return Hold(run, file)
         except BlockingIOError:
             if takeover:
                 os.close(file)
-                return _take_over(run)
+                return _take_over(run, job)
             if time.monotonic() > deadline:
                 os.close(file)
                 raise claim.Held(claim.refusal(run, _who(run))) from None
@@ -105,12 +108,12 @@ def _acquire(run: Path, takeover: bool) -> Hold:
         os.close(file)
 
 
-def _take_over(run: Path) -> Hold:
+def _take_over(run: Path, job: str | None) -> Hold:
     over = _who(run)
     draft = run / f"{FILE}.{os.getpid()}"
     file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     fcntl.flock(file, fcntl.LOCK_EX)
-    _write(run, file)
+    _write(run, file, job)
     draft.replace(run / FILE)
     return Hold(run, file, over)
 
@@ -122,7 +125,8 @@ def _who(run: Path) -> str:
         return "another command"
     attempt = max([found["attempt"], *record.numbers(run)])
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
-    return f"attempt {attempt}, by process {found['pid']} on {found['host']} since {since}"
+    job = f", job {found['job']}" if found.get("job") else ""
+    return f"attempt {attempt}, by process {found['pid']} on {found['host']}{job} since {since}"
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -134,9 +138,10 @@ def _read(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and {"pid", "host", "since", "attempt"} <= set(found) else {}
 
 
-def _write(run: Path, file: int) -> None:
+def _write(run: Path, file: int, job: str | None) -> None:
     begins = max(record.numbers(run), default=0) + 1
     me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "attempt": begins}
+    me |= {"job": job} if job else {}
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(me).encode(), 0)
 

@@ -1,15 +1,29 @@
 """`--on`: from its words to a launcher."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from cluster.job import Launcher
 from cluster.submission import Scheduler
 from data.errors import UserError
 
+if TYPE_CHECKING:
+    from cluster.on_slurm import Slurm
+
 KNOWN = "local, slurm[=SITE.yaml], ray[=ADDRESS]"
 
 
-def launcher(on: str) -> Launcher:
-    """The launcher that `--on` means. Raises UserError where there is none, or it isn't installed."""
+def launcher(on: str, after: str | None = None) -> Launcher:
+    """The launcher that `--on` means. Raises UserError where there is none, or it isn't installed.
+
+    Args:
+        after: with Slurm, a job id or a run whose job must end well before this one begins.
+    """
     name, _, detail = on.partition("=")
+    if name == "slurm":
+        return _slurm(Path(detail) if detail else None, after)
+    if after is not None:
+        raise UserError(f"--after {after}: only --on slurm lets a job wait for another one")
     if name == "local" and not detail:
         from cluster.on_local import Local
 
@@ -24,8 +38,17 @@ def launcher(on: str) -> Launcher:
 def scheduler(on: str) -> Scheduler:
     """The scheduler that a submission was handed to."""
     name, _, detail = on.partition("=")
+    if on == "slurm":
+        return _slurm(None, None)
     if name == "ray":
         from cluster.on_ray import OnRay
 
         return OnRay(detail)
     raise UserError(f"{on} is no scheduler")
+
+
+def _slurm(site: Path | None, after: str | None) -> "Slurm":
+    from cluster.on_slurm import Slurm, job_of
+    from cluster.slurm_site import read_site
+
+    return Slurm(read_site(site), job_of(after) if after else None)

@@ -56,16 +56,13 @@ class DevicesConfig(BackendConfig):
 class NodesOfNow(ElasticScalingPolicy):
     """How many workers there is room for, on nodes that are there and are going to stay."""
 
-    def _client(self) -> Any:
-        return self._autoscaling_coordinator
-
     def _get_reserved_resources(self) -> Any:
+        coordinator: Any = getattr(self, "_autoscaling_coordinator")  # noqa: B009 - its annotation is another's
         try:
-            actor = self._autoscaling_coordinator
-            reserved = ray.get(actor.get_reserved_resources.remote(self._requester_id, recompute=True), timeout=10)
-            staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(
-                cluster_state.get_draining_nodes()
-            )
+            asked = coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            [reserved] = ray.get([asked], timeout=10)
+            there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            staying = there - set(cluster_state.get_draining_nodes())
         except Exception:  # as Ray Train does: it asks again a second later
             logger.warning("cannot tell how many nodes there are", exc_info=True)
             return None

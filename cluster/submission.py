@@ -43,7 +43,7 @@ class Scheduler(Protocol):
         ...
 
     def cancel(self, id: str) -> None:
-        """End a job that hasn't begun; raises UserError where the scheduler doesn't answer."""
+        """End a job, begun or not; raises UserError where the scheduler doesn't answer."""
         ...
 
 

@@ -3,8 +3,8 @@
 The same loop serves every launcher; what differs is how the ranks of one life are started, asked and ended, which is a
 `Ranks` of the launcher. Restarts are bounded: a new checkpoint makes the count begin anew, so a run that advances is
 never given up. A user's mistake is never retried, nor a run that somebody else has taken over. Ctrl-C, TERM and USR1
-are passed on to the ranks once: they save, stop, and the command ends with 75; a second signal ends everything at
-once. A life has a name, which its ranks write into the attempts they open; so its supervisor knows them anywhere.
+are passed on to the ranks once: they save, stop, and the command ends with 75; a second Ctrl-C or TERM ends everything
+at once. A life has a name, which its ranks write into the attempts they open; so its supervisor knows them anywhere.
 """
 
 import os
@@ -104,14 +104,15 @@ class Watcher(Protocol):
 class Supervisor:
     """Sees one job to its end, in this process."""
 
-    def __init__(self, job: Job, held: Hold, ranks: Ranks, follower: Watcher | None = None):
+    def __init__(self, job: Job, held: Hold, ranks: Ranks, follower: Watcher | None = None, family: str = ""):
         """
         Args:
             held: the run's lock.
             ranks: how a life of the job is started.
             follower: what is shown of it; None: the run's own live view.
+            family: what the names of its lives begin with; a supervisor that comes again knows them by it.
         """
-        self.job, self.held, self.ranks = job, held, ranks
+        self.job, self.held, self.ranks, self._family = job, held, ranks, family
         self.began = time.monotonic()
         self.life: Life | None = None
         self.follower = follower or Follower(job.run, job.steps)
@@ -200,7 +201,7 @@ class Supervisor:
     def _next_life(self) -> Life:
         first = self._newest() + 1
         logs = self.job.run / "logs" / f"attempt-{first}"
-        name = secrets.token_hex(8)
+        name = self._family + secrets.token_hex(8)
         if self.life:
             words = ["--restart", "--spent", f"{time.monotonic() - self.began:.1f}"]
         else:
@@ -271,6 +272,8 @@ class Supervisor:
         return "fault", fallen
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None and number == signal.SIGUSR1:
+            return  # a scheduler's: it may well come once for a preemption and once for the time limit
         if self.asked is not None:
             self.ranks.end()
             os._exit(128 + number)

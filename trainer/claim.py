@@ -52,10 +52,14 @@ def alive(run: Path) -> int | None:
     beat = last_beat(run, newest)
     if beat is None:
         return None
-    with (run / "attempts" / f"{newest:04d}.jsonl").open("rb") as file:
+    return newest if time.time() - beat < STALE_S and not ended(run, newest) else None
+
+
+def ended(run: Path, number: int) -> bool:
+    """Whether an attempt has written its outcome; reads its last lines alone."""
+    with (run / "attempts" / f"{number:04d}.jsonl").open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINE))
-        ended = b'{"event": "outcome"' in file.read()
-    return newest if time.time() - beat < STALE_S and not ended else None
+        return b'{"event": "outcome"' in file.read()
 
 
 def dead(run: Path, before: int) -> set[int]:

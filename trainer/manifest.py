@@ -8,6 +8,8 @@ be read without being checked. No tensor is read for this: 300,000 spans (300 pa
 from math import prod
 from typing import Any
 
+from trainer.place import DIGEST
+
 STATE = "state.json"
 
 
@@ -32,7 +34,7 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     if manifest["base"] is not None and not isinstance(manifest["base"], str):
         return f"has {manifest['base']!r} for its base"
     files, parameters, spans = manifest["files"], manifest["parameters"], manifest["spans"]
-    odd = next((name for name, entry in files.items() if not {"bytes", "sha256"} <= entry.keys()), None)
+    odd = next((name for name, entry in files.items() if not {"bytes", DIGEST} <= entry.keys()), None)
     if odd:
         return f"lacks the size or the digest of {odd}"
     odd = min(parameters.keys() ^ spans.keys(), default=None)

@@ -158,7 +158,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         )
     if recipe.train.patience and inputs.fixed is None:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
-    if recipe.ancestor and not places(recipe, run):
+    if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
     if recipe.train.trainable != ("*",):
         _check_trainable(recipe, inputs.vocab_size)
@@ -197,7 +197,7 @@ def changes(recipe: Recipe, run: Path) -> list[str]:
     return [f"{name} {old!r} -> {new!r}" for name, kind, old, new in found if kind == "free"]
 
 
-def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]) -> Recipe:
+def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str], later: bool = False) -> Recipe:
     """`recipe` starting from the weights of `source` (RUN[@STEP]), whose model it takes over.
 
     A run that has begun keeps the ancestor and the step it began from: neither needs to be there any more.
@@ -206,6 +206,7 @@ def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]
         run: the folder of the run that is to start.
         source: None: the ancestor that the run has already, if it has begun from one.
         given: dotted names that the caller set by hand.
+        later: the checkpoint need not be there yet; `pin_ancestor` finds it when the run begins.
 
     Raises:
         UserError: there is no such checkpoint, or the caller asks for another model.
@@ -218,8 +219,27 @@ def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]
     if source is None:
         return recipe
     parsed = Source.parse(source)
-    origin = f"{parsed.run.absolute()}@{parsed.checkpoint().step}"
+    point = (parsed.point and f"@{parsed.point}") if later else f"@{parsed.checkpoint().step}"
+    origin = f"{parsed.run.absolute()}{point or ''}"
     return _of_ancestor(recipe, origin, parsed.run.name, read_recipe(parsed.run).model, given)
+
+
+def pin_ancestor(run: Path) -> None:
+    """Settle the checkpoint that a run starts from, where it was left open until the run it comes from had one.
+
+    Raises:
+        UserError: that run has no such checkpoint, or it doesn't fit.
+    """
+    recipe = read_recipe(run)
+    if recipe.ancestor is None or _pinned(recipe.ancestor):
+        return
+    source = Source.parse(recipe.ancestor)
+    origin = f"{source.run.absolute()}@{source.checkpoint().step}"
+    open_run(recipe.model_copy(update={"ancestor": origin}), run)
+
+
+def _pinned(ancestor: str) -> bool:
+    return re.search(r"@\d+$", ancestor) is not None
 
 
 def _names(source: str, run: Path, step: str) -> bool:

@@ -215,7 +215,7 @@ def test_frozen_weights_are_stored_once_and_checked_with_every_checkpoint(tmp_pa
     content[-3] ^= 1
     file.write_bytes(content)
     for found in (first, second):
-        assert found.problems() == [f"{found.name}: {name} has another SHA-256 than its manifest says"]
+        assert found.problems() == [f"{found.name}: {name} has another digest than its manifest says"]
     file.unlink()
     assert first.problems() == [f"{first.name}: {name} cannot be read (No such file or directory)"]
 

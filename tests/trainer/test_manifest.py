@@ -66,7 +66,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "no file": (lambda m: m["files"].pop(file_of(0)), r"a piece of embed.weight in spans-00000.safetensors, which it"),
     "another file": (lambda m: m["spans"]["scale"][0].__setitem__(2, 3), r"a piece of scale in spans-00003.safetensor"),
     "no state": (lambda m: m["files"].pop("state.json"), r"doesn't list state.json"),
-    "no digest": (lambda m: m["files"]["state.json"].pop("sha256"), r"lacks the size or the digest of state.json"),
+    "no digest": (lambda m: m["files"]["state.json"].pop("xxh3_128"), r"lacks the size or the digest of state.json"),
     "no spans": (lambda m: m["spans"].pop("scale"), r"has scale among its parameters alone"),
     "no shape": (lambda m: m["parameters"].pop("scale"), r"has scale among its spans alone"),
     "another step": (lambda m: m.update(step=8), r"is that of step-000000008.a2"),
@@ -126,7 +126,7 @@ def test_another_model_is_refused_by_the_first_shape_that_differs(folder):
 def test_a_thousand_ranks_are_checked_in_a_blink():
     ranks, parameters = 1000, 100
     spans = {f"layer.{number}": [[7 * rank, 7, rank] for rank in range(ranks)] for number in range(parameters)}
-    entry = {"bytes": 1, "sha256": ""}
+    entry = {"bytes": 1, "xxh3_128": ""}
     manifest = {
         "step": 1, "attempt": 1, "world": ranks, "zero_stage": 3, "base": None, "spans": spans,
         "parameters": {name: [7 * ranks] for name in spans},

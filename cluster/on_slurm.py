@@ -1,0 +1,271 @@
+"""Slurm: a batch script that a person can read, submitted with sbatch, and queued again until the run is done.
+
+The script is `slurm/train.sbatch` with a run's own figures in it. Everything Slurm is asked for stands in the script,
+so that `--dry-run` prints what is submitted, all of it. What can be known beforehand is checked beforehand, last of all
+by Slurm itself (`sbatch --test-only`).
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster import slurm_fit, submission
+from cluster.hold import Hold
+from cluster.job import DONE, Job
+from cluster.slurm_client import Refused, ask, state
+from cluster.slurm_site import Site
+from data.errors import UserError
+from data.publish import published
+from trainer.run import find, finished
+
+ON = "slurm"
+BESIDE = Path(__file__).with_name("slurm")  # in a wheel; in a checkout the folder is a neighbour
+TEMPLATES = BESIDE if BESIDE.is_dir() else Path(__file__).parents[1] / "slurm"
+SCRIPT = "job.sbatch"
+MEMORY_FILES = ("tmpfs", "ramfs")
+OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # each node has its own
+NETWORK_FILES = re.compile(r"nfs|lustre|gpfs|beegfs|ceph|gluster|panfs|weka|fuse|cifs|smb|9p|virtiofs|pvfs|orangefs")
+
+
+class Slurm:
+    """The launcher behind `--on slurm`, and the scheduler of what it has submitted."""
+
+    def __init__(self, site: Site, after: str | None = None):
+        """
+        Args:
+            after: the id of a job that must end well before this one may begin.
+        """
+        self.site, self.after = site, after
+
+    def render(self, job: Job) -> str:
+        """The batch script."""
+        site, inside = self.site, self.site.container
+        host = shlex.quote(site.python or sys.executable)
+        return fill(
+            "train.sbatch",
+            what=f"the run {job.run.name}",
+            directives="\n".join(f"#SBATCH {line}" for line in self._directives(job)),
+            modules=f"module load {shlex.join(site.modules)}" if site.modules else "",
+            environment="\n".join(_exports(job, site)),
+            run=shlex.quote(str(job.run.absolute())),
+            python=shlex.quote(inside.python) if inside.image else host,
+            supervisor=host if inside.image else '"$PYTHON"',
+            options=" --takeover" * job.takeover + " --no-requeue" * (not site.requeue),
+            cpus=str(_cpus(job)),
+            pyxis=_pyxis(job, site),
+            apptainer=_apptainer(job, site),
+            ranks=str(job.ranks_per_node),
+            rank=" ".join(_inner(word, job) for word in job.argv),
+        )
+
+    def check(self, job: Job) -> None:
+        """Raises UserError where Slurm is out of reach, or would never run the job; every reason it can find."""
+        for name, value in self.site.environment.items():
+            if value is None and name not in os.environ:
+                raise UserError(f"the site file passes {name} on by name, and it is not set here: export it first")
+        local = _local(job.run)
+        if local and not self.site.shared:
+            raise UserError(
+                f"{job.run.absolute()} lies on {local}, which each node has its own of: go to a folder that all nodes "
+                "see (or LUBAN_HOME), or say `shared: true` in the site file if they do see this one"
+            )
+        there = slurm_fit.nodes(ask("sinfo", "--noheader", "--exact", "--format", slurm_fit.FORMAT))
+        found = slurm_fit.problems(job, self.site, there)
+        partition = self.site.partition or next((node.partition for node in there if node.default), None)
+        if partition in {node.partition for node in there}:
+            found += slurm_fit.limits(job, self.site, ask("scontrol", "show", "partition", partition, "--oneliner"))
+        if found:
+            raise UserError("Slurm would never run it:\n  " + "\n  ".join(found))
+        text = self.render(job)
+        ask("sbatch", "--test-only", text=text, environment=_environment(text))
+
+    def submit(self, job: Job, held: Hold) -> int:
+        """Hand it over; returns 0. Raises UserError where Slurm refuses it, or the folder can't be written."""
+        text = self.render(job)
+        try:
+            (job.run / "logs").mkdir(parents=True, exist_ok=True)
+            with published(job.run / SCRIPT) as draft:
+                draft.write_text(text)
+        except OSError as error:
+            raise UserError(f"cannot write to {job.run}: {error.strerror or error}") from None
+        id = _submitted(ask("sbatch", "--parsable", text=text, environment=_environment(text)))
+        try:
+            submission.write(job.run, ON, id)
+        except OSError as error:
+            self.cancel(id)
+            raise UserError(f"cannot write to {job.run}: {error.strerror or error}; job {id} is cancelled") from None
+        if not self.site.shared and (kind := _unsure(job.run)):
+            print(f"{job.run.absolute()} lies on {kind}: every node must see it under this path")
+        print(f"submitted job {id}, {state(id) or 'over'}; its own output goes to {job.run}/logs/slurm-{id}.log")
+        return DONE
+
+    def state(self, id: str) -> str | None:
+        """What Slurm says of a job; None where it is over or forgotten. Raises UserError where it doesn't answer."""
+        return state(id)
+
+    def cancel(self, id: str) -> None:
+        """End a job, begun or not. Raises UserError where Slurm doesn't answer."""
+        ask("scancel", id)
+
+    def _directives(self, job: Job) -> Iterator[str]:
+        """The options of sbatch."""
+        site = self.site
+        yield f"--job-name={job.run.name}"
+        yield f"--output={_directive(str(job.run.absolute() / 'logs'))}/slurm-%j.log"
+        yield "--open-mode=append"
+        for name in ("partition", "account", "qos", "constraint"):
+            if (value := getattr(site, name)) is not None:
+                yield f"--{name}={value}"
+        yield f"--nodes={job.nodes}"
+        yield "--ntasks-per-node=1"
+        yield f"--cpus-per-task={_cpus(job)}"
+        if job.gpus_per_rank:
+            yield f"--gres={site.gres}:{job.gpus_per_rank * job.ranks_per_node}"
+        if job.memory_gb:
+            yield f"--mem={slurm_fit.memory_mib(job)}M"
+        if limit := time_limit(job):
+            yield f"--time={limit}"
+        yield f"--signal=B:USR1@{site.lead_s}"
+        yield "--requeue" if site.requeue else "--no-requeue"
+        if job.min_ranks < job.ranks:
+            yield "--no-kill"
+        if self.after:
+            yield f"--dependency=afterok:{self.after}"
+            yield "--kill-on-invalid-dep=yes"
+        yield "--export=ALL"
+        yield from site.sbatch
+
+
+def time_limit(job: Job) -> int:
+    """What the job asks for, in minutes; 0: the partition's default."""
+    return job.time_limit_minutes
+
+
+def job_of(after: str) -> str | None:
+    """The job that `--after` means: its id, or that of a run's job; None where the run is done already.
+
+    Raises:
+        UserError: there is no such run, or its job is over and it isn't done: what waits for it would wait for ever.
+    """
+    if re.fullmatch(r"\d+(_\d+)?", after):
+        return after
+    run = find(after)
+    if finished(run):
+        return None
+    job = submission.read(run)
+    if job is None or job.on != ON:
+        raise UserError(f"--after {after}: {run} was not handed over to Slurm")
+    if state(job.id) is None:
+        raise UserError(f"--after {after}: job {job.id} is over, and {run} is not done: start that run again first")
+    return job.id
+
+
+def fill(template: str, **values: str) -> str:
+    """A template of `slurm/` with its {{names}} filled in; a line that comes out empty is left out."""
+    lines = []
+    for line in (TEMPLATES / template).read_text().splitlines():
+        filled = re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], line)
+        if filled or not line:
+            lines.append(filled)
+    return "\n".join(lines) + "\n"
+
+
+def _cpus(job: Job) -> int:
+    return job.cpus_per_rank * job.ranks_per_node
+
+
+def _exports(job: Job, site: Site) -> Iterator[str]:
+    """Lines of bash that set the environment; what comes by name alone is only looked for."""
+    for name, value in {**dict(job.environment), **site.environment}.items():
+        if value is None:
+            yield f': "${{{name}:?comes by name from the shell that submits, and is not set in this job}}"'
+        else:
+            yield f"export {name}={shlex.quote(str(value))}"
+
+
+def _inner(word: str, job: Job) -> str:
+    """A word of a rank's argv, as it stands in a script between single quotes."""
+    if word == job.argv[0]:
+        return '"$PYTHON"'
+    if word == str(job.run.absolute()):
+        return '"$RUN"'
+    if re.fullmatch(r"[\w./=:@%+,-]+", word):
+        return word
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", word).replace("'", "'\\''") + '"'
+
+
+def _mounts(job: Job, site: Site) -> list[str]:
+    return [str(job.run.absolute()), *site.container.mounts]
+
+
+def _pyxis(job: Job, site: Site) -> str:
+    if not site.container.image or site.container.runtime != "pyxis":
+        return ""
+    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(job, site))
+    return f" --container-image={shlex.quote(site.container.image)} --container-mounts={shlex.quote(mounts)}"
+
+
+def _apptainer(job: Job, site: Site) -> str:
+    if not site.container.image or site.container.runtime != "apptainer":
+        return ""
+    words = ["apptainer", "exec", *["--nv"] * bool(job.gpus_per_rank)]
+    words += [word for mount in _mounts(job, site) for word in ("--bind", mount)]
+    return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " "
+
+
+def _directive(value: str) -> str:
+    """A path in an #SBATCH line: % begins a pattern there, and spaces end an option."""
+    value = value.replace("%", "%%")
+    return f'"{value}"' if re.search(r"\s", value) else value
+
+
+def _submitted(said: str) -> str:
+    """The id in what `sbatch --parsable` prints: `17`, or `17;cluster`."""
+    id = said.strip().split(";")[0]
+    if not re.fullmatch(r"\d+", id):
+        raise Refused(f"sbatch gave no job id, but {said!r}")
+    return id
+
+
+def _environment(text: str) -> dict[str, str]:
+    """This process's, without what would override a line of the script, or belongs to a job that this is a step of."""
+    others = {"TIME": "TIMELIMIT", "MEM": "MEM_PER_NODE", "ARRAY": "ARRAY_INX"}
+    options = [name.upper().replace("-", "_") for name in re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE)]
+    ours = {f"SBATCH_{others.get(name, name)}" for name in options} | {"SBATCH_NO_REQUEUE", "SBATCH_REQUEUE"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and (name == "SLURM_CONF" or not name.startswith("SLURM_"))
+    }
+
+
+def _file_system(run: Path) -> tuple[Path, str]:
+    """(mount point, type) of what a folder lies on, or will lie on."""
+    there = run.absolute()
+    while not there.exists():
+        there = there.parent
+    there = there.resolve()
+    found = Path("/"), "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if there.is_relative_to(point) and len(point.parts) >= len(found[0].parts):
+            found = point, after.split()[0]
+    return found
+
+
+def _local(run: Path) -> str | None:
+    """In words, what a folder lies on that no other machine can see; None where there is no knowing."""
+    point, kind = _file_system(run)
+    if kind in MEMORY_FILES:
+        return f"{point} in this machine's memory ({kind})"
+    own = next((folder for folder in OWN_FOLDERS if run.absolute().is_relative_to(folder)), None)
+    return None if own is None or NETWORK_FILES.search(kind) else f"{own} ({kind})"
+
+
+def _unsure(run: Path) -> str | None:
+    point, kind = _file_system(run)
+    return None if NETWORK_FILES.search(kind) else f"{point} ({kind}), which looks like this machine's own"

@@ -1,0 +1,196 @@
+"""The ranks of one life in a Slurm allocation: one srun, a task on each node, torchrun there, the ranks under it.
+
+What is told to the ranks goes through srun, which passes a signal on to every process of its step; torchrun and the
+shells ignore it (they trap it), the ranks heed it. A rank hears only once it has opened the run's attempt, so a signal
+waits until then. TERM is not passed on: Slurm gives it to every process by itself when it cancels a job, and a second
+one would end the ranks before they have saved; whoever sends it to the supervisor alone is understood by a request in
+the run's folder.
+
+Of how a life ends srun tells only an exit code. Who fell first stands in the ranks' logs, and of a rank that a signal
+killed in torchrun's words, in `srun.log` beside them.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from cluster import fate
+from cluster.job import Job
+from cluster.slurm_client import addresses, allocated, ask
+from cluster.supervisor import Life
+from data.errors import UserError
+from trainer import claim, record
+from trainer.signals import request
+
+LOOK_S = 1.0  # between two looks at the record: its file system is shared
+END_S = 30.0  # for a step to be gone that was killed
+LOG = "srun.log"
+ROOT = re.compile(r"Root Cause.*?rank\s*: (\d+) \(local_rank: \d+\).*?exitcode\s*: (-?\d+) ", re.DOTALL)
+NODE = re.compile(r"^srun: error: (.*?(?:Node failure on|NODE FAILURE|DUE TO NODE).*)$", re.MULTILINE)
+
+
+class TooFewNodes(Exception):
+    """The allocation has lost more nodes than the job can do without."""
+
+
+class SlurmRanks:
+    """The ranks of one life, as a step of this job."""
+
+    def __init__(self, job: Job, command: Sequence[str]):
+        """
+        Args:
+            command: the step: `srun ...`, to which a life's words are added.
+        """
+        self._job, self._command = job, list(command)
+        self._step: subprocess.Popen[bytes] | None = None
+        self._life: Life | None = None
+        self._untold: int | None = None
+        self._looked, self._open, self._ended = 0.0, False, False
+        self._fallen: str | None = None
+        self._said_from, self._began = 0, 0.0
+
+    def start(self, life: Life) -> None:
+        """Begin a step on the nodes that there are.
+
+        Raises:
+            OSError: a log can't be written.
+            UserError: Slurm doesn't answer.
+            TooFewNodes: they aren't enough any more.
+        """
+        nodes = allocated()
+        places = addresses(nodes)
+        if len(places) * self._job.ranks_per_node < self._job.min_ranks:
+            raise TooFewNodes(f"{len(places)} of {self._job.nodes} nodes are left: {nodes}")
+        environment = {name: value for name, value in os.environ.items() if name not in STALE} | {
+            "LUBAN_LIFE": life.name,
+            "LUBAN_ADDRESSES": " ".join(places),
+            "LUBAN_PORT": str(_free_port(places[0])),
+        }
+        size = [f"--nodes={len(places)}", f"--ntasks={len(places)}"]
+        words = [*self._command[:1], *size, *self._command[1:], *life.words, "--logs", str(life.logs)]
+        with (life.logs / LOG).open("ab") as log:
+            self._said_from, self._began = log.tell(), time.time()
+            self._step = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._life, self._untold, self._fallen = life, None, None
+        self._looked, self._open, self._ended = 0.0, False, False
+
+    def running(self) -> bool:
+        """Whether the step is still there; tells the ranks what they couldn't hear before."""
+        if self._step is None or self._step.poll() is not None:
+            return False
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._look()
+        return True
+
+    def ending(self) -> bool:
+        """Whether rank 0 has written how it ended: the others have, too, or never will."""
+        return self._ended or not self.running()
+
+    def fallen(self) -> str | None:
+        """Which fell first and why, once the step has ended with an error."""
+        if self._fallen is None and self._life and self._step and self._step.poll():
+            self._fallen = self._cause(self._step.returncode)
+        return self._fallen
+
+    def mistake(self) -> str | None:
+        """The user's mistake that a rank, or a node, ended with."""
+        assert self._life
+        for log in [*sorted(self._life.logs.glob("rank-*.log")), self._life.logs / LOG]:
+            if found := fate.mistake(log):
+                return found
+        return None
+
+    def moved(self) -> str | None:
+        """Never: a job that must go is queued again, and this turn is over."""
+        return None
+
+    def signal(self, number: int) -> None:
+        """Ask the ranks to save and stop."""
+        if self._life is None:
+            return
+        if number != signal.SIGUSR1:
+            with suppress(OSError):
+                request(self._job.run, max(self._life.first, *record.numbers(self._job.run), 1))
+        elif self._open:
+            self._tell(number)
+        else:
+            self._untold = number
+
+    def stacks(self) -> list[str]:
+        """Have those that are left write their stacks."""
+        if not self.running():
+            return []
+        assert self._life
+        self._tell(signal.SIGUSR2)
+        time.sleep(fate.STACKS_S)
+        return [f"ranks were still there: their stacks are in {self._life.logs}/rank-*.log"]
+
+    def end(self) -> None:
+        """Kill the step, and wait until it is gone."""
+        if self._step is None or self._step.poll() is not None:
+            return
+        with suppress(UserError):
+            for step in _steps():
+                ask("scancel", "--signal=KILL", step)
+        try:
+            self._step.wait(END_S)
+        except subprocess.TimeoutExpired:  # srun waits for a node that is gone; the next step waits for its own
+            self._step.kill()
+            self._step.wait()
+
+    def _tell(self, number: int) -> None:
+        if self._step is not None and self._step.poll() is None:
+            self._step.send_signal(number)
+
+    def _look(self) -> None:
+        """At the record: whether the ranks have opened an attempt of this life, and whether rank 0 has ended."""
+        assert self._life
+        self._looked = time.monotonic()
+        numbers = [number for number in record.numbers(self._job.run) if number >= self._life.first]
+        if numbers:
+            self._open = True
+            self._ended = claim.ended(self._job.run, max(numbers))
+        if self._open and self._untold is not None:
+            self._tell(self._untold)
+            self._untold = None
+
+    def _cause(self, code: int) -> str:
+        """Who fell first and why, in words."""
+        assert self._life
+        text = (self._life.logs / LOG).read_bytes()[self._said_from :].decode("utf-8", "replace")
+        if found := NODE.search(text):
+            return found[1]
+        first = fate.first_said(self._life.logs, self._began)
+        roots = [(int(rank), int(exit_code)) for rank, exit_code in ROOT.findall(text)]
+        for rank, exit_code in roots:
+            if exit_code < 0 and exit_code != -signal.SIGTERM:
+                return f"rank {rank} was killed by {signal.Signals(-exit_code).name} (see {self._life.logs})"
+        if first:
+            return f"rank {first[0]}: {first[1]} (see {self._life.logs}/rank-{first[0]}.log)"
+        lines = [line for line in text.splitlines() if line.strip()]
+        last = next((line for line in reversed(lines) if line.startswith("srun: error:")), (lines or ["nothing"])[-1])
+        return f"srun ended with {code}, and its last word was {last!r} (see {self._life.logs}/{LOG})"
+
+
+STALE = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS",
+         "SLURM_TASKS_PER_NODE")  # of the allocation as it began  # fmt: skip
+
+
+def _steps() -> list[str]:
+    """The steps of this job, without the batch script itself."""
+    shown = ask("squeue", "--noheader", "--steps", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%i").split()
+    return [step for step in shown if re.search(r"\.\d+$", step)]
+
+
+def _free_port(address: str) -> int:
+    """On this node, which is the first: a fresh one for each life."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]

@@ -28,7 +28,7 @@ def up(
     if dry_run:
         typer.echo(provision.render(file), nl=False)
     else:
-        provision.up(file, wait, typer.echo)
+        raise typer.Exit(provision.up(file, wait, typer.echo))
 
 
 @app.command()

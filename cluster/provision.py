@@ -27,7 +27,7 @@ from cluster.ssh import Ssh, last_words, write_secret
 from data.errors import UserError
 from trainer.run import home
 
-JOIN_S = {"local": 300.0, "aws": 900.0, "gcp": 900.0}
+JOIN_S = {"local": 60.0, "aws": 900.0, "gcp": 900.0}
 """How long `up` waits for the workers of `min`, in seconds: cloud machines boot, and each node installs torch."""
 MODULES = {"aws": "boto3", "gcp": "googleapiclient"}
 DASHBOARD = 8265
@@ -66,7 +66,7 @@ def check(file: Path, crd: Path | None, command: Sequence[str], say: Say) -> Non
     say(f"{file} is a cluster of provider {cluster.provider}, and what is rendered for it is valid")
 
 
-def up(file: Path, wait: bool, say: Say) -> None:
+def up(file: Path, wait: bool, say: Say) -> int:
     """Bring a cluster up, or bring one that is up to what the file now says.
 
     Args:
@@ -74,14 +74,18 @@ def up(file: Path, wait: bool, say: Say) -> None:
         wait: until the workers of `min` have joined.
         say: gets what is done, line by line.
 
+    Returns:
+        0, or 1 where the head did not come up, or not all workers joined in time.
+
     Raises:
         UserError: something is missing or out of reach; nothing was started then.
     """
     cluster = read(file)
+    _only_with_nodes(cluster)
     text = render(file)
     if cluster.provider == "kubernetes":
         say(_kubectl(cluster, "apply", "-f", "-", document=text))
-        return
+        return 0
     _check_tools(cluster)
     if cluster.provider == "local":
         _check_hosts(cluster)
@@ -90,11 +94,16 @@ def up(file: Path, wait: bool, say: Say) -> None:
         write_secret(folder / "token", secrets.token_hex(32))
     (folder / "ray.yaml").write_text(text)
     say(f"cluster {cluster.name}: {1 + sum(kind.least for kind in cluster.workers)} node(s) by {cluster.provider}")
-    if _ray(cluster, "up", "--yes", "--no-config-cache", "--disable-usage-stats", str(folder / "ray.yaml")).returncode:
-        raise UserError(f"cluster {cluster.name} did not come up: Ray's reason is above; luban cluster down {file}")
-    if wait:
-        _wait(cluster, file, say)
+    words = ("up", "--yes", "--no-config-cache", "--disable-usage-stats", "--log-style", "pretty")
+    if _ray(cluster, *words, str(folder / "ray.yaml")).returncode:
+        say(
+            f"cluster {cluster.name} did not come up: Ray's reason is above. luban cluster down {file} removes the rest"
+        )
+        return 1
+    if wait and not _joined(cluster, file, say):
+        return 1
     say(_reach(cluster))
+    return 0
 
 
 def status(file: Path, say: Say) -> None:
@@ -194,17 +203,18 @@ def _check_hosts(cluster: Cluster) -> None:
 
 
 def _end_hosts(cluster: Cluster) -> None:
-    """Workers first: one that loses its head would wait for it."""
+    """The head first: while it lives, it starts a worker again that has gone."""
     place, name = ray_launcher.home(cluster), cluster.name
     marks = f"{cluster.shared.path}/.luban-{name}" if cluster.shared else ""
     command = (
         f"{ray_launcher.environment(cluster)}/bin/ray stop --grace-period 20 >/dev/null 2>&1; code=$?; "
         f"rm -f {place}/token ~/ray_bootstrap_config.yaml ~/ray_bootstrap_key.pem {marks} "
-        f"${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.state ${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.lock; exit $code"
+        f"${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.state ${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.lock; "
+        f"rmdir {place} ~/.luban 2>/dev/null; exit $code"
     )
     head, *workers = _hosts(cluster)
     ssh = _ssh(cluster)
-    done = ssh.everywhere(workers, command) | ssh.everywhere([head], command)
+    done = ssh.everywhere([head], command) | ssh.everywhere(workers, command)
     problems = [f"{host}: {last_words(end)}" for host, end in done.items() if end.returncode]
     if problems:
         raise UserError(
@@ -262,32 +272,36 @@ def _described(node: dict[str, Any]) -> str:
     return f"{role:<8}{node['node_ip']:<18}{has.get('CPU', 0):g} CPU  {has.get('GPU', 0):g} GPU"
 
 
-def _wait(cluster: Cluster, file: Path, say: Say) -> None:
-    """Until the head and the workers of `min` are there."""
+def _joined(cluster: Cluster, file: Path, say: Say) -> bool:
+    """Wait until the head and the workers of `min` are there; False where they aren't in time, with the reason said."""
     wanted, there = 1 + sum(kind.least for kind in cluster.workers), 0
     deadline = time.monotonic() + JOIN_S[cluster.provider]
     while there < wanted:
         if time.monotonic() > deadline:
-            log = _on_head(cluster, "tail -n 15 /tmp/ray/session_latest/logs/monitor.*").stdout
-            raise UserError(
-                f"{there} of {wanted} nodes are there after {JOIN_S[cluster.provider]:.0f} s. The head says:\n{log}\n"
+            log = "/tmp/ray/session_latest/logs/monitor"
+            words = _on_head(cluster, f"grep -h ^luban: {log}.out | tail -n 3; tail -n 6 {log}.err").stdout
+            say(
+                f"{there} of {wanted} nodes are there after {JOIN_S[cluster.provider]:.0f} s. The head says:\n{words}"
                 f"luban cluster status {file} shows them, luban cluster down {file} ends them"
             )
+            return False
         nodes = _nodes(cluster)
         if len(nodes) != there:
             there = len(nodes)
             say(f"{there} of {wanted} node(s)")
         if there < wanted:
             time.sleep(2)
+    return True
 
 
 def _reach(cluster: Cluster) -> str:
     """How a person reaches the dashboard and submits runs."""
-    folder, ssh = _folder(cluster), _ssh(cluster)
+    folder = _folder(cluster)
+    key = f"-i {cluster.ssh.key} " if cluster.ssh.key else ""
     tunnel = (
         f"ray dashboard {folder / 'ray.yaml'}"
         if cluster.provider in CLOUDS
-        else " ".join(ssh.argv(_hosts(cluster)[0], "-N", f"-L{DASHBOARD}:127.0.0.1:{DASHBOARD}"))
+        else f"ssh {key}-N -L {DASHBOARD}:127.0.0.1:{DASHBOARD} {cluster.ssh.user}@{cluster.head.host}"
     )
     runs = f"  checkpoint.store={cluster.store}" if cluster.store else ""
     return (

@@ -178,11 +178,11 @@ def _gcp_machine(cluster: Cluster, node: Head | Workers) -> dict[str, Any]:
     }
     machine: dict[str, Any] = {"machineType": node.instance, "disks": [disk]}
     if isinstance(node, Workers):
-        scheduling: list[dict[str, Any]] = [{"preemptible": True}] if node.spot else []
+        scheduling: dict[str, Any] = {"preemptible": True} if node.spot else {}
         if node.gpus:
-            scheduling.append({"onHostMaintenance": "TERMINATE"})  # machines with GPUs can't be moved alive
+            scheduling["onHostMaintenance"] = "TERMINATE"  # machines with GPUs can't be moved alive
         if scheduling:
-            machine["scheduling"] = scheduling
+            machine["scheduling"] = [scheduling]
         if node.accelerator:
             machine["guestAccelerators"] = [{"acceleratorType": node.accelerator, "acceleratorCount": node.gpus or 0}]
         if cluster.gcp.service_account:
@@ -219,7 +219,7 @@ def _shared(shared: Shared) -> list[str]:
     options = "nfsvers=4.1,hard,timeo=600,retrans=2,noresvport"  # hard: when the server is out, writes wait
     root = '$(test "$(id -u)" = 0 || echo sudo)'
     return [
-        f"command -v mount.nfs4 >/dev/null || {root} apt-get install -q -y nfs-common",
+        f"command -v mount.nfs4 >/dev/null || {root} sh -c 'apt-get -q update && apt-get -q -y install nfs-common'",
         f"{root} mkdir -p {path} && (mountpoint -q {path} || {root} mount -t nfs4 -o {options} {shared.source} {path})",
         f"test -w {path} || {root} chmod 1777 {path}",
     ]

@@ -21,6 +21,7 @@ def up(
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be applied, and apply nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the least workers have joined.")] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="End it first, with everything that runs there.")] = False,
 ) -> None:
     """Bring a cluster up, or to what its file says now. The dashboard stays on loopback; a token is always asked."""
     from cluster import provision
@@ -28,7 +29,7 @@ def up(
     if dry_run:
         typer.echo(provision.render(file), nl=False)
     else:
-        raise typer.Exit(provision.up(file, wait, typer.echo))
+        raise typer.Exit(provision.up(file, wait, restart, typer.echo))
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Ray clusters brought up and down: `luban cluster up`, `status`, `down`, `render`, `check`.
 
 Hosts, AWS and GCP go through Ray's own launcher, Kubernetes through kubectl and the KubeRay operator. What a cluster
-needs lies in clusters/NAME here: the token (mode 600), the rendered configuration, the hosts' keys and Ray's state of
-the nodes. `up` applies exactly what `render` prints, and only after everything that can be checked from here was: a
+needs lies in clusters/NAME here: the token (mode 600), the file as it was applied, what was rendered of it, and Ray's
+state of the nodes. `up` applies exactly what `render` prints, and only after everything that can be checked from here was: a
 key, every host, the tools and packages, the configuration by its schema.
 
 With provider local `down` does not use `ray down`, which ends Ray on the head and merely forgets the workers: theirs
@@ -27,7 +27,7 @@ from cluster.ssh import Ssh, last_words, write_secret
 from data.errors import UserError
 from trainer.run import home
 
-JOIN_S = {"local": 60.0, "aws": 900.0, "gcp": 900.0}
+JOIN_S = {"local": 300.0, "aws": 900.0, "gcp": 900.0}
 """How long `up` waits for the workers of `min`, in seconds: cloud machines boot, and each node installs torch."""
 MODULES = {"aws": "boto3", "gcp": "googleapiclient"}
 DASHBOARD = 8265
@@ -66,19 +66,21 @@ def check(file: Path, crd: Path | None, command: Sequence[str], say: Say) -> Non
     say(f"{file} is a cluster of provider {cluster.provider}, and what is rendered for it is valid")
 
 
-def up(file: Path, wait: bool, say: Say) -> int:
-    """Bring a cluster up, or bring one that is up to what the file now says.
+def up(file: Path, wait: bool, restart: bool, say: Say) -> int:
+    """Bring a cluster up. One that is up as the file says is left alone, and what runs there with it.
 
     Args:
         file: the cluster file.
         wait: until the workers of `min` have joined.
+        restart: end it first, and everything that runs there.
         say: gets what is done, line by line.
 
     Returns:
         0, or 1 where the head did not come up, or not all workers joined in time.
 
     Raises:
-        UserError: something is missing or out of reach; nothing was started then.
+        UserError: something is missing or out of reach, and nothing was started; or the cluster is up by another
+            text of the file, which only `restart` may replace.
     """
     cluster = read(file)
     _only_with_nodes(cluster)
@@ -87,11 +89,19 @@ def up(file: Path, wait: bool, say: Say) -> int:
         say(_kubectl(cluster, "apply", "-f", "-", document=text))
         return 0
     _check_tools(cluster)
+    folder = _folder(cluster)
+    if restart:
+        down(file, say)
+    elif _stands(cluster, file, text):
+        say(f"cluster {cluster.name} is up already")
+        return 0 if not wait or _joined(cluster, file, say) else 1
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     if cluster.provider == "local":
         _check_hosts(cluster)
-    folder = _folder(cluster)
     if not (folder / "token").exists():
         write_secret(folder / "token", secrets.token_hex(32))
+    shutil.copyfile(file, folder / "cluster.yaml")
     (folder / "ray.yaml").write_text(text)
     say(f"cluster {cluster.name}: {1 + sum(kind.least for kind in cluster.workers)} node(s) by {cluster.provider}")
     words = ("up", "--yes", "--no-config-cache", "--disable-usage-stats", "--log-style", "pretty")
@@ -113,8 +123,9 @@ def status(file: Path, say: Say) -> None:
         say(_kubectl(cluster, "get", "raycluster,pods", "-l", f"ray.io/cluster={cluster.name}", "-o", "wide"))
         return
     _only_with_nodes(cluster)
-    if not (_folder(cluster) / "ray.yaml").exists():
-        raise UserError(f"cluster {cluster.name} is not up: luban cluster up {file}")
+    cluster = _applied(cluster)
+    if cluster is None:
+        raise UserError(f"cluster {read(file).name} is not up: luban cluster up {file}")
     for node in _nodes(cluster):
         say(_described(node))
     say(_reach(cluster))
@@ -131,9 +142,10 @@ def down(file: Path, say: Say) -> None:
         say(_kubectl(cluster, "delete", "--ignore-not-found", "-f", "-", document=render(file)))
         return
     _only_with_nodes(cluster)
-    folder = _folder(cluster)
-    if not (folder / "ray.yaml").exists():
-        say(f"cluster {cluster.name} is not up")
+    name, folder = cluster.name, _folder(cluster)
+    cluster = _applied(cluster)
+    if cluster is None:
+        say(f"cluster {name} is not up")
         return
     _check_tools(cluster)
     if cluster.provider == "local":
@@ -141,7 +153,7 @@ def down(file: Path, say: Say) -> None:
     elif _ray(cluster, "down", "--yes", str(folder / "ray.yaml")).returncode:
         raise UserError(f"cluster {cluster.name} did not go down: Ray's reason is above; nodes may still cost money")
     shutil.rmtree(folder)
-    say(f"cluster {cluster.name} is down")
+    say(f"cluster {name} is down")
 
 
 def _only_with_nodes(cluster: Cluster) -> None:
@@ -155,6 +167,29 @@ def _only_with_nodes(cluster: Cluster) -> None:
 def _folder(cluster: Cluster) -> Path:
     """What is kept of a cluster here."""
     return home().absolute() / "clusters" / cluster.name
+
+
+def _applied(cluster: Cluster) -> Cluster | None:
+    """The cluster of that name as it was brought up, whatever its file says by now; None where it wasn't."""
+    folder = _folder(cluster)
+    return read(folder / "cluster.yaml") if (folder / "ray.yaml").exists() else None
+
+
+def _stands(cluster: Cluster, file: Path, text: str) -> bool:
+    """Whether it is up as the file says. Raises UserError where it is up by another text."""
+    applied = _applied(cluster)
+    if applied is None:
+        return False
+    try:
+        _nodes(applied)
+    except UserError:
+        return False
+    if (_folder(cluster) / "ray.yaml").read_text() != text:
+        raise UserError(
+            f"cluster {cluster.name} is up, and {file} has changed since: luban cluster up {file} --restart ends what "
+            "runs there and applies it"
+        )
+    return True
 
 
 def _source(cluster: Cluster) -> Path | None:
@@ -176,15 +211,12 @@ def _check_tools(cluster: Cluster) -> None:
         raise UserError(f"provider {cluster.provider} needs the package {package}: pip install {package}")
     if shutil.which("rsync") is None:
         raise UserError("there is no rsync here, which Ray's launcher copies files with: install it")
-    folder = _folder(cluster)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
     _ssh(cluster).check()
 
 
 def _ssh(cluster: Cluster) -> Ssh:
     key = cluster.ssh.key.expanduser() if cluster.ssh.key else None
-    return Ssh(cluster.ssh.user, key, _folder(cluster) / "known_hosts")
+    return Ssh(cluster.ssh.user, key, _folder(cluster).parent / "known_hosts")
 
 
 def _hosts(cluster: Cluster) -> list[str]:

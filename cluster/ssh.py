@@ -1,6 +1,6 @@
 """Commands on hosts by ssh: the system's own client, never asking anything of a terminal.
 
-A host's key is kept when it is first seen and compared from then on, in a file of the cluster's own. Ray itself, which
+A host's key is kept when it is first seen and compared from then on, in a file of Luban's own. Ray itself, which
 comes after, checks no keys: asking first notices a host that isn't the one it was, before a token is sent to it.
 """
 

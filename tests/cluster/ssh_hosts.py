@@ -46,6 +46,12 @@ class SshHosts:
         """A command line that runs where the hosts can be reached, and nothing else can."""
         return ["ip", "netns", "exec", f"{self.tag}-login", *argv]
 
+    def login(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
+        """What a command does that somebody runs on a host."""
+        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        argv = ["ssh", "-i", str(self.key), *options, f"root@{self.addresses[number]}", command]
+        return subprocess.run(self.inside(*argv), capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+
     def on(self, number: int) -> list[str]:
         """The processes of a host: their command lines."""
         namespace = self._daemons[number].pid

@@ -187,7 +187,7 @@ def test_a_missing_cloud_package_is_named(
     monkeypatch.setenv("LUBAN_HOME", str(tmp_path))
     monkeypatch.setattr(provision, "find_spec", lambda module: None)  # wherever it is installed
     with pytest.raises(UserError, match=f"pip install {package}"):
-        provision.up(GOLDEN / f"{name}.yaml", True, print)
+        provision.up(GOLDEN / f"{name}.yaml", True, False, print)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.cluster_app import app as cluster_app
+
 app = typer.Typer(
     name="luban",
     help="Pretrain and fine-tune language models. Every token is accounted for.",
@@ -17,6 +19,7 @@ data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_he
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(cluster_app, name="cluster")
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Luban.", show_default=False)

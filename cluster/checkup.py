@@ -150,17 +150,17 @@ def collect(folder: Path) -> list[Facts]:
 
 
 class _Quiet:
-    """Shows what a supervisor says of the probes, and no progress: they take seconds."""
+    """Keeps what a supervisor says of the probes, and shows no progress: they take seconds."""
 
-    def __init__(self, say: Say):
-        self._say = say
+    def __init__(self) -> None:
+        self.said: list[str] = []
 
     def poll(self) -> None:
         """Nothing to look at."""
 
     def say(self, text: str, style: str = "") -> None:
-        """Who fell, and why."""
-        self._say(text)
+        """First who fell, and why; what follows is of runs and their checkpoints."""
+        self.said.append(text)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -170,7 +170,10 @@ def _run(job: Job, chosen: Launcher, on: str, say: Say) -> None:
     """See the probes to their end. Raises UserError where they can't be started, KeyboardInterrupt where asked to."""
     with hold(job.run) as held:
         if isinstance(chosen, Local):
-            code = Supervisor(job, held, LocalRanks(job), _Quiet(say)).run()
+            quiet = _Quiet()
+            code = Supervisor(job, held, LocalRanks(job), quiet).run()
+            for text in quiet.said[: code != STOPPED]:
+                say(text)
         else:
             with redirect_stdout(sys.stderr):  # what a launcher shows of a job is no part of the answer
                 code = chosen.submit(job, held)

@@ -6,6 +6,7 @@ instead of guessing.
 """
 
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def gpus(nvml: Any = None) -> dict[str, Any]:
     """
     if nvml is None:
         try:
-            import pynvml as nvml
+            nvml = import_module("pynvml")
         except ImportError:
             problem = "nvidia-ml-py is not installed, and there is a driver to ask" if DRIVER.exists() else None
             return {"devices": [], "driver": None, "problem": problem}

@@ -4,13 +4,21 @@ they talk; and what rank 0 alone needs."""
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from cluster.speed import bus_bandwidth, slow
+from cluster.speed import FAIR, bus_bandwidth, slow
 from cluster.verdict import Facts, Needs, Verdict, node_name, node_of, nodes_of, numbered, rank_name
 from trainer.claim import STALE_S
 from trainer.units import short, size
 
 SKEW_S = 1.0  # clocks further apart than this make logs hard to read
 BEAT_SKEW_S = STALE_S / 2  # and these make a living attempt look dead: heartbeats are compared with the clock
+
+STAGES = {
+    "began": "it began",
+    "alone": "a look at its machine",
+    "met": "it met the others",
+    "looked": "a look at the other nodes",
+    "wrote": "it wrote to the disk",
+}
 
 
 def check_ranks(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
@@ -38,7 +46,14 @@ def check_ranks(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
         absent = f"; nothing heard of {numbered(met['absent'])}" if met.get("absent") else ""
         mend = "free the port, or take another, if it is in use; else see the logs of the ranks that are missing"
         yield Verdict("ranks", "fail", f"rank 0 at {met['at']} met nobody: {met['error']}{absent}", mend)
-    if not (silent or unmet or any("crashed" in each for each in facts)):
+    cut_short = [each for each in facts if each["stage"] != "done" and "crashed" not in each and each not in unmet]
+    for each in cut_short[: not unmet]:
+        mend = "see the ranks' logs for who fell first; out of memory (dmesg), or ended from outside"
+        others = f"; so did {len(cut_short) - 1} more" if len(cut_short) > 1 else ""
+        yield Verdict(
+            "ranks", "fail", f"{rank_name(each)} ended in the middle, after {STAGES[each['stage']]}{others}", mend
+        )
+    if not (silent or unmet or cut_short or any("crashed" in each for each in facts)):
         nodes = nodes_of(facts)
         slowest = max(each["meeting"]["seconds"] for each in facts)
         yield Verdict("ranks", "ok", f"{len(facts)} on {len(nodes)} node(s) met within {slowest:.1f} s")
@@ -145,7 +160,8 @@ def check_slow(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
     if len(measured) < max(2, facts[0]["world"]):
         return
     links = {(low, high): speed for each in measured for low, high, speed in each["speed"]["links"]}
-    found = slow([each["speed"]["compute"] for each in measured], links, node_of(facts))
+    fair = FAIR["cpu" if measured[0]["speed"]["device"] == "cpu" else "cuda"]
+    found = slow([each["speed"]["compute"] for each in measured], links, node_of(facts), fair)
     for rank in found.ranks:
         mend = "look for what else runs there, for held-down clocks, a bad cable or port; leave the node out"
         yield Verdict("slow ranks", "warn", f"{rank_name(facts[rank])} {found.why[rank]}", mend)

@@ -142,13 +142,14 @@ class Probe:
     def meet(self) -> bool:
         """Whether all ranks came, each with a word on where it listens."""
         import torch
+        from torch.cuda import nccl
 
         from trainer.world import meet
 
         at, began = f"{self.master[0]}:{self.master[1]}", time.monotonic()
         self.facts["torch"] = {
             "gpus": torch.cuda.device_count(),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else None,
+            "nccl": ".".join(map(str, nccl.version())) if torch.cuda.is_available() else None,
         }
         try:
             self.store = meet(self.patience_s)

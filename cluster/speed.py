@@ -4,8 +4,9 @@ A collective is as slow as its slowest member and does not say who that is. So e
 and pairs of ranks bounce a message in rounds in which each has one partner: all pairs up to 16 ranks, partners at
 distances 1, 2, 4 ... beyond, so that a thousand ranks take ten rounds. A rank whose best link is slow is slow itself;
 a slow link between two ranks that talk fast to others is the link's. Links within a node and between nodes are
-compared with their own kind. Each figure is a median of a few tries: one hiccup is no verdict, and a rank that is
-held up most of the time can't hide behind its best try.
+compared with their own kind. Computing is counted over one span of time for all, so that ranks which share cores
+share them alike, and each link is a median of a few tries: one hiccup is no verdict, and a rank that is held up most of
+the time can't hide behind its best try.
 
 Bus bandwidth is that of nccl-tests (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md): bytes of the whole result over
 the time, times 2(n-1)/n for all-reduce and (n-1)/n for all-gather, which can be compared with a link's peak at any
@@ -15,15 +16,16 @@ number of ranks n.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 ALL_PAIRS = 16  # up to so many ranks each meets each; 15 rounds
 TRIES = 5
+COMPUTING_S = 0.3
 COLLECTIVE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}  # of the whole result
 LINK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}
 MATRIX = {"cpu": 512, "cuda": 8192}
-FAIR = 0.6  # less than this share of what is usual is slow: ranks that share cores differ by less
+FAIR = {"cpu": 0.5, "cuda": 0.8}  # less than this share of what is usual is slow; ranks share cores, and not GPUs
 
 Pair = tuple[int, int]
 
@@ -59,29 +61,30 @@ class Slow:
     """What is slow about a rank, with figures."""
 
 
-def slow(computing: Sequence[float], links: Mapping[Pair, float], nodes: Sequence[int]) -> Slow:
-    """Name the slow ones.
+def slow(computing: Sequence[float], links: Mapping[Pair, float], nodes: Sequence[int], fair: float) -> Slow:
+    """Name the slow ones; what is usual for a rank is the median of the others, the lower one of two.
 
     Args:
         computing: operations/s of each rank.
         links: bytes/s of each link measured.
         nodes: of each rank, the node it is on.
+        fair: the share of what is usual below which a rank or link is slow.
     """
     why: dict[int, list[str]] = {}
     for rank, speed in enumerate(computing):
-        usual = median(others) if (others := [*computing[:rank], *computing[rank + 1 :]]) else speed
-        if speed < FAIR * usual:
+        usual = median_low(others) if (others := [*computing[:rank], *computing[rank + 1 :]]) else speed
+        if speed < fair * usual:
             why.setdefault(rank, []).append(f"computes at {speed / usual:.0%} of the usual speed")
     suspects: list[Pair] = []
     for inside in (True, False):
         kind = {pair: speed for pair, speed in links.items() if (nodes[pair[0]] == nodes[pair[1]]) == inside}
         best = {rank: max(kind[pair] for pair in kind if rank in pair) for rank in sorted({r for p in kind for r in p})}
         for rank, speed in best.items():
-            usual = median(others) if (others := [best[other] for other in best if other != rank]) else speed
-            if speed < FAIR * usual:
+            usual = median_low(others) if (others := [best[other] for other in best if other != rank]) else speed
+            if speed < fair * usual:
                 where = "within its node" if inside else "to other nodes"
                 why.setdefault(rank, []).append(f"talks {where} at {speed / usual:.0%} of the usual speed")
-        suspects += [pair for pair, speed in kind.items() if speed < FAIR * min(best[pair[0]], best[pair[1]])]
+        suspects += [pair for pair, speed in kind.items() if speed < fair * min(best[pair[0]], best[pair[1]])]
     lonely = tuple(sorted(pair for pair in suspects if not set(pair) & set(why)))
     return Slow(tuple(sorted(why)), lonely, {rank: " and ".join(texts) for rank, texts in why.items()})
 
@@ -119,9 +122,18 @@ def measure(world: Any) -> dict[str, Any]:
     side = MATRIX[kind]
     left = torch.ones(side, side, device=device, dtype=torch.bfloat16 if kind == "cuda" else torch.float32)
     out = torch.empty_like(left)
+
+    def compute() -> float:
+        times = [timed(lambda: torch.mm(left, left, out=out))]
+        while sum(times) < COMPUTING_S:
+            times.append(timed(lambda: torch.mm(left, left, out=out)))
+        return 2 * side**3 * len(times) / sum(times)
+
+    timed(lambda: torch.mm(left, left, out=out))  # libraries make their plans at the first
+    dist.barrier(group=world.control)
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else "cpu",
-        "compute": 2 * side**3 / tried(lambda: torch.mm(left, left, out=out)),
+        "compute": compute(),
         "links": [],
     }
     if world.size == 1:

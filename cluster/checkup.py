@@ -24,14 +24,16 @@ from cluster.on_local import Local, LocalRanks
 from cluster.probe import FACTS, FORMAT, VERSION
 from cluster.supervisor import Supervisor
 from cluster.verdict import Facts, Verdict
+from data import settings
 from data.errors import UserError
 from trainer.recipe import Recipe
-from trainer.run import home
+from trainer.run import FILE, home
 from trainer.tracker import chosen_mode
 
 PATIENCE_S = 120.0  # ranks of one job begin minutes apart on a busy cluster, when each unpacks its environment
 MOST_MINUTES = 15
 ASK_S = 2.0  # between two questions to a scheduler
+END_S = 30.0  # for a job to be over whose ranks are through
 
 Say = Callable[[str], None]
 
@@ -79,6 +81,7 @@ def examine(recipe: Recipe, chosen: Launcher, on: str, say: Say, quick: bool = F
         return finish()
     try:
         folder.mkdir(parents=True)
+        (folder / FILE).write_text(settings.dump(recipe))  # a scheduler's job reads there how large it is
     except OSError as error:
         mend = "make it writable for this user, or set LUBAN_HOME to a folder that is"
         verdicts.append(Verdict("disk", "fail", f"cannot make {folder}: {error.strerror or error}", mend))
@@ -185,10 +188,11 @@ def _run(job: Job, chosen: Launcher, on: str, say: Say) -> None:
 
 
 def _wait(handed: submission.Submission, job: Job, on: str, say: Say) -> None:
-    """Until a scheduler's job is over, or every rank has said all it had to say."""
-    asked, shown = scheduler(handed.on), None
+    """Until a scheduler's job is over; not for long once every rank has said all it had to say."""
+    asked, shown, complete = scheduler(handed.on), None, 0.0
     try:
-        while not _complete(job):
+        while not complete or time.monotonic() < complete + END_S:
+            complete = complete or (time.monotonic() if _complete(job) else 0.0)
             state = asked.state(handed.id)
             if state is None:
                 return

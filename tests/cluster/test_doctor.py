@@ -31,7 +31,7 @@ def healthy(nodes: int = NODES, per_node: int = PER_NODE) -> list[Facts]:
         facts: Facts = {
             "format": "luban-probe", "version": 1, "rank": rank, "local_rank": local, "world": size,
             "host": f"n{node + 1}", "pid": 100 + rank, "time": 0.0, "stage": "done", "cut": False,
-            "versions": {"python": "3.12.1", "torch": "2.13.0", "deepspeed": "0.19.8", "luban": "0.1.0", "code": "c0de"},
+            "versions": {"python": "3.12", "torch": "2.13.0", "deepspeed": "0.19.8", "luban": "0.1.0", "code": "c0de"},
             "torch": {"gpus": per_node, "nccl": "2.27.3"},
             "meeting": {"at": "10.0.0.1:29500", "seconds": 2.0, "error": None},
             "speed": {
@@ -133,16 +133,16 @@ TOUCHED = {"rank": 2, "at": "10.0.0.2:41234", "error": "timed out"}
         (set_(0, "shared", "unread", to=[2]), "shared folder", "fail", "n1 doesn't read in /shared/runs/.doctor-1 what "
          "n2 wrote there", "all nodes mount"),
         (set_(2, "clock", "ahead_s", to=-3.0), "clocks", "warn", "the clock of n2 is 3 s behind rank 0's", "chrony"),
-        (set_(2, "clock", "ahead_s", to=60.0), "clocks", "fail", "the clock of n2 is 60 s ahead of rank 0's: heartbeats "
-         "would look dead", "chrony"),
+        (set_(2, "clock", "ahead_s", to=60.0), "clocks", "fail", "the clock of n2 is 60 s ahead of rank 0's: "
+         "heartbeats would look dead", "chrony"),
         (set_(2, "folder", "clock_s", to=-30.0), "clocks", "fail", "the file system's clock is 30 s behind that of n2",
          "file server"),
         (set_(0, "unreached", to=[TOUCHED]), "network", "fail", "n1 can't connect to n2 at 10.0.0.2:41234: timed out",
          "ip_local_port_range"),
         (set_(3, "speed", "compute", to=1e14), "slow ranks", "warn", "rank 3 on n2 computes at 17% of the usual speed",
          "leave the node out"),
-        (set_(1, "speed", "links", 0, 2, to=1e9), "slow ranks", "warn", "the link between rank 1 on n1 and rank 2 on n2 "
-         "is slow: 1GB/s, usual are 40GB/s", "cables"),
+        (set_(1, "speed", "links", 0, 2, to=1e9), "slow ranks", "warn", "the link between rank 1 on n1 and rank 2 on "
+         "n2 is slow: 1GB/s, usual are 40GB/s", "cables"),
         (set_(0, "wandb", "error", to="api.wandb.ai can't be reached (timed out)"), "wandb", "warn", "offline: "
          "api.wandb.ai can't be reached", "wandb sync"),
         (set_(0, "wandb", to={"mode": "online", "url": "u", "key": False, "error": None}), "wandb", "warn",

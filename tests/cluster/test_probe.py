@@ -202,7 +202,7 @@ def listening(pid: int) -> set[str]:
     """Addresses, as /proc writes them, on which a process listens."""
     found: set[str] = set()
     with suppress(OSError):
-        mine = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        mine = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()

@@ -2,8 +2,8 @@
 
 Hosts, AWS and GCP go through Ray's own launcher, Kubernetes through kubectl and the KubeRay operator. What a cluster
 needs lies in clusters/NAME here: the token (mode 600), the file as it was applied, what was rendered of it, and Ray's
-state of the nodes. `up` applies exactly what `render` prints, and only after everything that can be checked from here was: a
-key, every host, the tools and packages, the configuration by its schema.
+state of the nodes. `up` applies exactly what `render` prints, and only after everything that can be checked from here
+was: key, every host, the tools and packages, the configuration by its schema.
 
 With provider local `down` does not use `ray down`, which ends Ray on the head and merely forgets the workers: theirs
 would go on for a minute and keep token, key and configuration. Here each host is asked to end Ray and to remove them.

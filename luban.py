@@ -144,8 +144,30 @@ def evaluate(
     dataset: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
     generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
+    on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
+    after: After = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples."""
+    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples.
+
+    With --on slurm it is a job of its own, and what it prints goes to the run's logs.
+    """
+    if on != "local" or after is not None:
+        from cluster.job import command_job
+        from cluster.launchers import slurm
+        from trainer.run import Source, read_recipe
+
+        chosen, source = slurm(on, after), Source.parse(run)
+        if chosen.after is None:
+            source.checkpoint()
+        words = ["evaluate", f"{source.run.absolute()}{f'@{source.point}' if source.point else ''}"]
+        words += ["--dataset", str(dataset.absolute())] if dataset else []
+        words += ["--rows", str(rows), "--generations", str(generations)]
+        job = command_job(source.run, read_recipe(source.run), tuple(words))
+        if dry_run:
+            typer.echo(chosen.render_command(job), nl=False)
+            return
+        raise typer.Exit(chosen.submit_command(job))
     from trainer.scores import evaluate_run
 
     typer.echo(evaluate_run(run, dataset, rows, generations))

@@ -78,6 +78,20 @@ class Launcher(Protocol):
         ...
 
 
+def command_job(run: Path, recipe: Recipe, words: tuple[str, ...]) -> Job:
+    """The job of one of Luban's own commands on a run, in one process that has what one rank had."""
+    launch = recipe.launch
+    return Job(
+        argv=(sys.executable, "-P", "-m", "luban", *words),
+        run=run,
+        steps=0,
+        cpus_per_rank=launch.threads,
+        gpus_per_rank=launch.gpus_per_rank,
+        memory_gb=launch.memory_gb,
+        environment=(("OMP_NUM_THREADS", str(launch.threads)),),
+    )
+
+
 def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:
     """The job of training `run`."""
     launch = recipe.launch

@@ -3,7 +3,7 @@
 Hosts, AWS and GCP go through Ray's own launcher, Kubernetes through kubectl and the KubeRay operator. What a cluster
 needs lies in clusters/NAME here: the token (mode 600), the file as it was applied, what was rendered of it, and Ray's
 state of the nodes. `up` applies exactly what `render` prints, and only after everything that can be checked from here
-was: key, every host, the tools and packages, the configuration by its schema.
+was: a key, every host, the tools and packages, the configuration by its schema.
 
 With provider local `down` does not use `ray down`, which ends Ray on the head and merely forgets the workers: theirs
 would go on for a minute and keep token, key and configuration. Here each host is asked to end Ray and to remove them.
@@ -11,12 +11,14 @@ would go on for a minute and keep token, key and configuration. Here each host i
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ JOIN_S = {"local": 300.0, "aws": 900.0, "gcp": 900.0}
 """How long `up` waits for the workers of `min`, in seconds: cloud machines boot, and each node installs torch."""
 MODULES = {"aws": "boto3", "gcp": "googleapiclient"}
 DASHBOARD = 8265
+LAST_LINES = 12
 Say = Callable[[str], None]
 
 
@@ -104,11 +107,11 @@ def up(file: Path, wait: bool, restart: bool, say: Say) -> int:
     shutil.copyfile(file, folder / "cluster.yaml")
     (folder / "ray.yaml").write_text(text)
     say(f"cluster {cluster.name}: {1 + sum(kind.least for kind in cluster.workers)} node(s) by {cluster.provider}")
+    say(f"  Ray's words go to {folder / 'ray.log'}")
     words = ("up", "--yes", "--no-config-cache", "--disable-usage-stats", "--log-style", "pretty")
     if _ray(cluster, *words, str(folder / "ray.yaml")).returncode:
-        say(
-            f"cluster {cluster.name} did not come up: Ray's reason is above. luban cluster down {file} removes the rest"
-        )
+        say(f"cluster {cluster.name} did not come up; Ray says:\n{_last_of_log(cluster)}")
+        say(f"luban cluster down {file} removes what is left of it")
         return 1
     if wait and not _joined(cluster, file, say):
         return 1
@@ -151,7 +154,9 @@ def down(file: Path, say: Say) -> None:
     if cluster.provider == "local":
         _end_hosts(cluster)
     elif _ray(cluster, "down", "--yes", str(folder / "ray.yaml")).returncode:
-        raise UserError(f"cluster {cluster.name} did not go down: Ray's reason is above; nodes may still cost money")
+        raise UserError(
+            f"cluster {name} did not go down, and its nodes may still cost money; Ray says:\n{_last_of_log(cluster)}"
+        )
     shutil.rmtree(folder)
     say(f"cluster {name} is down")
 
@@ -254,10 +259,11 @@ def _end_hosts(cluster: Cluster) -> None:
         )
 
 
-def _ray(cluster: Cluster, *words: str, quiet: bool = False) -> subprocess.CompletedProcess[str]:
-    """Ray's own command of this environment, with nothing of it outside the cluster's folder."""
+def _ray(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """What Ray's own command of this environment did, with nothing of it outside the cluster's folder."""
     folder = _folder(cluster)
     (folder / "ray").mkdir(exist_ok=True)
+    kept = {name: held for name, held in os.environ.items() if not name.startswith("RAY_")}
     private = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
@@ -265,20 +271,35 @@ def _ray(cluster: Cluster, *words: str, quiet: bool = False) -> subprocess.Compl
         "RAY_UP_enable_autoscaler_v2": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *words],
-        env=os.environ | private,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.PIPE if quiet else None,
-        text=True,
-    )
+    with (folder / "ray.log").open("a") as log:
+        return subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *words],
+            env=kept | private,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if words[0] == "exec" else log,
+            stderr=log,
+            text=True,
+        )
 
 
-def _on_head(cluster: Cluster, command: str) -> subprocess.CompletedProcess[str]:
-    if cluster.provider == "local":
-        return _ssh(cluster).run(_hosts(cluster)[0], command)
-    return _ray(cluster, "exec", str(_folder(cluster) / "ray.yaml"), command, quiet=True)
+def _last_of_log(cluster: Cluster) -> str:
+    """The end of what Ray said, without its colours."""
+    lines = [line for line in _plain((_folder(cluster) / "ray.log").read_text()).splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
+
+
+def _plain(text: str) -> str:
+    return re.sub("\x1b\\[[0-9;]*m|\r", "", text)
+
+
+def _on_head(cluster: Cluster, command: str) -> str:
+    """What a command prints on the head. Raises UserError where the head isn't reached."""
+    marked = f"printf '=%s=\\n' begin; {command}; printf '=%s=\\n' end"  # the words of Ray and ssh come around it
+    done = _ray(cluster, "exec", str(_folder(cluster) / "ray.yaml"), marked)
+    _, begun, rest = _plain(done.stdout).partition("=begin=")
+    if not begun:
+        raise UserError(f"the head of cluster {cluster.name} does not answer:\n{_last_of_log(cluster)}")
+    return rest.rpartition("=end=")[0].strip()
 
 
 def _nodes(cluster: Cluster) -> list[dict[str, Any]]:
@@ -288,13 +309,16 @@ def _nodes(cluster: Cluster) -> list[dict[str, Any]]:
         UserError: the head isn't reached, or Ray doesn't answer there.
     """
     ray = f"{ray_launcher.environment(cluster)}/bin/ray"
-    asked = f"{ray_launcher.authenticated(cluster)}; {ray} list nodes --format json --filter state=ALIVE --limit 10000"
-    done = _on_head(cluster, asked)
-    text = done.stdout[done.stdout.find("[") : done.stdout.rfind("]") + 1]
+    asked = f"{ray} list nodes --format json --filter state=ALIVE --limit 10000"
+    place = f"{ray_launcher.home(cluster)}/said"
+    text = _on_head(
+        cluster, f"{ray_launcher.authenticated(cluster)}; {asked} 2>{place} || tail -n 1 {place}; rm -f {place}"
+    )
     try:
         nodes = json.loads(text)
     except ValueError:
-        raise UserError(f"Ray does not answer on the head of cluster {cluster.name}: {last_words(done)}") from None
+        last = text.splitlines()[-1] if text else "it says nothing"
+        raise UserError(f"Ray does not answer on the head of cluster {cluster.name}: {last}") from None
     return sorted(nodes, key=lambda node: (not node["is_head_node"], node["node_ip"]))
 
 
@@ -311,16 +335,17 @@ def _joined(cluster: Cluster, file: Path, say: Say) -> bool:
     while there < wanted:
         if time.monotonic() > deadline:
             log = "/tmp/ray/session_latest/logs/monitor"
-            words = _on_head(cluster, f"grep -h ^luban: {log}.out | tail -n 3; tail -n 6 {log}.err").stdout
+            words = _on_head(cluster, f"grep -h ^luban: {log}.out | tail -n 3; tail -n 6 {log}.err")
             say(
-                f"{there} of {wanted} nodes are there after {JOIN_S[cluster.provider]:.0f} s. The head says:\n{words}"
+                f"{there} of {wanted} nodes are there after {JOIN_S[cluster.provider]:.0f} s. The head says:\n{words}\n"
                 f"luban cluster status {file} shows them, luban cluster down {file} ends them"
             )
             return False
-        nodes = _nodes(cluster)
-        if len(nodes) != there:
-            there = len(nodes)
-            say(f"{there} of {wanted} node(s)")
+        with suppress(UserError):  # a head that has just begun may not answer yet
+            nodes = len(_nodes(cluster))
+            if nodes != there:
+                there = nodes
+                say(f"{there} of {wanted} node(s)")
         if there < wanted:
             time.sleep(2)
     return True

@@ -95,14 +95,20 @@ def test_hosts_join_show_their_gpus_and_keep_nothing_when_down(rack: Rack) -> No
         shipped = rack.hosts.home(number) / ".luban" / "lab" / "token"
         assert shipped.read_text() == token and shipped.stat().st_mode & 0o777 == 0o600
         assert not any(token in line for line in rack.hosts.on(number))
-    assert token not in said and token not in (rack.folder / "ray.yaml").read_text()
+    kept = [path for path in rack.folder.rglob("*") if path.is_file() and path.name != "token"]
+    assert len(kept) > 3 and not any(token in text for text in [said, *(path.read_text() for path in kept)])
     assert (rack.folder / "token").stat().st_mode & 0o777 == 0o600
     ray = f"{sys.prefix}/bin/ray"
     refused = rack.hosts.login(0, f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={'1' * 64} {ray} list nodes")
     assert refused.returncode != 0 and "authent" in (refused.stdout + refused.stderr).lower()
+
+    (same_folder,) = yaml.safe_load((rack.folder / "ray.yaml").read_text())["worker_setup_commands"]
+    assert rack.hosts.login(1, same_folder).returncode == 0
 
     assert "cluster lab is down" in rack("down")
     for number in (0, 1):
         assert all("sshd" in line for line in rack.hosts.on(number)), rack.hosts.on(number)
         assert not [path for path in rack.hosts.home(number).iterdir() if path.name.startswith(("ray_", ".luban"))]
     assert not rack.folder.exists() and not list(rack.shared.iterdir())
+    another = rack.hosts.login(1, same_folder)  # what a worker says whose folder has nothing of the head's in it
+    assert another.returncode != 0 and f"{rack.shared} is not the folder that the head sees" in another.stderr

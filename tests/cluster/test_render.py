@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_nodes_are_closed_to_strangers(name: str) -> None:
 def test_torch_is_installed_first_and_pinned(name: str) -> None:
     installs = [line for line in tree(name)["setup_commands"] if "pip install" in line]
     assert "torch==2.13.0" in installs[0] and all("torch" not in line for line in installs[1:])
+
+
+def test_what_is_shipped_is_all_that_pip_installs_luban_from() -> None:
+    source = Path(__file__).parents[2]
+    project = tomllib.loads((source / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]
+    folders = {packages.get("package-dir", {}).get(name, name.partition(".")[0]) for name in packages["packages"]}
+    modules = {f"{name}.py" for name in packages["py-modules"]}
+    files = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert set(ray_launcher.SHIPPED) == folders | modules | files
+    assert all((source / part).exists() for part in ray_launcher.SHIPPED)
 
 
 def test_a_worker_proves_that_it_sees_the_heads_folder() -> None:

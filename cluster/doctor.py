@@ -33,7 +33,6 @@ def needs(recipe: Recipe) -> Needs:
     here = recipe.checkpoint.store_role == "mirror"
     return Needs(
         ranks=launch.ranks,
-        ranks_per_node=launch.ranks // launch.nodes,
         gpus_per_rank=launch.gpus_per_rank,
         threads=launch.threads,
         memory=launch.memory_gb * 1e9,

@@ -95,7 +95,7 @@ def test_a_rank_that_is_stopped_most_of_the_time_is_named_as_slow(probes: Probes
         slow.send_signal(signal.SIGCONT)
         time.sleep(0.01)
     facts = probes.facts()
-    needs = Needs(ranks=3, ranks_per_node=3)
+    needs = Needs(ranks=3)
     assert not complaints(facts, needs)
     named = [verdict.found for verdict in judge(facts, needs) if verdict.check == "slow ranks"]
     assert any(found.startswith(f"rank 2 on {socket.gethostname()} ") for found in named), named

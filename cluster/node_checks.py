@@ -33,9 +33,7 @@ def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
             return
     devices = [device for node in nodes for device in node["gpus"]["devices"]]
     if not devices:
-        yield Verdict(
-            "gpus", "ok", "none on any node" + ("" if needs.gpus_per_rank else ", and the recipe asks for none")
-        )
+        yield Verdict("gpus", "ok", "none on any node, and the recipe asks for none")
         return
     models = sorted({f"{device['name']} {size(device['memory'] or 0)}" for device in devices})
     drivers = sorted({str(node["gpus"]["driver"]) for node in nodes if node["gpus"]["devices"]})

@@ -37,12 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--job", required=True, help="the name under which it was submitted")
     parser.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
-    parser.add_argument(
-        "--unrecorded",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="what a rank runs that is no trainer, and begins once",
-    )
+    what = "what each rank runs that is no trainer: it writes no attempt, and begins once"
+    parser.add_argument("--unrecorded", nargs=argparse.REMAINDER, default=[], help=what)
     arguments = parser.parse_args(argv)
     try:
         return drive(arguments.run, arguments.job, arguments.takeover, arguments.unrecorded)

@@ -8,9 +8,8 @@ The buffer is planned: 12 bytes for each fp32 element this rank owns, taken once
 second save waits for the first instead of queueing. Whatever goes wrong in a thread surfaces at the next collective
 call, on every rank. The threads run at a lower priority, where the system allows it, than the training beside them.
 
-At 99 M parameters on two ranks the step is stalled for 0.05 to 0.12 of what DeepSpeed's own save takes, which flushes
-nothing (`tests/bench/save.py`). The writing costs a core a second or more for each 600 MB: hidden where a GPU computes,
-not where the cores do.
+At 99 M parameters on two ranks the step is stalled for 0.07 to 0.17 of what DeepSpeed's own save takes, which flushes
+nothing, and all of a save takes 0.22 s of a core for each 595 MB, a fifth of DeepSpeed's (`tests/bench/README.md`).
 """
 
 import errno

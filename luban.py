@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.cluster_app import app as cluster_app
+
 app = typer.Typer(
     name="luban",
     help="Pretrain and fine-tune language models. Every token is accounted for.",
@@ -17,6 +19,7 @@ data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_he
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(cluster_app, name="cluster")
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Luban.", show_default=False)
@@ -309,6 +312,37 @@ def report(
 
 
 @app.command()
+def doctor(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    on: On = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Verdicts and the facts they come from, as JSON.")] = False,
+) -> None:
+    """Look at the machines that a recipe would run on, before they are trusted with it.
+
+    Starts as many ranks as it asks for, in the same places, for some seconds: GPUs, memory, disk, whether runs/ is
+    shared, clocks, network, versions, bandwidth, slow ranks, W&B. launch.preflight=true makes a start look by itself.
+
+    Ends with 0 where nothing failed, 1 where something would end or spoil a run, 2 for a mistake in what was asked.
+    """
+    import json
+
+    from cluster.checkup import examine
+    from cluster.doctor import document, failed, table
+    from cluster.launchers import launcher
+    from data.settings import validate
+    from trainer.recipe import RECIPES, Recipe
+
+    settings = validate(Recipe, *_tree(recipe, overrides, RECIPES, "stdlib"))
+    found = examine(settings, launcher(on), on, lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(document(found.verdicts, found.facts, found.seconds), indent=1))
+    else:
+        typer.echo(f"{table(found.verdicts)}; {found.seconds:.1f} s")
+    raise typer.Exit(1 if failed(found.verdicts) else 0)
+
+
+@app.command()
 def demo(
     short: Annotated[bool, typer.Option("--short", help="The same road in at most three minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Where datasets/ and runs/ of the demo go.")] = Path("demo"),
@@ -361,6 +395,10 @@ def _train(
     if kind == "examples" and any(recipe.ancestor is None for recipe in recipes.values()):
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     chosen.check(jobs[0])
+    if (asked := next(iter(recipes.values()))).launch.preflight:
+        from cluster.checkup import preflight
+
+        preflight(asked, chosen, on, typer.echo)
     with ExitStack() as stack:
         held = {index: stack.enter_context(hold(run, takeover)) for index, run in runs.items()}  # before any is written
         opened = {

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from trainer import jsonl
 from trainer.watchdog import WAITS
@@ -26,7 +27,18 @@ STILL = {"T": "is stopped by a signal (state T; kill -CONT would wake it)", "t":
 Ranks = Sequence[subprocess.Popen[bytes]]
 
 
-def cause(ranks: Ranks, logs: Path) -> tuple[int, str]:
+class Rank(Protocol):
+    """What is asked of a rank that may be on another machine."""
+
+    pid: int
+    """0 where it is."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        ...
+
+
+def cause(ranks: Sequence[Rank], logs: Path) -> tuple[int, str]:
     """(rank, what became of it) of the rank that fell first; to be asked as soon as one has ended with an error."""
     codes = [rank.poll() or 0 for rank in ranks]
     for number, code in enumerate(codes):

@@ -49,6 +49,8 @@ class Job:
     """What the other ranks get after one has ended well, in seconds: rank 0 may wait for W&B, and for the store."""
     takeover: bool = False
     """Its first life fences whoever holds the run."""
+    recorded: bool = True
+    """Its ranks write attempts, which say how it ended; of others it is enough that none ends with an error."""
 
     @property
     def ranks(self) -> int:

@@ -28,13 +28,22 @@ def launcher(on: str, after: str | None = None) -> Launcher:
         from cluster.on_local import Local
 
         return Local()
+    if name == "ray":
+        from cluster.on_ray import OnRay
+
+        return OnRay(detail)
     raise UserError(f"--on {on}: no such launcher; known: {KNOWN}")
 
 
 def scheduler(on: str) -> Scheduler:
     """The scheduler that a submission was handed to."""
+    name, _, detail = on.partition("=")
     if on == "slurm":
         return slurm(on, None)
+    if name == "ray":
+        from cluster.on_ray import OnRay
+
+        return OnRay(detail)
     raise UserError(f"{on} is no scheduler")
 
 

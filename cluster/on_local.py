@@ -97,6 +97,10 @@ class LocalRanks:
                 return fate.mistake(self._log(number)) or f"see {self._log(number)}"
         return None
 
+    def moved(self) -> str | None:
+        """Never: there is nowhere else."""
+        return None
+
     def signal(self, number: int) -> None:
         """Send it to those that are left."""
         for rank in self._ranks:

@@ -77,7 +77,9 @@ class Slurm:
             run=shlex.quote(folder) + task,
             python=shlex.quote(inside.python) if inside.image else host,
             supervisor=host if inside.image else '"$PYTHON"',
-            options=" --takeover" * job.takeover + " --no-requeue" * (not site.requeue),
+            options=" --takeover" * job.takeover
+            + " --no-requeue" * (not site.requeue)
+            + " --unrecorded" * (not job.recorded),
             cpus=str(_cpus(job)),
             pyxis=_pyxis(site),
             apptainer=_apptainer(job, site),

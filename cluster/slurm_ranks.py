@@ -116,6 +116,10 @@ class SlurmRanks:
                 return found
         return None
 
+    def moved(self) -> str | None:
+        """Never: a job that must go is queued again, and this turn is over."""
+        return None
+
     def signal(self, number: int) -> None:
         """Ask the ranks to save and stop."""
         if self._life is None:

@@ -68,6 +68,10 @@ class Ranks(Protocol):
         """The user's mistake that one of them ended with."""
         ...
 
+    def moved(self) -> str | None:
+        """Why the launcher itself had this life save and stop, so that another begins elsewhere; None: it didn't."""
+        ...
+
     def signal(self, number: int) -> None:
         """Pass a request to stop on to them."""
         ...
@@ -156,6 +160,9 @@ class Supervisor:
             saved = record.load(self.job.run).newest_saved()
             outcome, message = self._one_life()
             self._show(self.follower.poll)
+            if outcome in ("stopped", "fault") and not self._stop_asked() and (why := self.ranks.moved()):
+                self._say(f"{why}; the run goes on in a new group of ranks", "yellow")
+                continue
             if outcome != "fault" or self._stop_asked():
                 return self._end(outcome, message)
             failures = 1 if record.load(self.job.run).newest_saved() != saved else failures + 1
@@ -235,7 +242,10 @@ class Supervisor:
                 self.ranks.end()
             if self.held.taken() and not self._mine(self.life, record.load(self.job.run)):
                 self.ranks.end()  # before they open an attempt, by which they would fence who took over
-        return self._judge(self.life, fallen or self.ranks.fallen() or "the ranks ended without a word")
+        fallen = fallen or self.ranks.fallen()
+        if not self.job.recorded and not fallen:
+            return "done", ""
+        return self._judge(self.life, fallen or "the ranks ended without a word")
 
     def _mine(self, life: Life, history: record.History) -> record.Attempt | None:
         """The newest attempt that a life has opened."""

@@ -53,7 +53,7 @@ def hole(manifest: dict) -> None:
 
 SPANS = "spans-00000.safetensors"
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "a flipped bit": (lambda run: flipped(newest(run) / SPANS), [f"{SPANS} has another SHA-256", "origin@STEP"]),
+    "a flipped bit": (lambda run: flipped(newest(run) / SPANS), [f"{SPANS} has another digest", "origin@STEP"]),
     "no spans": (lambda run: (newest(run) / SPANS).unlink(), [f"{SPANS} cannot be read (No such file", "origin@STEP"]),
     "an edited manifest": (
         lambda run: edited(run, hole, renew=False),

@@ -172,7 +172,7 @@ def test_a_corrupt_checkpoint_is_passed_over_loudly_and_nothing_is_lost(straight
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
     text = straight.pretrain("corrupt")
-    assert f"CORRUPT CHECKPOINT passed over: {newest.name}: spans-00001.safetensors has another SHA-256" in text
+    assert f"CORRUPT CHECKPOINT passed over: {newest.name}: spans-00001.safetensors has another digest" in text
     adopted = record.load(straight.run("corrupt")).attempts[-1].start["adopts"]
     assert adopted is not None
     assert adopted != newest.name

@@ -8,7 +8,7 @@ a tensor lies in `state.json`. No pickle, no conversion.
     step-000000400.a3/                 written by attempt 3
       spans-00000.safetensors ...      one a rank
       state.json                       counters, order, schedule
-      manifest.json                    written last: every file's size and SHA-256, and which file holds which span
+      manifest.json                    written last: every file's size and XXH3-128, and which file holds which span
 
 A checkpoint *is* its manifest: every other file is written, flushed, read again and digested before the manifest
 appears; a folder without a valid one doesn't exist for any reader. Frozen weights never change and are stored once a
@@ -25,9 +25,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from data.errors import UserError
 from trainer.manifest import STATE, contradiction, file_of
-from trainer.place import Folder, Place
+from trainer.place import DIGEST, Folder, Place
 
 if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and start in half the time without torch
     from torch import Tensor
@@ -97,22 +99,27 @@ class Checkpoint:
         if folder_name(self.step, self.attempt) != self.name:
             raise CorruptCheckpoint(f"{self.name}: its manifest.json is that of {folder_name(self.step, self.attempt)}")
 
-    def problems(self, share: int = 0, shares: int = 1) -> list[str]:
-        """What differs from the manifest, by file; `share` of `shares` lets ranks divide the reading."""
+    def problems(self, share: int = 0, shares: int = 1, past_cache: bool = False) -> list[str]:
+        """What differs from the manifest, by file.
+
+        Args:
+            share: of `shares`, so that ranks can divide the reading.
+            past_cache: read what is on the disk; whoever is about to load the checkpoint wants it in the cache.
+        """
         found = []
         files = [(self.place, name, entry) for name, entry in sorted(self.manifest["files"].items())]
         if self.base:
-            files.append((self._base, self.base, {"sha256": self.base.partition(".")[0], "bytes": None}))
+            files.append((self._base, self.base, {DIGEST: self.base.partition(".")[0], "bytes": None}))
         for place, name, entry in files[share::shares]:
             try:
-                size, digest = place.digest(name)
+                size, digest = place.digest(name, past_cache)
             except OSError as error:
                 found.append(f"{self.name}: {name} cannot be read ({error.strerror or error})")
                 continue
             if entry["bytes"] not in (None, size):
                 found.append(f"{self.name}: {name} has {size} bytes instead of {entry['bytes']}")
-            elif digest != entry["sha256"]:
-                found.append(f"{self.name}: {name} has another SHA-256 than its manifest says")
+            elif digest != entry[DIGEST]:
+                found.append(f"{self.name}: {name} has another digest than its manifest says")
         return found
 
     @property
@@ -250,7 +257,7 @@ def save_frozen(run: Place | Path, weights: Mapping[str, Tensor]) -> str | None:
 
     root = Folder(run) if isinstance(run, Path) else run
     data = save({name: weights[name].contiguous().cpu() for name in sorted(weights)})
-    name = hashlib.sha256(data).hexdigest() + ".safetensors"
+    name = xxhash.xxh3_128_hexdigest(data) + ".safetensors"
     try:
         if not _holds(root.child(BASE), name):
             root.child(BASE).publish(name, data)

@@ -8,6 +8,8 @@ be read without being checked. No tensor is read for this: 300,000 spans (300 pa
 from math import prod
 from typing import Any
 
+from trainer.place import DIGEST
+
 STATE = "state.json"
 
 
@@ -32,19 +34,18 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     if manifest["base"] is not None and not isinstance(manifest["base"], str):
         return f"has {manifest['base']!r} for its base"
     files, parameters, spans = manifest["files"], manifest["parameters"], manifest["spans"]
-    odd = next((name for name, entry in files.items() if not {"bytes", "sha256"} <= entry.keys()), None)
+    odd = next((name for name, entry in files.items() if not {"bytes", DIGEST} <= entry.keys()), None)
     if odd:
         return f"lacks the size or the digest of {odd}"
     odd = min(parameters.keys() ^ spans.keys(), default=None)
     if odd:
         return f"has {odd} among its {'spans' if odd in spans else 'parameters'} alone"
-    listed = {rank for rank in range(manifest["world"]) if file_of(rank) in files}
     if STATE not in files:
         return f"doesn't list {STATE}"
     for name, pieces in spans.items():
         at, ranks = 0, set()
         for start, count, rank in sorted(pieces):
-            if rank not in listed:
+            if not 0 <= rank < counts["world"] or file_of(rank) not in files:
                 return f"has a piece of {name} in {file_of(rank)}, which it doesn't list"
             if count < 1 or rank in ranks:
                 return (
@@ -57,4 +58,6 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
             ranks.add(rank)
         if at != prod(parameters[name]):
             return f"holds {at} elements of {name} {tuple(parameters[name])}, which has {prod(parameters[name])}"
+    if len(files) - 1 != counts["world"]:  # every rank has one, beside the state
+        return f"lists {len(files) - 1} files of spans for {counts['world']} ranks"
     return None

@@ -31,7 +31,7 @@ from trainer import checkpoint, watchdog
 from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, digest_of
 from trainer.claim import Fenced
 from trainer.manifest import file_of
-from trainer.place import Folder, Place
+from trainer.place import PAGE, Folder, Place
 from trainer.span_file import bytes_of, header
 from trainer.world import World
 
@@ -82,7 +82,9 @@ class Saver:
         self.root, self.world = root, world
         self._fenced, self._sync = fenced, sync
         floats = FLOATS_PER_ELEMENT * sum(span.count for span in spans)
-        self._host = torch.empty(floats, pin_memory=world.device.type == "cuda")
+        taken = torch.empty(floats + PAGE // 4, pin_memory=world.device.type == "cuda")
+        at = -taken.data_ptr() % PAGE // 4  # whole pages, for O_DIRECT
+        self._host = taken[at : at + floats]
         self._host.zero_()  # the pages are taken now, not while a step waits
         self._now: Saving | None = None
         self._thread: threading.Thread | None = None

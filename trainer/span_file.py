@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from trainer.place import Place
+from trainer.place import PAGE, Place
 
 FLOAT = 4  # bytes
 
 
 def header(tensors: Iterable[tuple[str, int]]) -> np.ndarray:
-    """The head of a file of 1-D fp32 tensors (name, elements), whose bytes follow in this order; uint8."""
+    """The head of a file of 1-D fp32 tensors (name, elements), whose bytes follow in this order; uint8.
+
+    Whole pages, filled up with the spaces that the format allows, so that the bytes can be written with O_DIRECT.
+    """
     entries, at = {}, 0
     for name, count in tensors:
         entries[name] = {"dtype": "F32", "shape": [count], "data_offsets": [at, at + FLOAT * count]}
         at += FLOAT * count
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return np.frombuffer(struct.pack("<Q", len(text)) + text, np.uint8)
 
 

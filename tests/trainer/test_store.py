@@ -1,15 +1,19 @@
 """Places and mirrors: one protocol for a folder and a store, and a run that comes back from its store."""
 
+import errno
+import fcntl
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from data import settings
 from data.errors import UserError
@@ -20,9 +24,10 @@ from tests.ranks import alone
 from tests.trainer.saving import save
 from trainer import checkpoint, disk, mirror, place, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint, Span, folder_name
-from trainer.place import Folder, Place, Store, open_store
+from trainer.place import BLOCK, PAGE, Folder, Place, Store, open_store, page_aligned
 from trainer.recipe import Recipe
 from trainer.run import open_run
+from trainer.verify import check_run
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -52,7 +57,7 @@ def test_what_is_written_is_what_every_way_of_reading_gives(somewhere, monkeypat
     there = somewhere.child("a").child("b")
     told = there.write("data", parts)
     assert told["bytes"] == len(whole)
-    assert there.digest("data") == (told["bytes"], told["sha256"])
+    assert there.digest("data") == (told["bytes"], told["xxh3_128"])
     assert there.content("data") == whole
     assert there.holds("data") == len(whole)
     for offset, count in ((0, 17), (5, 3000), (len(whole) - 1, 1), (20, 0)):
@@ -64,6 +69,95 @@ def test_what_is_written_is_what_every_way_of_reading_gives(somewhere, monkeypat
     assert floats.tobytes() == whole[4:20]
     assert there.write("data", parts[:1])["bytes"] == 17  # a second try replaces the first
     assert there.holds("data") == 17
+
+
+def test_what_reads_back_otherwise_than_it_was_written_is_an_error(somewhere, monkeypatch):
+    """A disk or a store changes one byte after it has said that all is written: in a whole page, in the last piece."""
+    monkeypatch.setattr(place.time, "sleep", lambda seconds: None)
+    kind, size = type(somewhere._fs) if isinstance(somewhere, Store) else fsspec.AbstractFileSystem, 3 * PAGE + 100
+    read_some, read_all = os.readv, cast(Callable[..., bytes], kind.cat_file)
+    for bad in (5, size - 1):
+
+        def readv(handle: int, buffers: list[memoryview], bad: int = bad) -> int:
+            got, at = read_some(handle, buffers), os.lseek(handle, 0, os.SEEK_CUR)
+            if at - got <= bad < at:
+                buffers[0][bad - (at - got)] ^= 1
+            return got
+
+        def cat_file(files: Any, path: str, *span: int, bad: int = bad) -> bytes:
+            data = bytearray(read_all(files, path, *span))
+            data[bad] ^= 1
+            return bytes(data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "readv", readv)
+            patch.setattr(kind, "cat_file", cat_file)
+            with pytest.raises(OSError, match="data reads back"):
+                somewhere.write("data", numbers(size))
+    assert somewhere.write("data", numbers(size))["bytes"] == size
+
+
+@pytest.mark.parametrize("refusing", ["nothing", "the flag", "the write", "the memory"])
+def test_a_folder_is_written_and_reread_past_the_page_cache_unless_the_file_system_refuses(
+    tmp_path, monkeypatch, refusing
+):
+    parts = [page_aligned(2 * PAGE), page_aligned(BLOCK + 5 * PAGE), page_aligned(PAGE)[:77]]
+    for part, content in zip(parts, numbers(*map(len, parts)), strict=True):
+        part[:] = content
+    plain, readv, direct = fcntl.fcntl, os.readv, {"written": 0, "read": 0}
+
+    def switch(file: Any, command: int, *flags: int) -> int:
+        if refusing == "the flag" and command == fcntl.F_SETFL and flags[0] & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return plain(file, command, *flags)
+
+    class Raw(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            if plain(self, fcntl.F_GETFL) & os.O_DIRECT:
+                if refusing in ("the write", "the memory"):
+                    number = errno.EINVAL if refusing == "the write" else errno.EFAULT
+                    raise OSError(number, os.strerror(number))
+                direct["written"] += len(data)
+            return super().write(data)
+
+    def read(handle: int, buffers: list[memoryview]) -> int:
+        got = readv(handle, buffers)
+        direct["read"] += got if plain(handle, fcntl.F_GETFL) & os.O_DIRECT else 0
+        return got
+
+    monkeypatch.setattr(fcntl, "fcntl", switch)
+    monkeypatch.setattr(os, "readv", read)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, buffering: Raw(path, mode.replace("b", "")))
+        told = Folder(tmp_path).write("data", parts)
+    whole = b"".join(part.tobytes() for part in parts)
+    assert (tmp_path / "data").read_bytes() == whole
+    assert told == {"bytes": len(whole), "xxh3_128": xxhash.xxh3_128_hexdigest(whole)}
+    assert direct["written"] == (len(whole) - 77 if refusing == "nothing" else 0)
+    assert direct["read"] == (0 if refusing == "the flag" else len(whole))
+    before = direct["read"]
+    assert Folder(tmp_path).digest("data") == (len(whole), told["xxh3_128"])
+    assert direct["read"] == before
+    assert Folder(tmp_path).digest("data", past_cache=True) == (len(whole), told["xxh3_128"])
+    assert direct["read"] == 2 * before
+
+
+def test_verify_rereads_the_disk_and_a_start_what_it_is_about_to_load(tmp_path, monkeypatch):
+    plain, asked = Folder.digest, []
+
+    def digest(folder: Folder, name: str, past_cache: bool = False) -> tuple[int, str]:
+        asked.append(past_cache)
+        return plain(folder, name, past_cache)
+
+    run = tmp_path / "run"
+    play.attempt(run)
+    (run / "recipe.yaml").write_text(settings.dump(play.recipe()))
+    monkeypatch.setattr(Folder, "digest", digest)
+    assert next(check_run(run)).equal
+    assert len(asked) > 2 and all(asked)
+    asked.clear()
+    play.attempt(run, steps=play.STEPS + 3)
+    assert asked[0] is False
 
 
 def test_what_is_not_there_is_an_error_and_not_waited_for(somewhere, monkeypatch):
@@ -384,6 +478,20 @@ def test_what_a_file_system_does_not_promise_is_said(tmp_path, monkeypatch, kind
     monkeypatch.setattr(disk, "file_system", lambda folder: kind)
     told = disk.shortcomings(tmp_path)
     assert (not told) if said is None else (len(told) == 1 and said in told[0] and str(tmp_path) in told[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_takes_no_direct_writes_is_said(tmp_path, monkeypatch):
+    plain = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return plain(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = disk.shortcomings(tmp_path)
+    assert len(told) == 1 and "refuses O_DIRECT: its checkpoints go through the page cache" in told[0]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -106,6 +106,20 @@ def test_a_job_waits_for_another_one_and_never_comes_when_that_failed(here: Comm
     assert f"--after base: job {base} is over, and {here.run('base')} is not done" in said
 
 
+def test_a_sweep_is_one_job_array_of_runs_that_are_told_and_stopped_one_by_one(
+    here: CommandLine, slurm: Loopback
+) -> None:
+    said = here.pretrain("sweep", "--array", "optimizer.lr=[1e-3, 2e-3]", "--on", "slurm=held.yaml")
+    one, other = job_of(here, "sweep-0"), job_of(here, "sweep-1")
+    array = one.removesuffix("_0")
+    assert other == f"{array}_1"
+    assert f"submitted job {array}, with sweep-0 as {one}, sweep-1 as {other}" in said
+    assert [read_recipe(here.run(f"sweep-{index}")).optimizer.lr for index in (0, 1)] == [1e-3, 2e-3]
+    assert f"cancelled job {one} of slurm, which was queued" in here("stop", "sweep-0")
+    assert re.search(rf"job +{one} of slurm, submitted .*: over before it began", here("status", "sweep-0"))
+    assert re.search(rf"job +{other} of slurm, submitted .*: queued", here("status", "sweep-1"))
+
+
 @pytest.mark.parametrize(
     ("launch", "site", "said"),
     [

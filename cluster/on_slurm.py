@@ -100,13 +100,19 @@ class Slurm:
             )
         there = slurm_fit.nodes(ask("sinfo", "--noheader", "--exact", "--format", slurm_fit.FORMAT))
         found = slurm_fit.problems(job, self.site, there)
-        partition = self.site.partition or next((node.partition for node in there if node.default), None)
+        partition = slurm_fit.partition_of(self.site, there)
         if partition in {node.partition for node in there}:
             found += slurm_fit.limits(job, self.site, ask("scontrol", "show", "partition", partition, "--oneliner"))
         if found:
             raise UserError("Slurm would never run it:\n  " + "\n  ".join(found))
         text = self.render(job)
-        ask("sbatch", "--test-only", text=text, environment=_environment(text))
+        try:
+            ask("sbatch", "--test-only", text=text, environment=_environment(text))
+        except Refused:
+            waits = slurm_fit.too_few_up(job, self.site, there)
+            if waits is None:
+                raise
+            print(waits)  # which sbatch itself takes for no reason to refuse a job
 
     def submit(self, job: Job, held: Hold) -> int:
         """Hand it over; returns 0. Raises UserError where Slurm refuses it, or the folder can't be written."""

@@ -76,8 +76,10 @@ def _from_a_run_that_had_no_checkpoint_yet(here: CommandLine) -> None:
 
 
 def test_a_queued_job_is_told_respected_taken_over_and_cancelled(here: CommandLine, slurm: Loopback) -> None:
+    here.environment |= {"SBATCH_JOB_NAME": "other", "SLURM_JOB_ID": "1"}
     here.pretrain("queued", "--on", "slurm=held.yaml")
     first = job_of(here, "queued")
+    assert slurm.job(first)["JobName"] == "queued"  # as the script says
     assert re.search(rf"job +{first} of slurm, submitted .*: queued \(JobHeldUser\)", here("status", "queued"))
     recipe = (here.run("queued") / "recipe.yaml").read_text()
     for on in ("slurm=held.yaml", "local"):
@@ -141,6 +143,19 @@ def test_what_slurm_would_never_run_is_said_before_it_is_submitted(
     with pytest.raises(UserError) as raised:
         launcher(f"slurm={tmp_path}/site.yaml").check(job)
     assert said in str(raised.value)
+
+
+def test_a_job_may_wait_for_nodes_that_are_down(
+    slurm: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text("shared: true\n")
+    job = training_job(tmp_path / "run", Recipe(launch=Launch(nodes=2, ranks=2)))
+    slurm("scontrol", "update", "nodename=n[1-3]", "state=drain", "reason=test")
+    try:
+        launcher(f"slurm={tmp_path}/site.yaml").check(job)
+    finally:
+        slurm("scontrol", "update", "nodename=n[1-3]", "state=resume")
+    assert "needs 2 nodes, and of those that could run it 1 are up (" in capsys.readouterr().out
 
 
 def test_a_refused_run_leaves_nothing_behind_and_ends_with_2(here: CommandLine) -> None:

@@ -34,6 +34,12 @@ After = Annotated[
     str | None,
     typer.Option("--after", help="With --on slurm: begin when this job, or this run's job, has ended well."),
 ]
+Array = Annotated[
+    str | None,
+    typer.Option(
+        "--array", help="With --on slurm: a run NAME-0, NAME-1 ... for each value of KEY=[V,V...], as one job array."
+    ),
+]
 Takeover = Annotated[
     bool,
     typer.Option("--takeover", help="Take the run from whoever runs it, at once: what that start still does is void."),
@@ -104,6 +110,7 @@ def pretrain(
     ] = None,
     on: On = "local",
     after: After = None,
+    array: Array = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -115,7 +122,7 @@ def pretrain(
 
     Ends with 0 done, 2 a mistake in what was asked, 75 stopped early and resumable, 1 a fault.
     """
-    _train("stdlib", recipe, overrides, source, on, after, show, dry_run, takeover)
+    _train("stdlib", recipe, overrides, source, on, after, array, show, dry_run, takeover)
 
 
 @app.command()
@@ -127,6 +134,7 @@ def finetune(
     ] = None,
     on: On = "local",
     after: After = None,
+    array: Array = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -135,7 +143,7 @@ def finetune(
 
     Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
     """
-    _train("docstrings", recipe, overrides, source, on, after, show, dry_run, takeover, kind="examples")
+    _train("docstrings", recipe, overrides, source, on, after, array, show, dry_run, takeover, kind="examples")
 
 
 @app.command()
@@ -347,52 +355,85 @@ def demo(
 
 def _train(
     default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, after: str | None,
-    show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
+    array: str | None, show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
+    from contextlib import ExitStack
+
     from data import settings
     from data.errors import UserError
     from trainer.recipe import RECIPES, Recipe
-    from trainer.run import changes, finished, open_run, place, with_ancestor
+    from trainer.run import place, with_ancestor
 
     tree, label = _tree(name, overrides, RECIPES, default)
     plain = settings.validate(Recipe, tree, label)
-    run = place(plain, Path(name) if name else None)
-    recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
+    given, later = set(settings.given(tree)), after is not None
+    plains = {0: plain}
+    if array is not None:
+        from cluster.sweep import elements
+
+        plains = {
+            index: settings.validate(Recipe, one, f"element {index} of --array {array}")
+            for index, one in enumerate(elements(tree, array, plain.name))
+        }
+        given.add(array.partition("=")[0])
+    runs = {index: place(one, Path(name) if name and array is None else None) for index, one in plains.items()}
+    recipes = {index: with_ancestor(one, runs[index], source, given, later) for index, one in plains.items()}
     if show:
-        typer.echo(settings.manual(recipe), nl=False)
+        for recipe in recipes.values():
+            typer.echo(settings.manual(recipe), nl=False)
         return
     from cluster.hold import hold
     from cluster.job import training_job
-    from cluster.launchers import launcher
-    from cluster.standing import refuse_if_submitted
-    from trainer.mirror import restore
+    from cluster.launchers import launcher, slurm
 
-    chosen, job = launcher(on, after), training_job(run, recipe, takeover)
+    sweep = slurm(on, after) if array is not None else None
+    chosen = sweep or launcher(on, after)
+    jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in recipes.items()}
     if dry_run:
-        typer.echo(chosen.render(job), nl=False)
+        typer.echo(sweep.render_array(jobs) if sweep else chosen.render(jobs[0]), nl=False)
         return
-    if kind == "examples" and recipe.ancestor is None:
+    if kind == "examples" and any(recipe.ancestor is None for recipe in recipes.values()):
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    chosen.check(job)
-    if recipe.launch.preflight:
+    chosen.check(jobs[0])
+    if (asked := next(iter(recipes.values()))).launch.preflight:
         from cluster.checkup import preflight
 
-        preflight(recipe, chosen, on, typer.echo)
-    with hold(run, takeover) as held:  # before anything of the run is written
-        if over := refuse_if_submitted(run, takeover):
-            typer.echo(over)
-        if restore(recipe, run):
-            typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
-            recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
-            job = training_job(run, recipe, takeover)
-        changed = changes(recipe, run)
-        open_run(recipe, run, kind, takeover)
-        if done := finished(run):
-            typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
+        preflight(asked, chosen, on, typer.echo)
+    with ExitStack() as stack:
+        held = {index: stack.enter_context(hold(run, takeover)) for index, run in runs.items()}  # before any is written
+        opened = {
+            index: recipe
+            for index, one in plains.items()
+            if (recipe := _open(one, recipes[index], runs[index], source, given, later, kind, takeover))
+        }
+        jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in opened.items()}
+        if not jobs:
             return
-        if changed:
-            typer.echo(f"goes on with {', '.join(changed)}")
-        raise typer.Exit(chosen.submit(job, held))
+        raise typer.Exit(sweep.submit_array(jobs) if sweep else chosen.submit(jobs[0], held[0]))
+
+
+def _open(
+    plain: Any, recipe: Any, run: Path, source: str | None, given: set[str], later: bool, kind: str | None,
+    takeover: bool,
+) -> Any:  # fmt: skip
+    """Write or accept the folder of a run that is held; returns its recipe, or None where it is done."""
+    from cluster.standing import refuse_if_submitted
+    from trainer.mirror import restore
+    from trainer.run import changes, finished, open_run, with_ancestor
+
+    if over := refuse_if_submitted(run, takeover):
+        typer.echo(over)
+    if restore(recipe, run):
+        typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
+        recipe = with_ancestor(plain, run, source, given, later)
+    changed = changes(recipe, run)
+    open_run(recipe, run, kind, takeover)
+    if done := finished(run):
+        typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
+        return None
+    if changed:
+        typer.echo(f"goes on with {', '.join(changed)}")
+    return recipe
 
 
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:

@@ -10,6 +10,7 @@ Two seconds to see a node dead instead of fourteen: tests are to take minutes, n
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -82,9 +83,14 @@ class RayCluster:
         user = ["--user", "--preserve-credentials"] if self._user else []
         return ["nsenter", "--target", str(self._inside), *user, "--net", "--pid", "--mount", "--wdns=.", *argv]
 
-    def add(self, number: int, gpus: int = 1, cpus: int = 1) -> None:
-        """Have a node at 127.0.0.NUMBER join; returns when the cluster counts it."""
-        self._start(number, "--address=127.0.0.1:6379", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+    def add(self, number: int, gpus: int = 1, blind: Path | None = None) -> None:
+        """Have a node at 127.0.0.NUMBER join; returns when the cluster counts it.
+
+        Args:
+            blind: a folder of which this node has another one than the others.
+        """
+        words = ["--address=127.0.0.1:6379", f"--num-cpus={gpus}", f"--num-gpus={gpus}"]
+        self._start(number, *words, blind=blind)
         wait(lambda: self.address(number) in self.alive(), 90, f"node {number}")
 
     def kill(self, number: int) -> None:
@@ -157,14 +163,19 @@ class RayCluster:
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.close()
 
-    def _start(self, number: int, *words: str) -> None:
+    def kill_inside(self, pid: int) -> None:
+        """SIGKILL a process by the number that it has in the namespace."""
+        subprocess.run(self.inside("kill", "-KILL", str(pid)), check=True)
+
+    def _start(self, number: int, *words: str, blind: Path | None = None) -> None:
+        argv = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={self.address(number)}", *words, *SMALL]
+        if blind:
+            cover = f"mount -t tmpfs none {shlex.quote(str(blind))} && exec {shlex.join(argv)}"
+            argv = ["unshare", "--mount", "sh", "-c", cover]
         with (self.folder / f"node-{number}.log").open("ab") as log:
             self._nodes[number] = subprocess.Popen(
-                self.inside(
-                    str(BIN / "ray"), "start", "--block", f"--node-ip-address={self.address(number)}", *words, *SMALL
-                ),
-                env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                cwd=self.folder,
+                self.inside(*argv), env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
     def _processes(self, number: int) -> list[psutil.Process]:

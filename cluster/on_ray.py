@@ -49,6 +49,10 @@ class OnRay:
     def check(self, job: Job) -> None:
         """Raises UserError where the cluster is out of reach, refuses the token, or can't have room for the job."""
         self._dashboard.check_version()
+        if self._dashboard.is_open():
+            print(
+                f"beware: the Ray cluster at {self._dashboard.address} runs code for anybody, with or without a token"
+            )
         if problem := shortage(job, self._dashboard.nodes()):
             if not self._dashboard.grows():
                 raise UserError(f"the Ray cluster at {self._dashboard.address} {problem}")

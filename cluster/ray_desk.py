@@ -89,7 +89,7 @@ class Desk:
             The life; or "leave", where the group is to be replaced by another; or "over".
         """
         if self._life and self._group not in (None, group):
-            await self.lose("Ray Train replaced the workers")
+            await self.lose("a worker died, and Ray Train replaced the group")
         while not (self._closed or group in self._leaving or (self._life and self._group is None and not self._ended)):
             await self._wait()
         if self._closed:

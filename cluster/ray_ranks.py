@@ -36,6 +36,7 @@ class RayRanks:
         self._fit: threading.Thread | None = None
         self._fallen: str | None = None
         self._ended, self._tell_at = True, 0.0
+        self._nodes: dict[str, str] = {}
 
     def start(self, life: Life) -> None:
         """Lay the life on the desk; workers take it as soon as there are enough."""
@@ -46,6 +47,7 @@ class RayRanks:
         ray.get(self._desk.begin.remote(order))
         self._life, self._fallen, self._ended = life, None, False
         self._tell_at = time.monotonic() + TELL_S
+        self._nodes = _nodes()
         self._look(now=True)
         if self._fit is None or not self._fit.is_alive():
             self._fit = threading.Thread(target=self._run, name="ray-train", daemon=True)
@@ -76,7 +78,8 @@ class RayRanks:
             rank, what = fate.cause(ranks, self._life.logs)
             self._fallen = f"rank {rank} {what} (see {self._life.logs / f'rank-{rank}.log'})"
         if self._fallen is None and sight.lost:
-            self._fallen = sight.lost
+            gone = sorted(set(self._nodes.values()) - set(_nodes().values()))
+            self._fallen = f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         return self._fallen
 
     def mistake(self) -> str | None:
@@ -156,6 +159,13 @@ class RayRanks:
             self._call("lose", why)
         except Exception:
             logger.debug("the desk is gone, and the job with it", exc_info=True)
+
+
+def _nodes() -> dict[str, str]:
+    """Id -> address of the nodes that are there."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 class _Rank:

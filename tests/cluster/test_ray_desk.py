@@ -49,7 +49,7 @@ def test_a_life_is_taken_once_and_a_group_in_another_s_place_ends_it() -> None:
         await desk.begin(FIRST)
         assert await desk.take("a", 2) == FIRST
         taking = await waits(desk.take("b", 1))
-        assert (await desk.look()).lost == "Ray Train replaced the workers"
+        assert (await desk.look()).lost == "a worker died, and Ray Train replaced the group"
         await desk.begin(SECOND)
         assert await soon(taking) == SECOND
         await desk.ended("first", 0, End(0))  # a late word of the one before

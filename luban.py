@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.cluster_app import app as cluster_app
+
 app = typer.Typer(
     name="luban",
     help="Pretrain and fine-tune language models. Every token is accounted for.",
@@ -17,6 +19,7 @@ data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_he
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(cluster_app, name="cluster")
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes with Luban.", show_default=False)
@@ -141,8 +144,30 @@ def evaluate(
     dataset: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
     generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
+    on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
+    after: After = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples."""
+    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples.
+
+    With --on slurm it is a job of its own, and what it prints goes to the run's logs.
+    """
+    if on != "local" or after is not None:
+        from cluster.job import command_job
+        from cluster.launchers import slurm
+        from trainer.run import Source, read_recipe
+
+        chosen, source = slurm(on, after), Source.parse(run)
+        if chosen.after is None:
+            source.checkpoint()
+        words = ["evaluate", f"{source.run.absolute()}{f'@{source.point}' if source.point else ''}"]
+        words += ["--dataset", str(dataset.absolute())] if dataset else []
+        words += ["--rows", str(rows), "--generations", str(generations)]
+        job = command_job(source.run, read_recipe(source.run), tuple(words))
+        if dry_run:
+            typer.echo(chosen.render_command(job), nl=False)
+            return
+        raise typer.Exit(chosen.submit_command(job))
     from trainer.scores import evaluate_run
 
     typer.echo(evaluate_run(run, dataset, rows, generations))
@@ -279,6 +304,37 @@ def report(
 
 
 @app.command()
+def doctor(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    on: On = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Verdicts and the facts they come from, as JSON.")] = False,
+) -> None:
+    """Look at the machines that a recipe would run on, before they are trusted with it.
+
+    Starts as many ranks as it asks for, in the same places, for some seconds: GPUs, memory, disk, whether runs/ is
+    shared, clocks, network, versions, bandwidth, slow ranks, W&B. launch.preflight=true makes a start look by itself.
+
+    Ends with 0 where nothing failed, 1 where something would end or spoil a run, 2 for a mistake in what was asked.
+    """
+    import json
+
+    from cluster.checkup import examine
+    from cluster.doctor import document, failed, table
+    from cluster.launchers import launcher
+    from data.settings import validate
+    from trainer.recipe import RECIPES, Recipe
+
+    settings = validate(Recipe, *_tree(recipe, overrides, RECIPES, "stdlib"))
+    found = examine(settings, launcher(on), on, lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(document(found.verdicts, found.facts, found.seconds), indent=1))
+    else:
+        typer.echo(f"{table(found.verdicts)}; {found.seconds:.1f} s")
+    raise typer.Exit(1 if failed(found.verdicts) else 0)
+
+
+@app.command()
 def demo(
     short: Annotated[bool, typer.Option("--short", help="The same road in at most three minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Where datasets/ and runs/ of the demo go.")] = Path("demo"),
@@ -318,6 +374,10 @@ def _train(
     if kind == "examples" and recipe.ancestor is None:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     chosen.check(job)
+    if recipe.launch.preflight:
+        from cluster.checkup import preflight
+
+        preflight(recipe, chosen, on, typer.echo)
     with hold(run, takeover) as held:  # before anything of the run is written
         if over := refuse_if_submitted(run, takeover):
             typer.echo(over)

@@ -49,6 +49,8 @@ class Job:
     """What the other ranks get after one has ended well, in seconds: rank 0 may wait for W&B, and for the store."""
     takeover: bool = False
     """Its first life fences whoever holds the run."""
+    recorded: bool = True
+    """Its ranks write attempts, which say how it ended; of others it is enough that none ends with an error."""
 
     @property
     def ranks(self) -> int:
@@ -74,6 +76,20 @@ class Launcher(Protocol):
         over to a scheduler writes the run's `Submission` and returns 0.
         """
         ...
+
+
+def command_job(run: Path, recipe: Recipe, words: tuple[str, ...]) -> Job:
+    """The job of one of Luban's own commands on a run, in one process that has what one rank had."""
+    launch = recipe.launch
+    return Job(
+        argv=(sys.executable, "-P", "-m", "luban", *words),
+        run=run,
+        steps=0,
+        cpus_per_rank=launch.threads,
+        gpus_per_rank=launch.gpus_per_rank,
+        memory_gb=launch.memory_gb,
+        environment=(("OMP_NUM_THREADS", str(launch.threads)),),
+    )
 
 
 def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:

@@ -21,7 +21,7 @@ def launcher(on: str, after: str | None = None) -> Launcher:
     """
     name, _, detail = on.partition("=")
     if name == "slurm":
-        return _slurm(Path(detail) if detail else None, after)
+        return slurm(on, after)
     if after is not None:
         raise UserError(f"--after {after}: only --on slurm lets a job wait for another one")
     if name == "local" and not detail:
@@ -39,7 +39,7 @@ def scheduler(on: str) -> Scheduler:
     """The scheduler that a submission was handed to."""
     name, _, detail = on.partition("=")
     if on == "slurm":
-        return _slurm(None, None)
+        return slurm(on, None)
     if name == "ray":
         from cluster.on_ray import OnRay
 
@@ -47,8 +47,12 @@ def scheduler(on: str) -> Scheduler:
     raise UserError(f"{on} is no scheduler")
 
 
-def _slurm(site: Path | None, after: str | None) -> "Slurm":
+def slurm(on: str, after: str | None) -> "Slurm":
+    """The Slurm that `--on` means. Raises UserError where it means something else."""
     from cluster.on_slurm import Slurm, job_of
     from cluster.slurm_site import read_site
 
-    return Slurm(read_site(site), job_of(after) if after else None)
+    name, _, site = on.partition("=")
+    if name != "slurm":
+        raise UserError(f"--on {on}: this command runs here, or as a job of its own with --on slurm[=SITE.yaml]")
+    return Slurm(read_site(Path(site) if site else None), job_of(after) if after else None)

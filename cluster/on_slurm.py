@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cluster import slurm_fit, submission
@@ -47,13 +47,21 @@ class Slurm:
         return fill(
             "train.sbatch",
             what=f"the run {job.run.name}",
-            directives="\n".join(f"#SBATCH {line}" for line in self._directives(job)),
+            directives=_lines(
+                self._whither(job.run.name, job.run, "slurm"),
+                self._resources(job),
+                [f"--signal=B:USR1@{site.lead_s}", "--requeue" if site.requeue else "--no-requeue"],
+                ["--no-kill"] * (job.min_ranks < job.ranks),
+                self._rest(),
+            ),
             modules=f"module load {shlex.join(site.modules)}" if site.modules else "",
             environment="\n".join(_exports(job, site)),
             run=shlex.quote(str(job.run.absolute())),
             python=shlex.quote(inside.python) if inside.image else host,
             supervisor=host if inside.image else '"$PYTHON"',
-            options=" --takeover" * job.takeover + " --no-requeue" * (not site.requeue),
+            options=" --takeover" * job.takeover
+            + " --no-requeue" * (not site.requeue)
+            + " --unrecorded" * (not job.recorded),
             cpus=str(_cpus(job)),
             pyxis=_pyxis(job, site),
             apptainer=_apptainer(job, site),
@@ -114,33 +122,62 @@ class Slurm:
         """End a job, begun or not. Raises UserError where Slurm doesn't answer."""
         ask("scancel", id)
 
-    def _directives(self, job: Job) -> Iterator[str]:
-        """The options of sbatch."""
-        site = self.site
-        yield f"--job-name={job.run.name}"
-        yield f"--output={_directive(str(job.run.absolute() / 'logs'))}/slurm-%j.log"
+    def render_command(self, job: Job) -> str:
+        """The batch script of one command on one node, which is no rank and needs no supervisor."""
+        site, inside = self.site, self.site.container
+        name = job.argv[job.argv.index("luban") + 1]
+        return fill(
+            "command.sbatch",
+            what=f"luban {name} of the run {job.run.name}",
+            directives=_lines(
+                self._whither(f"{name}-{job.run.name}", job.run, name), self._resources(job), self._rest()
+            ),
+            modules=f"module load {shlex.join(site.modules)}" if site.modules else "",
+            environment="\n".join(_exports(job, site)),
+            python=shlex.quote(inside.python if inside.image else site.python or sys.executable),
+            cpus=str(_cpus(job)),
+            pyxis=_pyxis(job, site),
+            apptainer=_apptainer(job, site).replace('"$RUN"', shlex.quote(str(job.run.absolute()))),
+            words=shlex.join(job.argv[1:]),
+        )
+
+    def submit_command(self, job: Job) -> int:
+        """Hand such a command over; returns 0. Raises UserError where Slurm refuses it."""
+        self.check(job)
+        text = self.render_command(job)
+        id = _submitted(ask("sbatch", "--parsable", text=text, environment=_environment(text)))
+        log = re.findall(r"^#SBATCH --output=(.*)$", text, re.MULTILINE)[0].replace("%j", id)
+        print(f"submitted job {id}, {state(id) or 'over'}; what it prints goes to {log}")
+        return DONE
+
+    def _whither(self, name: str, run: Path, log: str) -> Iterator[str]:
+        """Options of sbatch: what it is, where its output goes, and where it is queued."""
+        yield f"--job-name={name}"
+        yield f"--output={_directive(str(run.absolute() / 'logs'))}/{log}-%j.log"
         yield "--open-mode=append"
-        for name in ("partition", "account", "qos", "constraint"):
-            if (value := getattr(site, name)) is not None:
-                yield f"--{name}={value}"
+        for setting in ("partition", "account", "qos", "constraint"):
+            if (value := getattr(self.site, setting)) is not None:
+                yield f"--{setting}={value}"
+
+    def _resources(self, job: Job) -> Iterator[str]:
+        """Options of sbatch: how much it asks for."""
         yield f"--nodes={job.nodes}"
         yield "--ntasks-per-node=1"
         yield f"--cpus-per-task={_cpus(job)}"
         if job.gpus_per_rank:
-            yield f"--gres={site.gres}:{job.gpus_per_rank * job.ranks_per_node}"
+            yield f"--gres={self.site.gres}:{job.gpus_per_rank * job.ranks_per_node}"
         if job.memory_gb:
             yield f"--mem={slurm_fit.memory_mib(job)}M"
         if limit := time_limit(job):
             yield f"--time={limit}"
-        yield f"--signal=B:USR1@{site.lead_s}"
-        yield "--requeue" if site.requeue else "--no-requeue"
-        if job.min_ranks < job.ranks:
-            yield "--no-kill"
+
+    def _rest(self) -> Iterator[str]:
+        """Options of sbatch: what it waits for, and what else a site wants."""
         if self.after:
             yield f"--dependency=afterok:{self.after}"
             yield "--kill-on-invalid-dep=yes"
         yield "--export=ALL"
-        yield from site.sbatch
+        yield from self.site.sbatch
 
 
 def time_limit(job: Job) -> int:
@@ -175,6 +212,10 @@ def fill(template: str, **values: str) -> str:
         if filled or not line:
             lines.append(filled)
     return "\n".join(lines) + "\n"
+
+
+def _lines(*options: Iterable[str]) -> str:
+    return "\n".join(f"#SBATCH {option}" for group in options for option in group)
 
 
 def _cpus(job: Job) -> int:
@@ -217,7 +258,7 @@ def _apptainer(job: Job, site: Site) -> str:
         return ""
     words = ["apptainer", "exec", *["--nv"] * bool(job.gpus_per_rank)]
     words += [word for mount in _mounts(job, site) for word in ("--bind", mount)]
-    return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " "
+    return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " \\\n      "
 
 
 def _directive(value: str) -> str:

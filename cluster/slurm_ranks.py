@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from cluster import fate
 from cluster.job import Job
@@ -30,6 +31,11 @@ from trainer.signals import request
 LOOK_S = 1.0  # between two looks at the record: its file system is shared
 END_S = 30.0  # for a step to be gone that was killed
 LOG = "srun.log"
+STALE = (
+    "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS",
+    "SLURM_TASKS_PER_NODE",
+)  # fmt: skip
+"""What srun would take from the environment of the allocation as it began."""
 ROOT = re.compile(r"Root Cause.*?rank\s*: (\d+) \(local_rank: \d+\).*?exitcode\s*: (-?\d+) ", re.DOTALL)
 NODE = re.compile(r"^srun: error: (.*?(?:Node failure on|NODE FAILURE|DUE TO NODE).*)$", re.MULTILINE)
 
@@ -96,7 +102,8 @@ class SlurmRanks:
     def fallen(self) -> str | None:
         """Which fell first and why, once the step has ended with an error."""
         if self._fallen is None and self._life and self._step and self._step.poll():
-            self._fallen = self._cause(self._step.returncode)
+            said = (self._life.logs / LOG).read_bytes()[self._said_from :].decode("utf-8", "replace")
+            self._fallen = cause(said, self._step.returncode, self._life.logs, self._began)
         return self._fallen
 
     def mistake(self) -> str | None:
@@ -161,26 +168,26 @@ class SlurmRanks:
             self._tell(self._untold)
             self._untold = None
 
-    def _cause(self, code: int) -> str:
-        """Who fell first and why, in words."""
-        assert self._life
-        text = (self._life.logs / LOG).read_bytes()[self._said_from :].decode("utf-8", "replace")
-        if found := NODE.search(text):
-            return found[1]
-        first = fate.first_said(self._life.logs, self._began)
-        roots = [(int(rank), int(exit_code)) for rank, exit_code in ROOT.findall(text)]
-        for rank, exit_code in roots:
-            if exit_code < 0 and exit_code != -signal.SIGTERM:
-                return f"rank {rank} was killed by {signal.Signals(-exit_code).name} (see {self._life.logs})"
-        if first:
-            return f"rank {first[0]}: {first[1]} (see {self._life.logs}/rank-{first[0]}.log)"
-        lines = [line for line in text.splitlines() if line.strip()]
-        last = next((line for line in reversed(lines) if line.startswith("srun: error:")), (lines or ["nothing"])[-1])
-        return f"srun ended with {code}, and its last word was {last!r} (see {self._life.logs}/{LOG})"
 
+def cause(said: str, code: int, logs: Path, since: float) -> str:
+    """Who fell first in a life and why, in words.
 
-STALE = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS",
-         "SLURM_TASKS_PER_NODE")  # of the allocation as it began  # fmt: skip
+    Args:
+        said: what srun and the torchruns have said.
+        code: srun's exit code.
+        logs: where the ranks' logs lie.
+        since: Unix time at which the life began.
+    """
+    if found := NODE.search(said):
+        return found[1]
+    for rank, exit_code in ROOT.findall(said):
+        if int(exit_code) < 0 and int(exit_code) != -signal.SIGTERM:  # by TERM a torchrun ends the others
+            return f"rank {rank} was killed by {signal.Signals(-int(exit_code)).name} (see {logs})"
+    if first := fate.first_said(logs, since):
+        return f"rank {first[0]}: {first[1]} (see {logs}/rank-{first[0]}.log)"
+    lines = [line for line in said.splitlines() if line.strip()] or ["nothing"]
+    last = next((line for line in reversed(lines) if line.startswith("srun: error:")), lines[-1])
+    return f"srun ended with {code}, and its last word was {last!r} (see {logs}/{LOG})"
 
 
 def _steps() -> list[str]:

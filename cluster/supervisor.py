@@ -242,7 +242,10 @@ class Supervisor:
                 self.ranks.end()
             if self.held.taken() and not self._mine(self.life, record.load(self.job.run)):
                 self.ranks.end()  # before they open an attempt, by which they would fence who took over
-        return self._judge(self.life, fallen or self.ranks.fallen() or "the ranks ended without a word")
+        fallen = fallen or self.ranks.fallen()
+        if not self.job.recorded and not fallen:
+            return "done", ""
+        return self._judge(self.life, fallen or "the ranks ended without a word")
 
     def _mine(self, life: Life, history: record.History) -> record.Attempt | None:
         """The newest attempt that a life has opened."""

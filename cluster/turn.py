@@ -12,12 +12,13 @@ respected, and so is a newer submission of the run.
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--takeover", action="store_true", help="the first turn fences whoever holds the run")
     parser.add_argument("--no-requeue", action="store_true", help="end with 75 where the job would be queued again")
+    parser.add_argument("--unrecorded", action="store_true", help="the ranks write no attempts, and begin once")
     parser.add_argument("command", nargs="+", help="starts the ranks of a life: srun ...")
     arguments = parser.parse_args()
     from cluster.slurm_client import ask
@@ -88,7 +90,9 @@ def main() -> int:
     allocation = None
     try:
         allocation = Allocation.here()
-        code, again = take(arguments.run, arguments.command, allocation, arguments.takeover, asked)
+        code, again = take(
+            arguments.run, arguments.command, allocation, arguments.takeover, asked, not arguments.unrecorded
+        )
         if again and arguments.no_requeue:
             print("the site file says requeue: false; the same command goes on", flush=True)
             again = False
@@ -103,17 +107,30 @@ def main() -> int:
         except UserError as error:
             print(f"luban: cannot queue the job again: {error}", file=sys.stderr, flush=True)
     elif allocation and code:
-        with suppress(UserError):  # whatever a site requeues by itself (RequeueExit, a node that fails now): not this
-            ask("scontrol", "update", f"JobId={allocation.number}", "Requeue=0")
+        with suppress(UserError):
+            if code in requeued_codes(ask("scontrol", "show", "config")):
+                print(f"this site queues jobs again that end with {code} (RequeueExit): it is cancelled", flush=True)
+                ask("scancel", allocation.number)
+                time.sleep(QUEUED_S)
     return code
 
 
-def take(run: Path, command: list[str], allocation: Allocation, takeover: bool, asked: Asked) -> tuple[int, bool]:
+def requeued_codes(config: str) -> set[int]:
+    """Exit codes after which Slurm queues a job again by itself, from `scontrol show config`."""
+    lists = re.findall(r"^RequeueExit(?:Hold)?\s*= ([\d,-]+)$", config, re.MULTILINE)
+    ranges = [part.partition("-") for text in lists for part in text.split(",")]
+    return {code for low, _, high in ranges for code in range(int(low), int(high or low) + 1)}
+
+
+def take(
+    run: Path, command: list[str], allocation: Allocation, takeover: bool, asked: Asked, recorded: bool = True
+) -> tuple[int, bool]:
     """See the run through this turn; returns (exit code, whether the job should be queued again).
 
     Args:
         command: starts the ranks of a life.
         takeover: the job's first turn fences whoever holds the run.
+        recorded: the ranks write attempts; others have one life.
 
     Raises:
         UserError: a user's mistake, somebody else holds the run, or another job has it by now.
@@ -136,6 +153,8 @@ def take(run: Path, command: list[str], allocation: Allocation, takeover: bool, 
         own = bool(history.attempts) and str(history.attempts[-1].start.get("life")).startswith(allocation.family)
         recipe = read_recipe(run)
         job = training_job(run, recipe, takeover=(takeover and first) or (own and not first))
+        if not recorded:
+            job = replace(job, recorded=False, max_restarts=0)
         ranks = SlurmRanks(job, command)
         supervisor = Supervisor(job, held, ranks, family=allocation.family)
         supervisor.asked = asked.number

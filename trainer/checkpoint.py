@@ -99,15 +99,20 @@ class Checkpoint:
         if folder_name(self.step, self.attempt) != self.name:
             raise CorruptCheckpoint(f"{self.name}: its manifest.json is that of {folder_name(self.step, self.attempt)}")
 
-    def problems(self, share: int = 0, shares: int = 1) -> list[str]:
-        """What differs from the manifest, by file; `share` of `shares` lets ranks divide the reading."""
+    def problems(self, share: int = 0, shares: int = 1, past_cache: bool = False) -> list[str]:
+        """What differs from the manifest, by file.
+
+        Args:
+            share: of `shares`, so that ranks can divide the reading.
+            past_cache: read what is on the disk; whoever is about to load the checkpoint wants it in the cache.
+        """
         found = []
         files = [(self.place, name, entry) for name, entry in sorted(self.manifest["files"].items())]
         if self.base:
             files.append((self._base, self.base, {DIGEST: self.base.partition(".")[0], "bytes": None}))
         for place, name, entry in files[share::shares]:
             try:
-                size, digest = place.digest(name)
+                size, digest = place.digest(name, past_cache)
             except OSError as error:
                 found.append(f"{self.name}: {name} cannot be read ({error.strerror or error})")
                 continue

@@ -40,13 +40,12 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     odd = min(parameters.keys() ^ spans.keys(), default=None)
     if odd:
         return f"has {odd} among its {'spans' if odd in spans else 'parameters'} alone"
-    listed = {rank for rank in range(manifest["world"]) if file_of(rank) in files}
     if STATE not in files:
         return f"doesn't list {STATE}"
     for name, pieces in spans.items():
         at, ranks = 0, set()
         for start, count, rank in sorted(pieces):
-            if rank not in listed:
+            if not 0 <= rank < counts["world"] or file_of(rank) not in files:
                 return f"has a piece of {name} in {file_of(rank)}, which it doesn't list"
             if count < 1 or rank in ranks:
                 return (
@@ -59,4 +58,6 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
             ranks.add(rank)
         if at != prod(parameters[name]):
             return f"holds {at} elements of {name} {tuple(parameters[name])}, which has {prod(parameters[name])}"
+    if len(files) - 1 != counts["world"]:  # every rank has one, beside the state
+        return f"lists {len(files) - 1} files of spans for {counts['world']} ranks"
     return None

@@ -72,8 +72,8 @@ class Place(Protocol):
         """Fill `out` (contiguous) with the bytes of a file from `offset` on. Raises OSError where there are fewer."""
         ...
 
-    def digest(self, name: str) -> tuple[int, str]:
-        """(size in bytes, XXH3-128 in hex) of a file, read anew."""
+    def digest(self, name: str, past_cache: bool = False) -> tuple[int, str]:
+        """(size in bytes, XXH3-128 in hex) of a file, read anew; `past_cache`: from the disk, where a folder can."""
         ...
 
     def holds(self, name: str) -> int | None:
@@ -117,8 +117,7 @@ class Folder:
                 digest.update(chunk.data)
                 size += len(chunk)
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if self._digest(name, cached=False) != (size, digest.hexdigest()):
+        if self.digest(name, past_cache=True) != (size, digest.hexdigest()):
             raise OSError(errno.EIO, f"{name} reads back with other bytes than were written")
         return {"bytes": size, DIGEST: digest.hexdigest()}
 
@@ -141,18 +140,17 @@ class Folder:
         with (self.path / name).open("rb", buffering=0) as file:
             _fill(file.fileno(), offset, out.view(np.uint8).reshape(-1), name)
 
-    def digest(self, name: str) -> tuple[int, str]:
-        return self._digest(name, cached=True)  # whoever checks a file is about to read it
-
-    def _digest(self, name: str, cached: bool) -> tuple[int, str]:
+    def digest(self, name: str, past_cache: bool = False) -> tuple[int, str]:
         digest, size, block = xxhash.xxh3_128(), 0, page_aligned(BLOCK)
         with (self.path / name).open("rb", buffering=0) as file:
 
             def read() -> int:
                 return os.readv(file.fileno(), [block.data])
 
+            if past_cache:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             direct = _Direct(file)
-            while got := read() if cached else direct(size, block, read):
+            while got := direct(size, block, read) if past_cache else read():
                 digest.update(block[:got].data)
                 size += got
         return size, digest.hexdigest()
@@ -225,7 +223,7 @@ class Store:
                 raise OSError(errno.EIO, f"{name} ends too early in {self}")
             flat[start:stop] = np.frombuffer(data, np.uint8)
 
-    def digest(self, name: str) -> tuple[int, str]:
+    def digest(self, name: str, past_cache: bool = False) -> tuple[int, str]:
         size = self.holds(name)
         if size is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

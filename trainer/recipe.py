@@ -183,6 +183,9 @@ class Launch(Section):
     """Wait before the first restart, in seconds; doubled at each further one, a minute at most."""
     stop_after_minutes: Free[float] = Field(default=0.0, ge=0)
     """Save and stop (exit code 75) when one start of the run has lasted so long, in minutes; 0: no budget."""
+    preflight: Free[bool] = False
+    """Look at the machines first, as `luban doctor` does but without speeds, and start nothing where something would
+    end or spoil the run. With Slurm or Ray that is a short job of its own."""
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> Self:

@@ -207,18 +207,29 @@ def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | 
     if not found and not recipe.ancestor:
         initialize(model, recipe.seed, recipe.model)
     parameters = dict(model.named_parameters())
-    if recipe.ancestor and not found and set(weights) != set(parameters):
-        odd = sorted(set(weights) ^ set(parameters))
-        raise UserError(f"{recipe.ancestor} is of another model: it and this one don't share {odd[0]}")
+    still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
+    if found:
+        _refuse_other_weights(str(found.place), weights, still)
+    elif recipe.ancestor:
+        _refuse_other_weights(recipe.ancestor, weights, {name: each.data for name, each in parameters.items()})
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     if found and found.base is None:
         return None
-    still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.gather(name)[0]
+
+
+def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Raise UserError unless `weights` are just those `wanted`: what is missing would stay uninitialized memory."""
+    for name in sorted({*weights, *wanted}):
+        held, shape = (tuple(each[name].shape) if name in each else None for each in (weights, wanted))
+        if held is None or shape is None:
+            raise UserError(f"{origin} is of another model: it and this one don't share {name}")
+        if held != shape:
+            raise UserError(f"{origin} holds {name} as {held}, the model wants {shape}: it is of another model")
 
 
 def _ancestry(ancestor: str) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
 
 def _checkpoint_problems(place: Place) -> list[str]:
     try:
-        return Checkpoint(place).problems()
+        return Checkpoint(place).problems(past_cache=True)
     except CorruptCheckpoint as error:
         return [str(error)]
 

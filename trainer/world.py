@@ -53,16 +53,36 @@ class World:
         return everyone
 
 
-def join(timeout_s: float) -> World:
-    """Meet the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+def meet(timeout_s: float) -> dist.Store:
+    """The store of the ranks, served at MASTER_ADDR and MASTER_PORT; waits for it, and elsewhere than on loopback for
+    all ranks.
 
     Where they meet on loopback, every socket is bound to loopback: torch by itself would listen on all addresses.
+
+    Raises:
+        RuntimeError: nobody serves it, or not all ranks came (torch's DistNetworkError, DistStoreError).
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=timeout_s)
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        return _loopback_store(host, port, int(os.environ["RANK"]), timeout)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def join(timeout_s: float, store: dist.Store | None = None) -> World:
+    """Meet the other ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        timeout_s: of every collective, and of the meeting.
+        store: where they have met already.
 
     Raises:
         UserError: more ranks than GPUs on this machine.
     """
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(seconds=timeout_s)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -70,13 +90,8 @@ def join(timeout_s: float) -> World:
         raise UserError(f"rank {rank} has no GPU: this machine shows {torch.cuda.device_count()}; lower launch.ranks")
     if cuda:
         torch.cuda.set_device(device)
-    backend = "nccl" if cuda else "gloo"
-    if host == "localhost" or host.startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store = _loopback_store(host, port, rank, timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
+    met = dist.PrefixStore("ranks", store or meet(timeout_s))
+    dist.init_process_group("nccl" if cuda else "gloo", store=met, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, device, dist.new_group(backend="gloo", timeout=timeout))
 
 

@@ -4,7 +4,6 @@ Whatever is not ready ends the attempt at once, with the words of the daemon tha
 taken dies without a sound otherwise, and srun waits for ever.
 """
 
-import json
 import os
 import pwd
 import re
@@ -14,13 +13,12 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from tests.slurm_testbed.configuration import DEVICES, Shape, cgroup_conf, gres_conf
-from tests.slurm_testbed.daemons import POLL_S, Daemons, TestbedError
+from tests.slurm_testbed.daemons import POLL_S, Daemons, TestbedError, of_jobs
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # Debian keeps daemons from the PATH of those who aren't root
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "setpriv")
@@ -102,8 +100,12 @@ class Cluster(ABC):
 
     def attempt(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command of Slurm's, whatever comes of it."""
+        return self.here(*self.words(*command), timeout=timeout)
+
+    def here(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command of this machine's."""
         return subprocess.run(
-            self.words(*command), env=os.environ | self.environment, text=True, capture_output=True, timeout=timeout
+            command, env=os.environ | self.environment, text=True, capture_output=True, timeout=timeout
         )
 
     def job(self, id: str) -> dict[str, str]:
@@ -141,10 +143,16 @@ class Cluster(ABC):
             time.sleep(POLL_S)
 
     def clear(self) -> None:
-        """Cancel every job, and wait until all nodes are idle."""
-        for words in (["--state=PENDING"], ["--signal=KILL", "--full"], []):  # else KILL comes KillWait after TERM
-            self.attempt("scancel", "--user", user_name(), *words)
-        self.wait_for_nodes("idle")
+        """Cancel every job, kill its tasks without the grace that Slurm gives them, wait until all nodes are idle."""
+        self("scancel", "--user", user_name())
+
+        def look() -> dict[str, str]:
+            for process in of_jobs(self.conf):
+                if process.name == "task":
+                    process.kill()
+            return self.nodes()
+
+        self.wait(look, lambda now: set(now.values()) == {"idle"}, "all nodes idle", READY_S)
 
     def last_words(self) -> str:
         """The end of every daemon's log."""
@@ -165,8 +173,6 @@ class Cluster(ABC):
         (self.folder / "munge").chmod(0o700)
         (self.folder / "munge" / "key").write_bytes(os.urandom(1024))
         (self.folder / "munge" / "key").chmod(0o600)
-        kept = {"kind": type(self).__name__, "shape": asdict(self.shape)}
-        (self.folder / "cluster.json").write_text(json.dumps(kept) + "\n")
 
     def _write_conf(self, text: str) -> None:
         self.conf.write_text(text)

@@ -1,7 +1,9 @@
 """What Slurm reads: slurm.conf, gres.conf and cgroup.conf of a cluster on one machine, as functions of its shape.
 
 Three settings make tests fast, at the price of less patience than a real site has: a requeued job may begin after
-cred_expire (5 s, not 120 s), a silent node counts as down after SlurmdTimeout, and SIGKILL follows KillWait.
+cred_expire (5 s, not 120 s), a silent node is down after SlurmdTimeout (6 s, not 300 s) and half the time that it takes
+to give a message up (MessageTimeout), and SIGKILL follows SIGTERM after KillWait (10 s, not 30 s). A job of a node that
+died runs again after 21 s to 24 s.
 """
 
 from dataclasses import dataclass
@@ -64,12 +66,13 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=100000,defer_batch
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=100000,defer_batch
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=10
-SlurmdTimeout=10
-KillWait=5
+SlurmdTimeout=6
+MessageTimeout=5
+KillWait=10
 MinJobAge=300
 UnkillableStepTimeout=10
 JobAcctGatherType=jobacct_gather/linux

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+FILE = "processes.json"
 POLL_S = 0.05
 TAIL = 8  # lines of a log that are shown
 
@@ -50,7 +51,7 @@ class Daemons:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._file = folder / "processes.json"
+        self._file = folder / FILE
         kept = json.loads(self._file.read_text()) if self._file.exists() else []
         self.all = {entry["name"]: Process(**entry) for entry in kept}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -123,7 +124,7 @@ def of_jobs(conf: Path) -> Iterator[Process]:
                 continue
             stepd = (path / "cmdline").read_bytes().startswith(b"slurmstepd: ")
             if stepd or any(word.startswith(b"SLURMD_NODENAME=") for word in words):
-                yield Process(path.name, int(path.name), _standing(int(path.name))[1])
+                yield Process("stepd" if stepd else "task", int(path.name), _standing(int(path.name))[1])
 
 
 def _standing(pid: int) -> tuple[str, str]:

@@ -1,16 +1,24 @@
 """The Slurm that tests run on is real: jobs spread over nodes and see their GPUs, and nothing is left of it."""
 
+import multiprocessing
 import os
+import pwd
 import socket
+import subprocess
+import sys
+import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from tests.slurm_testbed.__main__ import main
 from tests.slurm_testbed.configuration import Shape
 from tests.slurm_testbed.daemons import TestbedError, of_jobs
 from tests.slurm_testbed.loopback import Loopback
 
+NOBODY = pwd.getpwnam("nobody")[2:4]
 TASK = 'echo "$SLURMD_NODENAME $SLURM_LOCALID $CUDA_VISIBLE_DEVICES"'
 
 
@@ -78,6 +86,51 @@ def test_a_port_in_use_fails_at_once_in_the_daemon_s_words(tmp_path: Path):
             Loopback(tmp_path / "testbed", Shape(nodes=1), port=port - 1).up()
     assert time.monotonic() - began < 30
     assert list(tmp_path.iterdir()) == [] and not processes(tmp_path)
+
+
+def test_it_needs_no_rights():
+    """As nobody, where the tests run as root; from a folder that nobody can reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, *NOBODY if os.geteuid() == 0 else (-1, -1))
+        here, there = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=_as_nobody, args=(Path(folder), there))
+        child.start()
+        there.close()
+        lines, left = here.recv()
+        child.join()
+        assert sorted(lines.splitlines()) == ["n1 0 0,1", "n2 0 0,1"]
+        assert left == []
+
+
+def _as_nobody(folder: Path, answer: Connection) -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY[1])
+        os.setuid(NOBODY[0])
+    os.chdir(folder)
+    with Loopback(folder / "testbed", Shape(nodes=2)) as cluster:
+        lines = cluster("srun", "-N2", "--gpus-per-node=2", "bash", "-c", TASK)
+    answer.send((lines, [path.name for path in folder.iterdir()]))
+
+
+def test_another_process_takes_it_down_and_leaves_the_shells_that_use_it(tmp_path: Path):
+    cluster = Loopback(tmp_path / "testbed", Shape(nodes=1))
+    assert main(["up", "--folder", str(cluster.folder), "--nodes", "1"]) == 0
+    words = ["sleep", "1000"]
+    with subprocess.Popen(words, env=os.environ | cluster.environment) as shell:
+        try:
+            assert cluster("srun", "bash", "-c", TASK) == "n1 0 \n"
+            command = [sys.executable, "-m", "tests.slurm_testbed", "down", "--folder", str(cluster.folder)]
+            subprocess.run(command, check=True)
+            assert processes(cluster.folder) == ["\0".join([*words, ""])]
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            shell.kill()
+
+
+def test_there_is_nothing_to_take_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["down", "--folder", str(tmp_path)]) == 1
+    assert f"there is no cluster in {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_folder_too_deep_for_a_socket_is_refused(tmp_path: Path):

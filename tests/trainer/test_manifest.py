@@ -9,12 +9,27 @@ from typing import Any
 import pytest
 import torch
 
+from data import settings
 from data.errors import UserError
+from tests.ranks import alone
 from tests.trainer.saving import save
 from tests.trainer.test_checkpoint import together
 from trainer import checkpoint
-from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, Span, digest_of, folder_name
+from trainer.checkpoint import (
+    MOMENTS,
+    WEIGHT,
+    Checkpoint,
+    CorruptCheckpoint,
+    Span,
+    digest_of,
+    folder_name,
+    save_frozen,
+)
 from trainer.manifest import contradiction, file_of
+from trainer.models.decoder import Decoder
+from trainer.optimizer import freeze
+from trainer.recipe import Recipe
+from trainer.session import give_weights
 
 NAME = folder_name(7, 2)
 SHAPES = {"embed.weight": (9, 4), "norm.weight": (5,), "scale": ()}
@@ -70,6 +85,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "no spans": (lambda m: m["spans"].pop("scale"), r"has scale among its parameters alone"),
     "no shape": (lambda m: m["parameters"].pop("scale"), r"has scale among its spans alone"),
     "another step": (lambda m: m.update(step=8), r"is that of step-000000008.a2"),
+    "more ranks": (lambda m: m.update(world=2**70), r"lists 2 files of spans for 1180591620717411303424 ranks"),
     "no step": (lambda m: m.update(step="seven"), r"has 'seven' for its step"),
     "no files": (lambda m: m.pop("files"), r"lacks something or holds it in another form \(KeyError: 'files'\)"),
     "an odd span": (lambda m: m["spans"].update(scale=[[0, 1]]), r"lacks something or holds it in another form"),
@@ -105,6 +121,29 @@ def test_spans_moved_to_where_they_are_not_are_refused_when_they_are_read(folder
         UserError, match=r"no elements 0 to 20 of embed.weight\|weight, .*remove this checkpoint to go on"
     ):
         Checkpoint(folder).read("embed.weight", (9, 4), 0, 36)
+
+
+def test_frozen_weights_that_the_model_lacks_or_has_otherwise_are_refused(tmp_path):
+    """What a manifest doesn't name any more would stay uninitialized memory in the model."""
+    sizes = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=1",
+             "model.num_key_value_heads=1", "train.trainable=[model.norm.weight]"]  # fmt: skip
+    recipe = settings.load(Recipe, None, sizes)
+    model = Decoder(recipe.model, 128)
+    freeze(model, recipe.train.trainable)
+    still = {name: each.data for name, each in model.named_parameters() if not each.requires_grad}
+    held = Span("model.norm.weight", (16,), 0, {part: torch.zeros(16) for part in (WEIGHT, *MOMENTS)})
+    base = save_frozen(tmp_path, still)
+    save(tmp_path, NAME, {"step": 7, "attempt": 2, "zero_stage": 1}, [held], base, alone())
+    folder = tmp_path / checkpoint.FOLDER / NAME
+    assert give_weights(tmp_path, recipe, model, Checkpoint(folder), alone()) == base
+    first = min(still)
+    others: dict[str | None, str] = {None: f"is of another model: .* don't share {first}"}
+    others[save_frozen(tmp_path, {first: torch.zeros(1)})] = rf"holds {first} as \(1,\), the model wants"
+    others[save_frozen(tmp_path, still | {"b": torch.zeros(1)})] = "is of another model: .* don't share b"
+    for other, words in others.items():
+        edit(folder, lambda manifest, other=other: manifest.update(base=other))
+        with pytest.raises(UserError, match=words):
+            give_weights(tmp_path, recipe, model, Checkpoint(folder), alone())
 
 
 def test_another_model_is_refused_by_the_first_shape_that_differs(folder):

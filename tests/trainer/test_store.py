@@ -27,6 +27,7 @@ from trainer.checkpoint import Checkpoint, CorruptCheckpoint, Span, folder_name
 from trainer.place import BLOCK, PAGE, Folder, Place, Store, open_store, page_aligned
 from trainer.recipe import Recipe
 from trainer.run import open_run
+from trainer.verify import check_run
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -134,7 +135,29 @@ def test_a_folder_is_written_and_reread_past_the_page_cache_unless_the_file_syst
     assert told == {"bytes": len(whole), "xxh3_128": xxhash.xxh3_128_hexdigest(whole)}
     assert direct["written"] == (len(whole) - 77 if refusing == "nothing" else 0)
     assert direct["read"] == (0 if refusing == "the flag" else len(whole))
+    before = direct["read"]
     assert Folder(tmp_path).digest("data") == (len(whole), told["xxh3_128"])
+    assert direct["read"] == before
+    assert Folder(tmp_path).digest("data", past_cache=True) == (len(whole), told["xxh3_128"])
+    assert direct["read"] == 2 * before
+
+
+def test_verify_rereads_the_disk_and_a_start_what_it_is_about_to_load(tmp_path, monkeypatch):
+    plain, asked = Folder.digest, []
+
+    def digest(folder: Folder, name: str, past_cache: bool = False) -> tuple[int, str]:
+        asked.append(past_cache)
+        return plain(folder, name, past_cache)
+
+    run = tmp_path / "run"
+    play.attempt(run)
+    (run / "recipe.yaml").write_text(settings.dump(play.recipe()))
+    monkeypatch.setattr(Folder, "digest", digest)
+    assert next(check_run(run)).equal
+    assert len(asked) > 2 and all(asked)
+    asked.clear()
+    play.attempt(run, steps=play.STEPS + 3)
+    assert asked[0] is False
 
 
 def test_what_is_not_there_is_an_error_and_not_waited_for(somewhere, monkeypatch):

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster import submission
 from cluster.hold import Hold
-from cluster.job import Job
+from cluster.job import DONE, STOPPED, Job
 from cluster.ray_dashboard import Dashboard
 from data.errors import UserError
 
@@ -49,6 +49,10 @@ class OnRay:
     def check(self, job: Job) -> None:
         """Raises UserError where the cluster is out of reach, refuses the token, or can't have room for the job."""
         self._dashboard.check_version()
+        if self._dashboard.is_open():
+            print(
+                f"beware: the Ray cluster at {self._dashboard.address} runs code for anybody, with or without a token"
+            )
         if problem := shortage(job, self._dashboard.nodes()):
             if not self._dashboard.grows():
                 raise UserError(f"the Ray cluster at {self._dashboard.address} {problem}")
@@ -77,6 +81,13 @@ class OnRay:
         found = self._dashboard.job(id)
         status = found.get("status") if found else None
         return {WAITING: "queued", RUNNING: "running"}.get(status or "")
+
+    def reason(self, id: str) -> str | None:
+        """The driver's own last word, where the job failed by anything but a stop."""
+        found = self._dashboard.job(id) or {}
+        if found.get("status") != "FAILED" or found.get("driver_exit_code") in (DONE, STOPPED):
+            return None
+        return last_word(found.get("message") or "")
 
     def cancel(self, id: str) -> None:
         """End a job."""
@@ -127,20 +138,24 @@ def shortage(job: Job, nodes: Sequence[dict[str, float]]) -> str | None:
     Args:
         nodes: each one's resources: CPU, GPU, memory in bytes.
     """
-    for name, amount, unit in (
-        ("GPU", job.gpus_per_rank, "GPUs"),
-        ("CPU", job.cpus_per_rank, "CPUs"),
-        ("memory", job.memory_gb * 1e9, "bytes of memory"),
-    ):
+    wanted = {"GPU": job.gpus_per_rank, "CPU": job.cpus_per_rank, "memory": job.memory_gb * 1e9}
+    for name, amount in wanted.items():
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if amount > most:
-            return f"has no node for a rank of {amount:g} {unit}: the most that one has is {most:g}"
-    wanted = {"CPU": job.cpus_per_rank, "GPU": job.gpus_per_rank, "memory": job.memory_gb * 1e9}
-    room = sum(int(min(node.get(name, 0.0) // amount for name, amount in wanted.items() if amount)) for node in nodes)
+            unit, size = ("GB", 1e9) if name == "memory" else (f"{name}s", 1)
+            return f"has no node for a rank of {amount / size:g} {unit}: the most that one has is {most / size:g}"
+    room = sum(int(min(node.get(name, 0.0) // each for name, each in wanted.items() if each)) for node in nodes)
     if room < job.min_ranks:
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         return f"has room for {room} of {job.min_ranks} ranks: {len(nodes)} nodes with {gpus:g} GPUs together"
     return None
+
+
+def last_word(message: str) -> str:
+    """What Ray's message of a failed job comes down to: the line that begins with "luban: ", or its last line."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    said = [line.removeprefix("luban: ") for line in lines if line.startswith("luban: ")]
+    return (said or lines or ["Ray gives no reason"])[-1]
 
 
 @contextmanager

@@ -156,6 +156,10 @@ class Slurm:
         """What Slurm says of a job; None where it is over or forgotten. Raises UserError where it doesn't answer."""
         return state(id)
 
+    def reason(self, id: str) -> str | None:
+        """Slurm tells nothing of a job that is over, but what stands in its log."""
+        return None
+
     def cancel(self, id: str) -> None:
         """End a job, begun or not. Raises UserError where Slurm doesn't answer."""
         ask("scancel", id)

@@ -7,6 +7,7 @@ the request's header: into no argv, no record, no message. Every request has a t
 
 import ipaddress
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,6 +58,13 @@ class Dashboard:
             ours = ".".join(map(str, RAY))
             raise UserError(f"the cluster at {self.address} runs Ray {version}, and Luban needs Ray {ours} there")
 
+    def is_open(self) -> bool:
+        """Whether another machine's cluster takes jobs from anybody: it answers without a token, too."""
+        if _is_loopback(self.address):
+            return False
+        answer = self._request("GET", "/api/version", {})
+        return answer.status_code == 200
+
     def nodes(self) -> list[dict[str, float]]:
         """The resources of each node that is there: CPU, GPU, memory in bytes."""
         found = self.get("/api/v0/nodes?limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE", {})
@@ -78,23 +86,25 @@ class Dashboard:
         self.post(f"/api/jobs/{id}/stop")
 
     def _ask(self, method: str, path: str, missing: Any) -> Any:
+        answer = self._request(method, path, self.headers)
+        if answer.status_code in (401, 403):
+            raise UserError(self._refused(answer.status_code))
+        if answer.status_code == 404:
+            return missing
+        with suppress(ValueError):
+            if answer.ok:
+                return answer.json()
+        raise UserError(f"{self.address}{path} answered {answer.status_code}: {answer.text[:200]!r}")
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> Any:
         import requests
 
         with requests.Session() as session:
             session.trust_env = False  # a netrc would replace the token, a proxy would see it
             try:
-                answer = session.request(method, self.address + path, headers=self.headers, timeout=(REACH_S, ANSWER_S))
+                return session.request(method, self.address + path, headers=headers, timeout=(REACH_S, ANSWER_S))
             except requests.RequestException as error:
                 raise UserError(f"no Ray dashboard answers at {self.address} ({_reason(error)})") from None
-        if answer.status_code in (401, 403):
-            raise UserError(self._refused(answer.status_code))
-        if answer.status_code == 404:
-            return missing
-        try:
-            answer.raise_for_status()
-            return answer.json()
-        except (requests.RequestException, ValueError):
-            raise UserError(f"{self.address}{path} answered {answer.status_code}: {answer.text[:200]!r}") from None
 
     def _refused(self, status: int) -> str:
         if "Authorization" not in self.headers:

@@ -89,7 +89,7 @@ class Desk:
             The life; or "leave", where the group is to be replaced by another; or "over".
         """
         if self._life and self._group not in (None, group):
-            await self.lose("Ray Train replaced the workers")
+            await self.lose("a worker died, and Ray Train replaced the group")
         while not (self._closed or group in self._leaving or (self._life and self._group is None and not self._ended)):
             await self._wait()
         if self._closed:
@@ -100,10 +100,11 @@ class Desk:
         return self._life
 
     async def orders(self, life: str, seen: int) -> list[tuple[str, int]]:
-        """Orders to a life after the first `seen`, as soon as there are any; an "end" where the life is not the one."""
+        """Orders to a life after the first `seen`, as soon as there are any; an "end" where it is over."""
         while self._life and self._life.name == life and not self._closed and len(self._orders) <= seen:
             await self._wait()
-        return self._orders[seen:] if self._life and self._life.name == life else [("end", 0)]
+        mine = self._life is not None and self._life.name == life and not self._closed
+        return self._orders[seen:] if mine else [("end", 0)]
 
     async def ended(self, life: str, rank: int, end: End) -> None:
         """A worker's rank has ended."""

@@ -64,9 +64,10 @@ def drive(run: Path, name: str, takeover: bool, unrecorded: Sequence[str] = ()) 
     with ExitStack() as ending:
         held = _hold(run, takeover, ending)
         _connect(job)
-        ranks = RayRanks(job)
+        view = Metered(Follower(run, job.steps), run)
+        ranks = RayRanks(job, view.say)
         ending.callback(ranks.close)
-        return Supervisor(job, held, ranks, Metered(Follower(run, job.steps), run)).run()
+        return Supervisor(job, held, ranks, view).run()
 
 
 def await_submission(run: Path, name: str, patience_s: float = SUBMITTED_S) -> None:

@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cluster import fate
@@ -13,6 +14,9 @@ from cluster.supervisor import Life
 from trainer.signals import requested
 
 LOOK_S = 0.2
+TELL_S = 60.0  # between two lines about a life that waits for room
+LEAVE_S = 5.0  # what Ray Train gets to end its workers well; what is left goes with the driver
+NO_ROOM = "there was no room for its ranks yet"
 END_S = 20.0  # workers that have not ended their ranks by then are taken for lost
 logger = logging.getLogger(__name__)
 
@@ -20,14 +24,19 @@ logger = logging.getLogger(__name__)
 class RayRanks:
     """Lives of a job in workers of Ray Train. A controller that dies is replaced with the next life."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, say: Callable[[str], None]):
+        """
+        Args:
+            say: takes a line for the person, while a life waits for room.
+        """
+        self._job, self._say = job, say
         self._desk = open_desk(job.ranks)
         self._life: Life | None = None
         self._sight, self._looked = Sight(), 0.0
         self._fit: threading.Thread | None = None
         self._fallen: str | None = None
-        self._ended = True
+        self._ended, self._tell_at = True, 0.0
+        self._nodes: dict[str, str] = {}
 
     def start(self, life: Life) -> None:
         """Lay the life on the desk; workers take it as soon as there are enough."""
@@ -37,6 +46,8 @@ class RayRanks:
         order = LifeOrder(life.name, str(life.logs.absolute()), life.words)
         ray.get(self._desk.begin.remote(order))
         self._life, self._fallen, self._ended = life, None, False
+        self._tell_at = time.monotonic() + TELL_S
+        self._nodes = _nodes()
         self._look(now=True)
         if self._fit is None or not self._fit.is_alive():
             self._fit = threading.Thread(target=self._run, name="ray-train", daemon=True)
@@ -48,8 +59,11 @@ class RayRanks:
         if self._ended or sight.lost or (sight.size and len(sight.ends) == sight.size):
             return False
         if not sight.size and self._life and requested(self._job.run, self._life.first, self._life.first):
-            self._give_up("stopped before there was room for its ranks")  # none is there to heed the request
+            self._give_up(NO_ROOM)  # none is there to heed the request
             return False
+        if not sight.size and time.monotonic() > self._tell_at:
+            self._tell_at = time.monotonic() + TELL_S
+            self._say(f"waiting for room for {self._job.min_ranks} ranks")
         return True
 
     def ending(self) -> bool:
@@ -64,7 +78,8 @@ class RayRanks:
             rank, what = fate.cause(ranks, self._life.logs)
             self._fallen = f"rank {rank} {what} (see {self._life.logs / f'rank-{rank}.log'})"
         if self._fallen is None and sight.lost:
-            self._fallen = sight.lost
+            gone = sorted(set(self._nodes.values()) - set(_nodes().values()))
+            self._fallen = f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         return self._fallen
 
     def mistake(self) -> str | None:
@@ -83,7 +98,7 @@ class RayRanks:
         """Send it to all of them; where none has begun there is nothing to wait for."""
         if self._life and not self._ended:
             if not self._look(now=True).size:
-                self._give_up("stopped before there was room for its ranks")
+                self._give_up(NO_ROOM)
             self._call("order", "signal", int(signal.SIGTERM if number == signal.SIGHUP else number))
 
     def stacks(self) -> list[str]:
@@ -111,7 +126,7 @@ class RayRanks:
         """There will be no further life: Ray Train ends its workers."""
         self._call("close")
         if self._fit:
-            self._fit.join(END_S)
+            self._fit.join(LEAVE_S)
 
     def _give_up(self, why: str) -> None:
         self._ended = True
@@ -144,6 +159,13 @@ class RayRanks:
             self._call("lose", why)
         except Exception:
             logger.debug("the desk is gone, and the job with it", exc_info=True)
+
+
+def _nodes() -> dict[str, str]:
+    """Id -> address of the nodes that are there."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 class _Rank:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
@@ -120,6 +120,7 @@ def fitting(job: Job, desk: Any) -> Callable[[], Any]:
             name="ray",
             storage_path=str(job.run.absolute()),
             failure_config=FailureConfig(max_failures=-1),
+            logging_config=LoggingConfig(log_level="WARNING"),  # it tells every 15 s that nothing has changed
             callbacks=[SaveFirst(desk)],  # type: ignore[list-item]
         ),
     )

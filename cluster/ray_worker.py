@@ -6,9 +6,11 @@ its group only when the group is to be another one, because a node goes or comes
 start the next group, and the next life begins there.
 """
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from cluster.ray_desk import End, LifeOrder
 
 LOOK_S = 0.2
 SHARED_S = 10.0  # what a file system gets to show a file that another node has just written
+SIOCGIFADDR = 0x8915
 SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 """Variables of the cluster's that are none of a rank's business."""
 
@@ -70,6 +73,7 @@ def work(config: dict[str, Any]) -> None:
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
+            **_by_interface(ray.util.get_node_ip_address()),
         }
         end = _live(given, life, group, variables)
         ray.get(given.desk.ended.remote(life.name, context.get_world_rank(), end))
@@ -151,6 +155,20 @@ def _unshared(life: LifeOrder) -> str | None:
                 "that all nodes share under one path"
             )
         time.sleep(LOOK_S)
+
+
+def _by_interface(address: str) -> dict[str, str]:
+    """Variables that have gloo and NCCL use the network by which Ray knows the node; those that are set stay.
+
+    Gloo would take the address of the host's name by itself, which on many systems is one of loopback.
+    """
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            if socket.inet_ntoa(found[20:24]) == address and not address.startswith("127."):
+                wanted = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+                return {variable: os.environ.get(variable, value) for variable, value in wanted.items()}
+    return {}
 
 
 def _free_port(address: str) -> int:

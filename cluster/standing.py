@@ -65,8 +65,10 @@ def _submitted(job: Submission) -> str:
 
 
 def _over(run: Path, job: Submission) -> str:
-    """That a job is over, and whether it ever came to train."""
+    """That a job is over, why, and whether it ever came to train."""
     begun = any(attempt.start["time"] >= job.submitted for attempt in record.load(run).attempts)
+    if why := scheduler(job.on).reason(job.id):
+        return f"failed: {why}"
     return "over" if begun else "over before it began an attempt; the same command submits it again"
 
 

@@ -42,6 +42,10 @@ class Scheduler(Protocol):
         """
         ...
 
+    def reason(self, id: str) -> str | None:
+        """Why a job failed, in a line; None where it didn't, or the scheduler can't tell."""
+        ...
+
     def cancel(self, id: str) -> None:
         """End a job, begun or not; raises UserError where the scheduler doesn't answer."""
         ...

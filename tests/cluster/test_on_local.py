@@ -12,8 +12,9 @@ import pytest
 
 from cluster.hold import hold
 from cluster.job import FAULT, STOPPED, Job, training_job
-from cluster.on_local import Local
+from cluster.on_local import Local, LocalRanks
 from cluster.stop import stop
+from cluster.supervisor import Supervisor
 from data.errors import UserError
 from trainer.recipe import Recipe
 
@@ -72,6 +73,21 @@ def test_the_ranks_left_behind_by_a_dead_one_are_ended(tmp_path: Path, monkeypat
     began = time.monotonic()
     assert submit(job(tmp_path / "run", code, restarts=0)) == FAULT
     assert time.monotonic() - began < 10
+
+
+def test_a_life_that_its_launcher_moves_elsewhere_counts_as_no_fault(tmp_path: Path) -> None:
+    class Moving(LocalRanks):
+        moves = 2
+
+        def moved(self) -> str | None:
+            self.moves -= 1
+            return "its node is taken away" if self.moves >= 0 else None
+
+    code = f"open(r'{tmp_path}/lives', 'a').write('x'); raise SystemExit(3)"
+    moving = job(tmp_path / "run", code, ranks=1, restarts=0)
+    with hold(moving.run) as held:
+        assert Supervisor(moving, held, Moving(moving)).run() == FAULT
+    assert (tmp_path / "lives").read_text() == "xxx"
 
 
 def test_a_stop_during_the_back_off_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

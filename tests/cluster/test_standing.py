@@ -23,6 +23,9 @@ class Says:
             raise self._state
         return self._state
 
+    def reason(self, id: str) -> str | None:
+        return None
+
     def cancel(self, id: str) -> None:
         self.cancelled.append(id)
 

@@ -10,17 +10,18 @@ Two seconds to see a node dead instead of fourteen: tests are to take minutes, n
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import psutil
-import requests
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -32,6 +33,7 @@ HEALTH = {
     "health_check_initial_delay_ms": 1000,
 }
 DASHBOARD = "http://127.0.0.1:8265"
+METRICS = "http://127.0.0.1:8090/metrics"
 SMALL = ["--object-store-memory=78643200", "--disable-usage-stats"]
 
 
@@ -64,9 +66,10 @@ class RayCluster:
         config = json.dumps(HEALTH)
         self._start(
             1, "--head", "--port=6379", "--num-cpus=2", "--num-gpus=0", "--dashboard-host=127.0.0.1",
-            "--dashboard-port=8265", f"--temp-dir={self.short}", f"--system-config={config}",
+            "--dashboard-port=8265", "--metrics-export-port=8090", f"--temp-dir={self.short}",
+            f"--system-config={config}",
         )  # fmt: skip
-        wait(self._answers, 90, "the dashboard")
+        wait(self._answers, 240, "the dashboard")
 
     def environment(self) -> dict[str, str]:
         """For commands that use the cluster."""
@@ -82,17 +85,23 @@ class RayCluster:
         user = ["--user", "--preserve-credentials"] if self._user else []
         return ["nsenter", "--target", str(self._inside), *user, "--net", "--pid", "--mount", "--wdns=.", *argv]
 
-    def add(self, number: int, gpus: int = 1, cpus: int = 1) -> None:
-        """Have a node at 127.0.0.NUMBER join; returns when the cluster counts it."""
-        self._start(number, "--address=127.0.0.1:6379", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
-        wait(lambda: self.address(number) in self.alive(), 90, f"node {number}")
+    def add(self, number: int, gpus: int = 1, blind: Path | None = None) -> None:
+        """Have a node at 127.0.0.NUMBER join; returns when the cluster counts it.
+
+        Args:
+            blind: a folder of which this node has another one than the others.
+        """
+        words = ["--address=127.0.0.1:6379", f"--num-cpus={gpus}", f"--num-gpus={gpus}"]
+        self._start(number, *words, blind=blind)
+        wait(lambda: self.address(number) in self.alive(), 240, f"node {number}")
 
     def kill(self, number: int) -> None:
-        """A node loses its power: raylet, workers and ranks at once."""
-        for process in self._processes(number):
-            process.suspend()  # none is to see another die
-        for process in self._processes(number):
-            process.kill()
+        """A node loses its power: raylet, workers and ranks at once. One that has gone by itself stays gone."""
+        processes = self._processes(number)
+        for act in (psutil.Process.suspend, psutil.Process.kill):  # none is to see another die
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    act(process)
         self._nodes.pop(number).wait()
 
     def drain(self, number: int, seconds: int) -> None:
@@ -113,17 +122,27 @@ class RayCluster:
         return {node["node_ip"]: node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     def get(self, path: str) -> dict:
-        """What the dashboard answers; it is asked from inside."""
+        """What the dashboard answers."""
+        return json.loads(self._asked("get", DASHBOARD + path))
+
+    def post(self, path: str) -> None:
+        """Have the dashboard do something."""
+        self._asked("post", DASHBOARD + path)
+
+    def metrics(self) -> str:
+        """What the head offers to Prometheus."""
+        return self._asked("get", METRICS)
+
+    def _asked(self, method: str, url: str) -> str:
         code = (
             "import os, sys, requests; "
-            "r = requests.get(sys.argv[1], headers={'Authorization': 'Bearer ' + os.environ['RAY_AUTH_TOKEN']}, "
-            "timeout=10); r.raise_for_status(); print(r.text)"
+            "r = requests.request(sys.argv[1], sys.argv[2], timeout=20, "
+            "headers={'Authorization': 'Bearer ' + os.environ['RAY_AUTH_TOKEN']}); r.raise_for_status(); print(r.text)"
         )
-        asked = subprocess.run(
-            self.inside(sys.executable, "-c", code, DASHBOARD + path), env=self.environment(), check=True,
+        return subprocess.run(
+            self.inside(sys.executable, "-c", code, method, url), env=self.environment(), check=True,
             capture_output=True, text=True,
-        )  # fmt: skip
-        return json.loads(asked.stdout)
+        ).stdout  # fmt: skip
 
     def processes(self, words: str) -> list[psutil.Process]:
         """Those of the cluster whose command line contains some words."""
@@ -157,17 +176,24 @@ class RayCluster:
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.close()
 
-    def _start(self, number: int, *words: str) -> None:
+    def kill_inside(self, pid: int) -> None:
+        """SIGKILL a process by the number that it has in the namespace."""
+        subprocess.run(self.inside("kill", "-KILL", str(pid)), check=True)
+
+    def _start(self, number: int, *words: str, blind: Path | None = None) -> None:
+        argv = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={self.address(number)}", *words, *SMALL]
+        if blind:
+            cover = f"mount -t tmpfs none {shlex.quote(str(blind))} && exec {shlex.join(argv)}"
+            argv = ["unshare", "--mount", "sh", "-c", cover]
         with (self.folder / f"node-{number}.log").open("ab") as log:
             self._nodes[number] = subprocess.Popen(
-                self.inside(
-                    str(BIN / "ray"), "start", "--block", f"--node-ip-address={self.address(number)}", *words, *SMALL
-                ),
-                env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                cwd=self.folder,
+                self.inside(*argv), env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
     def _processes(self, number: int) -> list[psutil.Process]:
+        if self._nodes[number].poll() is not None:
+            return []
         started = psutil.Process(self._nodes[number].pid)
         return [*started.children(recursive=True), started]
 
@@ -176,7 +202,7 @@ class RayCluster:
             raise AssertionError((self.folder / "node-1.log").read_text())
         try:
             return bool(self.alive())
-        except (subprocess.CalledProcessError, requests.RequestException, KeyError):
+        except (subprocess.CalledProcessError, KeyError):
             return False
 
 

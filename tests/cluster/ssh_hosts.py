@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NETWORK = "10.79.3"
@@ -54,9 +55,13 @@ class SshHosts:
 
     def on(self, number: int) -> list[str]:
         """The processes of a host: their command lines."""
-        namespace = self._daemons[number].pid
-        listed = _do("nsenter", "-t", str(_child(namespace)), "-p", "-m", "ps", "-e", "-ww", "-o", "args=")
-        return [line for line in listed.splitlines() if not line.startswith(("ps -e", "nsenter"))]
+        world = Path(f"/proc/{_child(self._daemons[number].pid)}/ns/pid").readlink()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if (process / "ns" / "pid").readlink() == world:
+                    found.append((process / "cmdline").read_bytes().decode().replace("\0", " ").strip())
+        return [words for words in found if words]
 
     def listening(self, number: int) -> list[str]:
         """ADDRESS:PORT of everything that listens on a host's TCP."""

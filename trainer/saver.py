@@ -32,13 +32,13 @@ from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, d
 from trainer.claim import Fenced
 from trainer.manifest import file_of
 from trainer.place import Folder, Place
+from trainer.sizes import SAVED_FLOATS
 from trainer.span_file import bytes_of, header
 from trainer.world import World
 
 NICENESS = 10
 LONGEST_S = 3600.0  # a write that takes longer hangs
 POLL_S = 0.1
-FLOATS_PER_ELEMENT = 1 + len(checkpoint.MOMENTS)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Saver:
         """
         self.root, self.world = root, world
         self._fenced, self._sync = fenced, sync
-        floats = FLOATS_PER_ELEMENT * sum(span.count for span in spans)
+        floats = SAVED_FLOATS * sum(span.count for span in spans)
         self._host = torch.empty(floats, pin_memory=world.device.type == "cuda")
         self._host.zero_()  # the pages are taken now, not while a step waits
         self._now: Saving | None = None
@@ -216,7 +216,7 @@ class Saver:
         folder = self.root.child(FOLDER).child(now.name)
         parts = (checkpoint.WEIGHT, *checkpoint.MOMENTS)
         head = header((f"{name}|{part}", count) for part in parts for name, _, _, count, _ in now.spans)
-        floats = FLOATS_PER_ELEMENT * sum(count for *_, count, _ in now.spans)
+        floats = SAVED_FLOATS * sum(count for *_, count, _ in now.spans)
         file = file_of(self.world.rank)
         now.files[file] = folder.write(file, [head, bytes_of(self._host[:floats])])
         if self.world.rank == 0:

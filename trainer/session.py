@@ -21,7 +21,7 @@ from trainer.clock import Clock
 from trainer.disk import shortcomings
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
-from trainer.feed import Feed, Shape
+from trainer.feed import Feed
 from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
@@ -34,6 +34,7 @@ from trainer.optimizer import freeze, parameter_groups
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.run import Source, read_recipe
+from trainer.shape import Shape
 from trainer.tracker import Tracker
 from trainer.world import World
 

@@ -62,7 +62,8 @@ class Setup:
         trained = {name: count for name, count in elements.items() if name in learns}
         decayed = tuple(count for name, count in trained.items() if _decays(name))
         kept = tuple(count for name, count in trained.items() if not _decays(name))
-        told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, sum(trained.values()), gpu)
+        learning = sum(trained.values())
+        told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, learning, gpu)
         frozen = {name: count for name, count in elements.items() if name not in learns}
         groups = tuple(group for group in (decayed, kept) if group)
         return cls(recipe, vocab_size, ranks, shape, bf16, gpu, trained, frozen, groups, told)
@@ -323,7 +324,7 @@ class _Gradients:
         if self.s.stage == 3:
             return [{"optimizer": FP32 * max(groups)}]
         found, left = [], self.s.accumulated_in * own
-        norm = 2 * FP32 * max(max(group) for group in self.s.groups) // (1 if self.s.ranks == 1 else 1)
+        norm = 2 * FP32 * max(max(group) for group in self.s.groups)
         found.append({"gradients": left, "optimizer": min(norm, 2 * FP32 * own)})
         for count in groups:
             found.append({"gradients": left, "optimizer": FP32 * count})

@@ -1,19 +1,82 @@
-"""What a checkpoint's manifest must say, beyond its own digest: each element of each parameter once, in listed files.
+"""What a checkpoint's manifest says and must say: each element of each parameter once, in listed files.
 
 A digest only tells that a manifest is as somebody wrote it, and whoever edits one by hand writes the digest too. A hole
 in the spans would leave freshly allocated memory among the weights without an error, and a file that isn't listed would
-be read without being checked. No tensor is read for this: 300,000 spans (300 parameters on 1,000 ranks) take 0.2 s.
+be read without being checked. No tensor is read for this.
+
+A parameter's pieces are written as runs, [first element, elements, rank, times]: `times` pieces of equal size, one
+after the other, of consecutive ranks; a run of one leaves `times` out. ZeRO cuts evenly, so 100,000 ranks need two or
+three runs a parameter: of 300 parameters on 1,000 ranks the manifest has 0.14 MB instead of 6.2 (at 100,000 ranks 13 MB
+instead of 790, most of it the files' digests), and it is checked in the time that its files take.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
+FORMAT, VERSION = "luban-checkpoint", 2
+"""Version 1 wrote every piece by itself; it is read as runs of one."""
 STATE = "state.json"
 
 
 def file_of(rank: int) -> str:
     """Name of the file that holds a rank's spans."""
     return f"spans-{rank:05d}.safetensors"
+
+
+def joined(pieces: Iterable[tuple[int, int, int]]) -> list[list[int]]:
+    """(first element, elements, rank) of one parameter as runs."""
+    found: list[list[int]] = []
+    for start, count, rank in sorted(pieces):
+        if found:
+            first, each, owner, times = found[-1]
+            if count == each and start == first + each * times and rank == owner + times:
+                found[-1][3] += 1
+                continue
+        found.append([start, count, rank, 1])
+    return [run if run[3] > 1 else run[:3] for run in found]
+
+
+def pieces(runs: Iterable[Sequence[int]], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
+    """(first element, elements, rank) of the pieces of `runs` that hold any of the elements [start, stop)."""
+    for first, count, rank, *more in runs:
+        times = more[0] if more else 1
+        low = max(0, (start - first) // count)
+        high = times if stop is None else min(times, -(-(stop - first) // count))
+        yield from ((first + count * number, count, rank + number) for number in range(low, high))
+
+
+def compose(
+    name: str, state: Mapping[str, Any], world: int, base: str | None, everyone: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The manifest of a checkpoint, without its digest.
+
+    Args:
+        state: what `state.json` holds.
+        everyone: of each rank, its `files` (size and digest by name) and `spans` (parameter, shape, start, count,
+            rank).
+    """
+    parameters: dict[str, list[int]] = {}
+    spans: dict[str, list[tuple[int, int, int]]] = {}
+    for part in everyone:
+        for parameter, shape, start, count, rank in part["spans"]:
+            parameters[parameter] = shape
+            spans.setdefault(parameter, []).append((start, count, rank))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "step": state["step"],
+        "attempt": state["attempt"],
+        "world": world,
+        "zero_stage": state["zero_stage"],
+        "files": {file: entry for part in everyone for file, entry in part["files"].items()},
+        "parameters": parameters,
+        "spans": {parameter: joined(held) for parameter, held in spans.items()},
+        "base": base,
+    }
 
 
 def contradiction(manifest: dict[str, Any]) -> str | None:
@@ -38,23 +101,40 @@ def _contradiction(manifest: dict[str, Any]) -> str | None:
     odd = min(parameters.keys() ^ spans.keys(), default=None)
     if odd:
         return f"has {odd} among its {'spans' if odd in spans else 'parameters'} alone"
-    listed = {rank for rank in range(manifest["world"]) if file_of(rank) in files}
+    listed = [0, *accumulate(file_of(rank) in files for rank in range(manifest["world"]))]  # of the ranks before each
     if STATE not in files:
         return f"doesn't list {STATE}"
-    for name, pieces in spans.items():
-        at, ranks = 0, set()
-        for start, count, rank in sorted(pieces):
-            if rank not in listed:
-                return f"has a piece of {name} in {file_of(rank)}, which it doesn't list"
-            if count < 1 or rank in ranks:
-                return (
-                    f"has {count} elements of {name} from {start} on for rank {rank}, beside its other piece or empty"
-                )
-            if start != at:
-                what = f"twice from element {start}" if start < at else f"without elements {at} to {start - 1}"
-                return f"holds {name} {what}"
-            at += count
-            ranks.add(rank)
-        if at != prod(parameters[name]):
-            return f"holds {at} elements of {name} {tuple(parameters[name])}, which has {prod(parameters[name])}"
+    for name, runs in spans.items():
+        problem = _wrong_spans(name, tuple(parameters[name]), sorted(runs), listed)
+        if problem:
+            return problem
+    return None
+
+
+def _wrong_spans(name: str, shape: tuple[int, ...], runs: list[list[int]], listed: list[int]) -> str | None:
+    """What is wrong with one parameter's runs.
+
+    Args:
+        listed: how many of the ranks before each one have a file, one longer than the ranks.
+    """
+    at, taken = 0, []  # ranks [from, to) that hold a piece
+    for start, count, rank, *more in runs:
+        times = more[0] if more else 1
+        last = rank + times
+        if not 0 <= rank < last < len(listed) or listed[last] - listed[rank] != times:
+            lost = next(
+                (r for r in range(rank, last) if not 0 <= r < len(listed) - 1 or listed[r + 1] == listed[r]), rank
+            )
+            return f"has a piece of {name} in {file_of(lost)}, which it doesn't list"
+        place = bisect_right(taken, (rank, len(listed)))
+        before, after = taken[place - 1] if place else (0, 0), taken[place] if place < len(taken) else (last, last)
+        if count < 1 or before[1] > rank or after[0] < last:
+            return f"has {count} elements of {name} from {start} on for rank {rank}, beside its other piece or empty"
+        if start != at:
+            what = f"twice from element {start}" if start < at else f"without elements {at} to {start - 1}"
+            return f"holds {name} {what}"
+        at += count * times
+        taken.insert(place, (rank, last))
+    if at != prod(shape):
+        return f"holds {at} elements of {name} {shape}, which has {prod(shape)}"
     return None

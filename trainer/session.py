@@ -158,7 +158,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         engine.load(span_by_span(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
     newest = history.attempts[-1].start if history and history.attempts else {}
-    progress.avoid = world.gather(newest.get("avoid", []))[0]  # a rollback since the checkpoint added to it
+    progress.avoid = world.told(newest.get("avoid", []))  # a rollback since the checkpoint added to it
     feed = Feed(
         inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
         progress.avoid,
@@ -191,7 +191,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "trainable": counted[1],
         "loss_kernel": kernel,
         "versions": _versions(),
-        "ranks": world.gather(me),
+        "ranks": world.collect(me),
         "supervisor": how,
         "life": life,
     }
@@ -219,7 +219,7 @@ def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | 
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
-    return world.gather(name)[0]
+    return world.told(name)
 
 
 def _ancestry(ancestor: str) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def _versions() -> dict[str, str]:
 def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None, notes: list[str]) -> None:
     """Write the attempt's first line on rank 0, say what is degraded, and tell every rank its number."""
     agree(s.world, lambda: writer.start(**start) if writer else None)
-    s.attempt = s.world.gather(writer.number if writer else None)[0]
+    s.attempt = s.world.told(writer.number if writer else None)
     s.writer = writer
     store = store_of(s.recipe, s.run)
     if store and s.recipe.checkpoint.store_role == "mirror":

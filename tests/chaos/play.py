@@ -154,6 +154,13 @@ class Threads(World):
         self.control.wait()
         return everyone
 
+    def collect(self, value: object) -> list[Any]:
+        everyone = self.gather(value)
+        return [] if self.rank else everyone
+
+    def told(self, value: object) -> Any:
+        return self.gather(value)[0]
+
     def total(self, values: Any) -> list[int]:
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 

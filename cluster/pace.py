@@ -66,17 +66,28 @@ def of_run(run: Path) -> tuple[float, dict]:
 
 
 def like(setup: Setup, run: Path, recipe: Recipe, vocab_size: int, device: str) -> Pace:
-    """From what `run`, of `recipe`, reached on the same kind of device, by floating-point operations.
+    """From what `run`, of `recipe`, reached on the same kind of device.
 
     Raises:
         UserError: it was on another kind of device, or its speed isn't known.
     """
     step_s, start = of_run(run)
+    return scaled(setup, Setup.of(recipe, vocab_size, start["world"], device != "cpu"), step_s, start, run, device)
+
+
+def scaled(setup: Setup, done: Setup, step_s: float, start: dict, run: Path, device: str) -> Pace:
+    """`done` took `step_s` an update; how long `setup` takes, by the floating-point operations of both.
+
+    Args:
+        start: the attempt's, which names the device and the ranks.
+
+    Raises:
+        UserError: it was on another kind of device.
+    """
     theirs = str(start["device"])
     if (theirs.startswith("cpu") and device != "cpu") or (not theirs.startswith("cpu") and device != theirs):
         raise UserError(f"{run} ran on {theirs}, and this plan is for {device}: its speed says nothing about it")
-    done = Setup.of(recipe, vocab_size, start["world"], device != "cpu")
-    again = [RECOMPUTED if s.recipe.engine.activation_checkpointing else 1.0 for s in (setup, done)]
+    again = [RECOMPUTED if each.recipe.engine.activation_checkpointing else 1.0 for each in (setup, done)]
     reached = update_flops(done) / step_s
     seconds = update_flops(setup) / reached * again[0] / again[1]
     where = f"{reached / 1e12:.3g} TFLOP/s of each of {start['world']} rank(s), measured in {run.name}"

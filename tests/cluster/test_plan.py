@@ -273,3 +273,19 @@ def test_a_measured_plan_is_of_real_updates_here(luban):
     assert told["measured"]["ranks"] in (1, 2) and told["step_s"] == told["measured"]["step_s"] > 0
     assert told["stall_s"] > 0 and told["write_s"] > 0 and told["measured"]["device"] == "cpu"
     assert "measured here" in told["step_source"]
+
+
+def test_a_run_s_own_speed_says_how_fast_another_recipe_would_be(recorded):  # noqa: F811
+    recipe = recipe_of("launch.ranks=1")
+    begin(recorded)
+    file = recorded / "attempts" / "0001.jsonl"
+    start = json.loads(file.read_text().splitlines()[0])
+    assert "device" not in start
+    metrics(recorded, 1, [500.0, 400.0, 450.0])
+    half, told = recipe_of("train.batch_rows=6"), pace.of_run(recorded)
+    assert told[0] == pytest.approx(0.45)
+    with_device = told[1] | {"device": "cpu (some, AVX2)", "world": 1}
+    found = pace.scaled(setup_of(half, 1), setup_of(recipe, 1), told[0], with_device, recorded, "cpu")
+    assert found.step_s == pytest.approx(0.225)
+    with pytest.raises(UserError, match="this plan is for NVIDIA H200: its speed says nothing"):
+        pace.scaled(setup_of(half, 1), setup_of(recipe, 1), told[0], with_device, recorded, "NVIDIA H200")

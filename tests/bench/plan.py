@@ -34,12 +34,9 @@ MB = 1e6
 WIDE = ("model.hidden_size=512", "model.num_attention_heads=8", "model.num_key_value_heads=4")
 SIZES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "57 M, 512 tokens": ((*WIDE, "model.num_hidden_layers=8", "model.context=256"), 65536, 2),
-    "63 M, 128 tokens": (
-        (*WIDE, "model.num_hidden_layers=10", "model.context=64", "model.tie_word_embeddings=false"), 32768, 2,
-    ),
-    "88 M, 512 tokens": (
+    "88 M, 128 tokens": (
         ("model.hidden_size=768", "model.num_attention_heads=12", "model.num_key_value_heads=4",
-         "model.num_hidden_layers=12", "model.context=128"), 16384, 4,
+         "model.num_hidden_layers=12", "model.context=64"), 16384, 2,
     ),
 }  # fmt: skip
 """(model, vocabulary, rows of a forward)."""

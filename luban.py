@@ -102,6 +102,44 @@ def tokenizer_train(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="h100, h200, b200, a100, l40s ..., or cpu; default: here.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0.1, help="Memory of one rank's device, in GB.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Take a few real steps here, and time them.")] = False,
+    like: Annotated[str | None, typer.Option(help="As fast as this RUN was, by its FLOP/s.")] = None,
+    efficiency: Annotated[float | None, typer.Option(help="Share of the device's peak (MFU), such as 0.4.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
+    watts: Annotated[float | None, typer.Option(min=0, help="Of one device; default: its data sheet's.")] = None,
+    disk_gb_s: Annotated[float | None, typer.Option(min=0.001, help="To storage, all ranks together.")] = None,
+    copy_gb_s: Annotated[float | None, typer.Option(min=0.001, help="From a device to its host.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="For a suggestion in nodes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and seconds, for a program.")] = False,
+) -> None:
+    """Memory of a rank, time, checkpoints, energy and cost of a recipe, before anything is spent; and what would fit.
+
+    The dataset needn't be there. What isn't known is n/a. Ends with 2 where the recipe doesn't fit.
+    """
+    import json
+
+    from cluster import plan as planning
+    from data import settings
+    from data.errors import UserError
+    from trainer.recipe import RECIPES, Recipe
+
+    asked = planning.Question(
+        device, memory_gb, efficiency, planning.parsed_run(like), measure, price, watts, disk_gb_s, copy_gb_s,
+        ranks_per_node,
+    )  # fmt: skip
+    planning.check(asked)
+    found = planning.plan(settings.validate(Recipe, *_tree(recipe, overrides, RECIPES, "stdlib")), asked)
+    typer.echo(json.dumps(planning.as_json(found)) if as_json else planning.text(found))
+    if refused := planning.refusal(found):
+        raise UserError(refused)
+
+
+@app.command()
 def pretrain(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from data.errors import UserError
-from trainer.manifest import STATE, contradiction, file_of
+from trainer.manifest import FORMAT, STATE, VERSION, contradiction, file_of, pieces
 from trainer.place import DIGEST, Folder, Place
 
 if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and start in half the time without torch
@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and s
 
     from trainer.span_file import SpanFile
 
-FORMAT, VERSION = "luban-checkpoint", 1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 FOLDER, BASE = "checkpoints", "base"
 MANIFEST = "manifest.json"
@@ -165,7 +164,7 @@ class Checkpoint:
         if held is None or tuple(held) != shape:
             self.refuse_other_model({name: shape})
         out = {part: torch.empty(count) for part in (WEIGHT, *MOMENTS)}
-        for first, length, file in self.manifest["spans"][name]:
+        for first, length, file in pieces(self.manifest["spans"][name], start, start + count):
             low, high = max(start, first), min(start + count, first + length)
             if low < high:
                 for part, tensor in out.items():
@@ -179,7 +178,7 @@ class Checkpoint:
         out = {}
         for name, shape in self.manifest["parameters"].items():
             flat = torch.empty(shape).view(-1)
-            for first, length, file in self.manifest["spans"][name]:
+            for first, length, file in pieces(self.manifest["spans"][name]):
                 self._open(file).read_into(f"{name}|{WEIGHT}", 0, flat[first : first + length])
             out[name] = flat.view(shape)
         return out | self.frozen()

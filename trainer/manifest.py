@@ -6,8 +6,8 @@ be read without being checked. No tensor is read for this.
 
 A parameter's pieces are written as runs, [first element, elements, rank, times]: `times` pieces of equal size, one
 after the other, of consecutive ranks; a run of one leaves `times` out. ZeRO cuts evenly, so any number of ranks needs
-two or three runs a parameter: for the 290 parameters of a 7 G model under ZeRO 3, 1,000 ranks write 0.17 MB instead of
-6, 100,000 ranks 12 MB instead of 530, nearly all of it the files' digests (`tests/bench/scale.py`).
+two or three runs a parameter: for the 290 parameters of a 7 G model under ZeRO 3, 1,000 ranks write 0.14 MB instead of
+6, 100,000 ranks 9 MB instead of 530, nearly all of it the files' digests (`tests/bench/scale.py`).
 """
 
 import re

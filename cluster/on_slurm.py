@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cluster import slurm_fit, submission
+from cluster.fate import mistake
 from cluster.hold import Hold
-from cluster.job import DONE, Job
-from cluster.slurm_client import Refused, ask, state
+from cluster.job import DONE, STOPPED, Job
+from cluster.slurm_client import Refused, ask, state, values
 from cluster.slurm_site import Site
 from data.errors import UserError
 from data.publish import published
@@ -25,6 +26,7 @@ ON = "slurm"
 BESIDE = Path(__file__).with_name("slurm")  # in a wheel; in a checkout the folder is a neighbour
 TEMPLATES = BESIDE if BESIDE.is_dir() else Path(__file__).parents[1] / "slurm"
 SCRIPT = "job.sbatch"
+ENDED_BY_SLURM = ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 MEMORY_FILES = ("tmpfs", "ramfs")
 OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # each node has its own
 NETWORK_FILES = re.compile(r"nfs|lustre|gpfs|beegfs|ceph|gluster|panfs|weka|fuse|cifs|smb|9p|virtiofs|pvfs|orangefs")
@@ -157,8 +159,15 @@ class Slurm:
         return state(id)
 
     def reason(self, id: str) -> str | None:
-        """Slurm tells nothing of a job that is over, but what stands in its log."""
-        return None
+        """Why a job failed, in a line; None where it didn't, or Slurm has forgotten it."""
+        try:
+            told = values(ask("scontrol", "show", "job", id, "--oneliner"))
+        except Refused:
+            return None
+        word, code, log = told["JobState"], told["ExitCode"].partition(":")[0], told.get("StdOut", "")
+        if word == "FAILED" and code != str(STOPPED):
+            return mistake(Path(log)) or f"its batch script ended with {code}, see {log}"
+        return word.lower().replace("_", " ") if word in ENDED_BY_SLURM else None
 
     def cancel(self, id: str) -> None:
         """End a job, begun or not. Raises UserError where Slurm doesn't answer."""

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.job import training_job
 from cluster.launchers import launcher
+from cluster.standing import standing
 from data.errors import UserError
 from tests.conftest import CommandLine
 from tests.slurm_testbed.loopback import Loopback
@@ -106,6 +107,18 @@ def test_a_job_waits_for_another_one_and_never_comes_when_that_failed(here: Comm
     slurm.wait_for_job(follower, "CANCELLED")
     said = here.pretrain("orphan", "--after", "base", "--on", "slurm=site.yaml", code=2)
     assert f"--after base: job {base} is over, and {here.run('base')} is not done" in said
+
+
+def test_a_job_that_failed_is_told_with_its_last_word_and_does_not_come_again(
+    here: CommandLine, slurm: Loopback
+) -> None:
+    here.pretrain("torn", "--on", "slurm=held.yaml")
+    (here.run("torn") / "recipe.yaml").write_text("seed: [")
+    slurm("scontrol", "release", job_of(here, "torn"))
+    assert slurm.wait_for_job(job_of(here, "torn"), "FAILED", "COMPLETED")["ExitCode"] == "2:0"
+    assert re.search(
+        r"of slurm, submitted .*: failed: .*recipe\.yaml is not valid YAML", standing(here.run("torn")) or ""
+    )
 
 
 def test_a_sweep_is_one_job_array_of_runs_that_are_told_and_stopped_one_by_one(

@@ -18,7 +18,7 @@ from cluster.plan import Question
 from cluster.scale import held_by, own
 from data import settings
 from data.errors import UserError
-from tests.bench.plan import held_bytes
+from tests.bench.plan import held, held_since
 from tests.ranks import launch
 from tests.trainer.records import begin
 from tests.trainer.records import run as recorded  # noqa: F401  (a fixture)
@@ -65,7 +65,7 @@ def observed(world: World, recipes: list[Recipe]) -> list[dict[str, Any]]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     found = []
     for recipe in recipes:
-        before = held_bytes()
+        before = held()
         bf16, shape = recipe.engine.bf16(False), Shape.of(recipe, world.size)
         model = Decoder(recipe.model, VOCAB)
         freeze(model, recipe.train.trainable)
@@ -77,7 +77,7 @@ def observed(world: World, recipes: list[Recipe]) -> list[dict[str, Any]]:
             engine.backward(engine.model(tokens, tokens), 1000, last=number == shape.accumulation)
         engine.step(1e-3)
         del tokens
-        rest = held_bytes() - before
+        rest = held_since(before)
         bucket = getattr(engine._engine.optimizer, "reduce_bucket_size", None)
         pieces = sorted((span.name, span.start, span.count) for span in engine.spans())
         extra = engine.extra

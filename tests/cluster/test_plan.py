@@ -164,7 +164,7 @@ def test_what_is_not_known_is_not_guessed():
     for name in ("step_s", "tokens_per_day", "total_s", "stall_s", "write_s", "cost", "energy_kwh", "limit_bytes"):
         assert getattr(found, name) is None
     assert found.fits is None and found.suggestion is None
-    assert plan.text(found).count("n/a") == 7
+    assert plan.text(found).count("n/a") == 8
     assert json.loads(json.dumps(plan.as_json(found)))["step_s"] is None
 
 
@@ -259,6 +259,7 @@ def test_hours_come_from_what_is_stated_or_measured_and_from_nothing_else(record
     recipe = recipe_of("train.steps=100")
     assert pace.hours(recipe) is None
     assert pace.hours(recipe, step_s=36.0) == pytest.approx(1.0)
+    assert pace.minutes(1.0) == 90  # a quarter more, and a quarter of an hour to start
     assert pace.hours(recipe, recorded) is None
     writer = begin(recorded)
     writer.append("step", step=20, positions=[0, 8], verdict="applied", loss=2.5)

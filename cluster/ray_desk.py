@@ -77,6 +77,11 @@ class Desk:
         self._sight.lost = self._sight.lost or why
         self._tell()
 
+    async def replace(self) -> None:
+        """The group that has the life, if one has it, is replaced by another."""
+        if self._group is not None and not self._ended:
+            await self.lose("a worker died, and Ray Train replaced the group")
+
     async def close(self) -> None:
         """There will be no further life: workers return."""
         self._closed = True
@@ -88,8 +93,8 @@ class Desk:
         Returns:
             The life; or "leave", where the group is to be replaced by another; or "over".
         """
-        if self._life and self._group not in (None, group):
-            await self.lose("a worker died, and Ray Train replaced the group")
+        if self._group != group:
+            await self.replace()
         while not (self._closed or group in self._leaving or (self._life and self._group is None and not self._ended)):
             await self._wait()
         if self._closed:

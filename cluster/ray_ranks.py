@@ -71,15 +71,15 @@ class RayRanks:
         return bool(self._look().ends) or not self.running()
 
     def fallen(self) -> str | None:
-        """Who fell first and why; what a rank says of it is in its log."""
+        """Who fell first and why: a node or a worker, else a rank, whose log tells."""
         sight = self._look()
+        if sight.lost and not self._ended:
+            gone = sorted(set(self._nodes.values()) - set(_nodes().values()))
+            return f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         if self._fallen is None and self._life and any(end.code for end in sight.ends.values()):
             ranks = [_Rank(sight.ends.get(rank)) for rank in range(sight.size)]
             rank, what = fate.cause(ranks, self._life.logs)
             self._fallen = f"rank {rank} {what} (see {self._life.logs / f'rank-{rank}.log'})"
-        if self._fallen is None and sight.lost:
-            gone = sorted(set(self._nodes.values()) - set(_nodes().values()))
-            self._fallen = f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         return self._fallen
 
     def mistake(self) -> str | None:

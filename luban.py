@@ -34,6 +34,12 @@ After = Annotated[
     str | None,
     typer.Option("--after", help="With --on slurm: begin when this job, or this run's job, has ended well."),
 ]
+Array = Annotated[
+    str | None,
+    typer.Option(
+        "--array", help="With --on slurm: a run NAME-0, NAME-1 ... for each value of KEY=[V,V...], as one job array."
+    ),
+]
 Takeover = Annotated[
     bool,
     typer.Option("--takeover", help="Take the run from whoever runs it, at once: what that start still does is void."),
@@ -96,6 +102,44 @@ def tokenizer_train(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="h100, h200, b200, a100, l40s ..., or cpu; default: here.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0.1, help="Memory of one rank's device, in GB.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Take a few real steps here, and time them.")] = False,
+    like: Annotated[str | None, typer.Option(help="As fast as this RUN was, by its FLOP/s.")] = None,
+    efficiency: Annotated[float | None, typer.Option(help="Share of the device's peak (MFU), such as 0.4.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
+    watts: Annotated[float | None, typer.Option(min=0, help="Of one device; default: its data sheet's.")] = None,
+    disk_gb_s: Annotated[float | None, typer.Option(min=0.001, help="To storage, all ranks together.")] = None,
+    copy_gb_s: Annotated[float | None, typer.Option(min=0.001, help="From a device to its host.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="For a suggestion in nodes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and seconds, for a program.")] = False,
+) -> None:
+    """Memory of a rank, time, checkpoints, energy and cost of a recipe, before anything is spent; and what would fit.
+
+    The dataset needn't be there. What isn't known is n/a. Ends with 2 where the recipe doesn't fit.
+    """
+    import json
+
+    from cluster import plan as planning
+    from data import settings
+    from data.errors import UserError
+    from trainer.recipe import RECIPES, Recipe
+
+    asked = planning.Question(
+        device, memory_gb, efficiency, planning.parsed_run(like), measure, price, watts, disk_gb_s, copy_gb_s,
+        ranks_per_node,
+    )  # fmt: skip
+    planning.check(asked)
+    found = planning.plan(settings.validate(Recipe, *_tree(recipe, overrides, RECIPES, "stdlib")), asked)
+    typer.echo(json.dumps(planning.as_json(found)) if as_json else planning.text(found))
+    if refused := planning.refusal(found):
+        raise UserError(refused)
+
+
+@app.command()
 def pretrain(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
@@ -104,6 +148,7 @@ def pretrain(
     ] = None,
     on: On = "local",
     after: After = None,
+    array: Array = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -115,7 +160,7 @@ def pretrain(
 
     Ends with 0 done, 2 a mistake in what was asked, 75 stopped early and resumable, 1 a fault.
     """
-    _train("stdlib", recipe, overrides, source, on, after, show, dry_run, takeover)
+    _train("stdlib", recipe, overrides, source, on, after, array, show, dry_run, takeover)
 
 
 @app.command()
@@ -127,6 +172,7 @@ def finetune(
     ] = None,
     on: On = "local",
     after: After = None,
+    array: Array = None,
     show: Show = False,
     dry_run: DryRun = False,
     takeover: Takeover = False,
@@ -135,7 +181,7 @@ def finetune(
 
     Without a recipe: write docstrings. The model is the pretrained run's; train.trainable freezes parts of it.
     """
-    _train("docstrings", recipe, overrides, source, on, after, show, dry_run, takeover, kind="examples")
+    _train("docstrings", recipe, overrides, source, on, after, array, show, dry_run, takeover, kind="examples")
 
 
 @app.command()
@@ -347,52 +393,85 @@ def demo(
 
 def _train(
     default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, after: str | None,
-    show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
+    array: str | None, show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
+    from contextlib import ExitStack
+
     from data import settings
     from data.errors import UserError
     from trainer.recipe import RECIPES, Recipe
-    from trainer.run import changes, finished, open_run, place, with_ancestor
+    from trainer.run import place, with_ancestor
 
     tree, label = _tree(name, overrides, RECIPES, default)
     plain = settings.validate(Recipe, tree, label)
-    run = place(plain, Path(name) if name else None)
-    recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
+    given, later = set(settings.given(tree)), after is not None
+    plains = {0: plain}
+    if array is not None:
+        from cluster.sweep import elements
+
+        plains = {
+            index: settings.validate(Recipe, one, f"element {index} of --array {array}")
+            for index, one in enumerate(elements(tree, array, plain.name))
+        }
+        given.add(array.partition("=")[0])
+    runs = {index: place(one, Path(name) if name and array is None else None) for index, one in plains.items()}
+    recipes = {index: with_ancestor(one, runs[index], source, given, later) for index, one in plains.items()}
     if show:
-        typer.echo(settings.manual(recipe), nl=False)
+        for recipe in recipes.values():
+            typer.echo(settings.manual(recipe), nl=False)
         return
     from cluster.hold import hold
     from cluster.job import training_job
-    from cluster.launchers import launcher
-    from cluster.standing import refuse_if_submitted
-    from trainer.mirror import restore
+    from cluster.launchers import launcher, slurm
 
-    chosen, job = launcher(on, after), training_job(run, recipe, takeover)
+    sweep = slurm(on, after) if array is not None else None
+    chosen = sweep or launcher(on, after)
+    jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in recipes.items()}
     if dry_run:
-        typer.echo(chosen.render(job), nl=False)
+        typer.echo(sweep.render_array(jobs) if sweep else chosen.render(jobs[0]), nl=False)
         return
-    if kind == "examples" and recipe.ancestor is None:
+    if kind == "examples" and any(recipe.ancestor is None for recipe in recipes.values()):
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    chosen.check(job)
-    if recipe.launch.preflight:
+    chosen.check(jobs[0])
+    if (asked := next(iter(recipes.values()))).launch.preflight:
         from cluster.checkup import preflight
 
-        preflight(recipe, chosen, on, typer.echo)
-    with hold(run, takeover) as held:  # before anything of the run is written
-        if over := refuse_if_submitted(run, takeover):
-            typer.echo(over)
-        if restore(recipe, run):
-            typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
-            recipe = with_ancestor(plain, run, source, set(settings.given(tree)), later=after is not None)
-            job = training_job(run, recipe, takeover)
-        changed = changes(recipe, run)
-        open_run(recipe, run, kind, takeover)
-        if done := finished(run):
-            typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
+        preflight(asked, chosen, on, typer.echo)
+    with ExitStack() as stack:
+        held = {index: stack.enter_context(hold(run, takeover)) for index, run in runs.items()}  # before any is written
+        opened = {
+            index: recipe
+            for index, one in plains.items()
+            if (recipe := _open(one, recipes[index], runs[index], source, given, later, kind, takeover))
+        }
+        jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in opened.items()}
+        if not jobs:
             return
-        if changed:
-            typer.echo(f"goes on with {', '.join(changed)}")
-        raise typer.Exit(chosen.submit(job, held))
+        raise typer.Exit(sweep.submit_array(jobs) if sweep else chosen.submit(jobs[0], held[0]))
+
+
+def _open(
+    plain: Any, recipe: Any, run: Path, source: str | None, given: set[str], later: bool, kind: str | None,
+    takeover: bool,
+) -> Any:  # fmt: skip
+    """Write or accept the folder of a run that is held; returns its recipe, or None where it is done."""
+    from cluster.standing import refuse_if_submitted
+    from trainer.mirror import restore
+    from trainer.run import changes, finished, open_run, with_ancestor
+
+    if over := refuse_if_submitted(run, takeover):
+        typer.echo(over)
+    if restore(recipe, run):
+        typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
+        recipe = with_ancestor(plain, run, source, given, later)
+    changed = changes(recipe, run)
+    open_run(recipe, run, kind, takeover)
+    if done := finished(run):
+        typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
+        return None
+    if changed:
+        typer.echo(f"goes on with {', '.join(changed)}")
+    return recipe
 
 
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:

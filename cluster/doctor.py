@@ -33,7 +33,6 @@ def needs(recipe: Recipe) -> Needs:
     here = recipe.checkpoint.store_role == "mirror"
     return Needs(
         ranks=launch.ranks,
-        ranks_per_node=launch.ranks // launch.nodes,
         gpus_per_rank=launch.gpus_per_rank,
         threads=launch.threads,
         memory=launch.memory_gb * 1e9,
@@ -50,7 +49,7 @@ def judge(facts: Sequence[Facts], needs: Needs) -> list[Verdict]:
     """
     facts = sorted(facts, key=lambda each: each["rank"])
     if not facts:
-        mend = "see what the ranks say in their logs; if they ran elsewhere, the folder isn't shared with this machine"
+        mend = "see the logs of the job and its ranks; if they ran elsewhere, the folder isn't shared with this machine"
         return [Verdict("ranks", "fail", f"no facts came from any of {needs.ranks} rank(s)", mend)]
     return [verdict for check in CHECKS for verdict in check(facts, needs)]
 

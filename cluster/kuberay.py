@@ -23,8 +23,6 @@ from data.errors import UserError
 
 HEAD_CPUS, HEAD_MEMORY_GB = 2, 8
 """What the head's pod gets where the file doesn't say."""
-KEEP_S = 3600
-"""How long a finished RayJob's record stays, in seconds; its pods go at once."""
 
 
 def manifest(cluster: Cluster, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def manifest(cluster: Cluster, command: Sequence[str] = ()) -> dict[str, Any]:
     job = {
         "entrypoint": join(command),
         "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": KEEP_S,
+        "ttlSecondsAfterFinished": 0,  # of the pods: idle GPUs cost what busy ones do, and the logs lie in the run
         "backoffLimit": 0,  # a run is started again by its own supervisor, which knows why it ended
         "rayClusterSpec": spec,
     }

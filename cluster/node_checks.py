@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from cluster.verdict import Facts, Needs, Verdict, node_name, nodes_of
+from cluster.verdict import Facts, Needs, Verdict, node_name, nodes_of, ranks_on
 from trainer.units import short, size
 
 SLOW_DISK = 50e6  # bytes/s; a checkpoint's part is written while training goes on, but not for ever
@@ -12,7 +12,7 @@ FOREIGN = 0.05  # of a GPU's memory, that others hold
 
 
 def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
-    nodes, asked = nodes_of(facts), needs.gpus_per_rank * needs.ranks_per_node
+    nodes = nodes_of(facts)
     for node in nodes:
         if problem := node["gpus"]["problem"]:
             mend = "pip install nvidia-ml-py" if "not installed" in problem else "see nvidia-smi and dmesg on that node"
@@ -20,7 +20,8 @@ def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
     for node in nodes:
         seen = len(node["gpus"]["devices"])
         usable = (node.get("torch") or {}).get("gpus", seen)
-        wanted = asked or (needs.ranks_per_node if usable else 0)  # where there are GPUs, a rank trains on its own
+        each = needs.gpus_per_rank or (1 if usable else 0)  # where there are GPUs, a rank trains on its own
+        wanted = each * ranks_on(facts, node)
         if wanted > usable:
             why = f" (the driver shows {seen})" if seen != usable else ""
             yield Verdict(
@@ -32,7 +33,7 @@ def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
             return
     devices = [device for node in nodes for device in node["gpus"]["devices"]]
     if not devices:
-        yield Verdict("gpus", "ok", "none on any node" + ("" if asked else ", and the recipe asks for none"))
+        yield Verdict("gpus", "ok", "none on any node, and the recipe asks for none")
         return
     models = sorted({f"{device['name']} {size(device['memory'] or 0)}" for device in devices})
     drivers = sorted({str(node["gpus"]["driver"]) for node in nodes if node["gpus"]["devices"]})
@@ -67,17 +68,17 @@ def check_gpu_health(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 def check_machines(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
     nodes = nodes_of(facts)
-    threads, memory = needs.threads * needs.ranks_per_node, needs.memory * needs.ranks_per_node
     bad = False
     for node in nodes:
-        here, name = node["machine"], node_name(facts, node)
+        here, name, ranks = node["machine"], node_name(facts, node), ranks_on(facts, node)
+        threads, memory = needs.threads * ranks, needs.memory * ranks
         if here["available"] < memory:
             bad, found = True, f"{name}: {size(here['available'])} of memory are free, its ranks ask for {size(memory)}"
             yield Verdict("machines", "fail", found, "lower launch.memory_gb, or take fewer ranks a node")
         if here["cpus"] < threads:
             bad, found = True, f"{name}: {here['cpus']} CPU(s) for {threads} thread(s)"
             yield Verdict("machines", "warn", found, "ranks wait for each other: lower launch.threads or the ranks")
-        if needs.ranks_per_node > 1 and here["shm"] < LEAST_SHM:
+        if ranks > 1 and here["shm"] < LEAST_SHM:
             bad, found = True, f"{name}: /dev/shm has {size(here['shm'])}"
             yield Verdict("machines", "warn", found, "NCCL may fail for want of it: --shm-size=8g")
         if here["files"] < LEAST_FILES:

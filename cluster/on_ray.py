@@ -113,6 +113,7 @@ def request(job: Job, name: str) -> dict[str, Any]:
     """What is submitted, as the arguments of Ray's `submit_job`."""
     run = str(job.run.absolute())
     words = ["python", "-P", "-m", "cluster.ray_driver", run, "--job", name, *(["--takeover"] if job.takeover else [])]
+    words += [] if job.recorded else ["--unrecorded", *job.argv[1:]]
     ranks = f"{job.ranks}" if job.min_ranks == job.ranks else f"{job.min_ranks} to {job.ranks}"
     wanted = [f"{job.cpus_per_rank} CPU", f"{job.gpus_per_rank} GPU", f"{job.memory_gb:g} GB"]
     return {

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cluster import slurm_fit, submission
@@ -42,13 +42,31 @@ class Slurm:
 
     def render(self, job: Job) -> str:
         """The batch script."""
+        return self._script(job, job.run.name, f"the run {job.run.name}", "")
+
+    def render_array(self, jobs: Mapping[int, Job]) -> str:
+        """The batch script of several runs, each an element of a job array; they differ in their recipes alone.
+
+        Args:
+            jobs: by index, with which the name of each run's folder ends.
+        """
+        job = next(iter(jobs.values()))
+        name = job.run.name.rpartition("-")[0]
+        indices = ",".join(str(index) for index in jobs)
+        return self._script(job, name, f"one of the runs {name}-N", indices)
+
+    def _script(self, job: Job, name: str, what: str, indices: str) -> str:
+        """The batch script of training; where there are `indices` it is a job array, and `name` lacks one."""
         site, inside = self.site, self.site.container
         host = shlex.quote(site.python or sys.executable)
+        folder, task = str(job.run.absolute().with_name(name)), "-$SLURM_ARRAY_TASK_ID" if indices else ""
+        output = _directive(f"{folder}", "-%a/logs/slurm-%A_%a.log" if indices else "/logs/slurm-%j.log")
         return fill(
             "train.sbatch",
-            what=f"the run {job.run.name}",
+            what=what,
             directives=_lines(
-                self._whither(job.run.name, job.run, "slurm"),
+                self._whither(name, output),
+                [f"--array={indices}"] * bool(indices),
                 self._resources(job),
                 [f"--signal=B:USR1@{site.lead_s}", "--requeue" if site.requeue else "--no-requeue"],
                 ["--no-kill"] * (job.min_ranks < job.ranks),
@@ -56,14 +74,14 @@ class Slurm:
             ),
             modules=f"module load {shlex.join(site.modules)}" if site.modules else "",
             environment="\n".join(_exports(job, site)),
-            run=shlex.quote(str(job.run.absolute())),
+            run=shlex.quote(folder) + task,
             python=shlex.quote(inside.python) if inside.image else host,
             supervisor=host if inside.image else '"$PYTHON"',
             options=" --takeover" * job.takeover
             + " --no-requeue" * (not site.requeue)
             + " --unrecorded" * (not job.recorded),
             cpus=str(_cpus(job)),
-            pyxis=_pyxis(job, site),
+            pyxis=_pyxis(site),
             apptainer=_apptainer(job, site),
             ranks=str(job.ranks_per_node),
             rank=" ".join(_inner(word, job) for word in job.argv),
@@ -82,33 +100,57 @@ class Slurm:
             )
         there = slurm_fit.nodes(ask("sinfo", "--noheader", "--exact", "--format", slurm_fit.FORMAT))
         found = slurm_fit.problems(job, self.site, there)
-        partition = self.site.partition or next((node.partition for node in there if node.default), None)
+        partition = slurm_fit.partition_of(self.site, there)
         if partition in {node.partition for node in there}:
             found += slurm_fit.limits(job, self.site, ask("scontrol", "show", "partition", partition, "--oneliner"))
         if found:
             raise UserError("Slurm would never run it:\n  " + "\n  ".join(found))
         text = self.render(job)
-        ask("sbatch", "--test-only", text=text, environment=_environment(text))
+        try:
+            ask("sbatch", "--test-only", text=text, environment=_environment(text))
+        except Refused:
+            waits = slurm_fit.too_few_up(job, self.site, there)
+            if waits is None:
+                raise
+            print(waits)  # which sbatch itself takes for no reason to refuse a job
 
     def submit(self, job: Job, held: Hold) -> int:
         """Hand it over; returns 0. Raises UserError where Slurm refuses it, or the folder can't be written."""
-        text = self.render(job)
-        try:
-            (job.run / "logs").mkdir(parents=True, exist_ok=True)
-            with published(job.run / SCRIPT) as draft:
-                draft.write_text(text)
-        except OSError as error:
-            raise UserError(f"cannot write to {job.run}: {error.strerror or error}") from None
-        id = _submitted(ask("sbatch", "--parsable", text=text, environment=_environment(text)))
-        try:
-            submission.write(job.run, ON, id)
-        except OSError as error:
-            self.cancel(id)
-            raise UserError(f"cannot write to {job.run}: {error.strerror or error}; job {id} is cancelled") from None
-        if not self.site.shared and (kind := _unsure(job.run)):
-            print(f"{job.run.absolute()} lies on {kind}: every node must see it under this path")
+        id = self._hand_over(self.render(job), {"": job})
         print(f"submitted job {id}, {state(id) or 'over'}; its own output goes to {job.run}/logs/slurm-{id}.log")
         return DONE
+
+    def submit_array(self, jobs: Mapping[int, Job]) -> int:
+        """Hand several runs over as one job array, while each is held; returns 0. Raises UserError as `submit` does."""
+        id = self._hand_over(self.render_array(jobs), {f"_{index}": job for index, job in jobs.items()})
+        print(f"submitted job {id}, with {', '.join(f'{job.run.name} as {id}_{index}' for index, job in jobs.items())}")
+        return DONE
+
+    def _hand_over(self, text: str, jobs: Mapping[str, Job]) -> str:
+        """Submit a script, and write into the folder of each run which job has it; returns the job's id.
+
+        Args:
+            jobs: the runs' by what is added to the id.
+        """
+        for job in jobs.values():
+            try:
+                (job.run / "logs").mkdir(parents=True, exist_ok=True)
+                with published(job.run / SCRIPT) as draft:
+                    draft.write_text(text)
+            except OSError as error:
+                raise UserError(f"cannot write to {job.run}: {error.strerror or error}") from None
+            if not self.site.shared and (kind := _unsure(job.run)):
+                print(f"{job.run.absolute()} lies on {kind}: every node must see it under this path")
+        id = _submitted(ask("sbatch", "--parsable", text=text, environment=_environment(text)))
+        for end, job in jobs.items():
+            try:
+                submission.write(job.run, ON, id + end)
+            except OSError as error:
+                self.cancel(id)
+                raise UserError(
+                    f"cannot write to {job.run}: {error.strerror or error}; job {id} is cancelled"
+                ) from None
+        return id
 
     def state(self, id: str) -> str | None:
         """What Slurm says of a job; None where it is over or forgotten. Raises UserError where it doesn't answer."""
@@ -125,19 +167,22 @@ class Slurm:
     def render_command(self, job: Job) -> str:
         """The batch script of one command on one node, which is no rank and needs no supervisor."""
         site, inside = self.site, self.site.container
-        name = job.argv[job.argv.index("luban") + 1]
+        name, folder = job.argv[job.argv.index("luban") + 1], str(job.run.absolute())
         return fill(
             "command.sbatch",
             what=f"luban {name} of the run {job.run.name}",
             directives=_lines(
-                self._whither(f"{name}-{job.run.name}", job.run, name), self._resources(job), self._rest()
+                self._whither(f"{name}-{job.run.name}", _directive(folder, f"/logs/{name}-%j.log")),
+                self._resources(job),
+                self._rest(),
             ),
             modules=f"module load {shlex.join(site.modules)}" if site.modules else "",
             environment="\n".join(_exports(job, site)),
             python=shlex.quote(inside.python if inside.image else site.python or sys.executable),
             cpus=str(_cpus(job)),
-            pyxis=_pyxis(job, site),
-            apptainer=_apptainer(job, site).replace('"$RUN"', shlex.quote(str(job.run.absolute()))),
+            run=shlex.quote(folder),
+            pyxis=_pyxis(site),
+            apptainer=_apptainer(job, site),
             words=shlex.join(job.argv[1:]),
         )
 
@@ -150,10 +195,10 @@ class Slurm:
         print(f"submitted job {id}, {state(id) or 'over'}; what it prints goes to {log}")
         return DONE
 
-    def _whither(self, name: str, run: Path, log: str) -> Iterator[str]:
+    def _whither(self, name: str, output: str) -> Iterator[str]:
         """Options of sbatch: what it is, where its output goes, and where it is queued."""
         yield f"--job-name={name}"
-        yield f"--output={_directive(str(run.absolute() / 'logs'))}/{log}-%j.log"
+        yield f"--output={output}"
         yield "--open-mode=append"
         for setting in ("partition", "account", "qos", "constraint"):
             if (value := getattr(self.site, setting)) is not None:
@@ -242,29 +287,26 @@ def _inner(word: str, job: Job) -> str:
     return '"' + re.sub(r'([\\"$`])', r"\\\1", word).replace("'", "'\\''") + '"'
 
 
-def _mounts(job: Job, site: Site) -> list[str]:
-    return [str(job.run.absolute()), *site.container.mounts]
-
-
-def _pyxis(job: Job, site: Site) -> str:
+def _pyxis(site: Site) -> str:
     if not site.container.image or site.container.runtime != "pyxis":
         return ""
-    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(job, site))
-    return f" --container-image={shlex.quote(site.container.image)} --container-mounts={shlex.quote(mounts)}"
+    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in site.container.mounts)
+    more = f",{shlex.quote(mounts)}" if mounts else ""
+    return f' --container-image={shlex.quote(site.container.image)} --container-mounts="$RUN:$RUN"{more}'
 
 
 def _apptainer(job: Job, site: Site) -> str:
     if not site.container.image or site.container.runtime != "apptainer":
         return ""
     words = ["apptainer", "exec", *["--nv"] * bool(job.gpus_per_rank)]
-    words += [word for mount in _mounts(job, site) for word in ("--bind", mount)]
+    words += [word for mount in (str(job.run.absolute()), *site.container.mounts) for word in ("--bind", mount)]
     return " ".join(_inner(word, job) for word in [*words, site.container.image]) + " \\\n      "
 
 
-def _directive(value: str) -> str:
-    """A path in an #SBATCH line: % begins a pattern there, and spaces end an option."""
-    value = value.replace("%", "%%")
-    return f'"{value}"' if re.search(r"\s", value) else value
+def _directive(path: str, pattern: str) -> str:
+    """A file in an #SBATCH line: in a pattern % begins a field, so in a path it is doubled; spaces end an option."""
+    whole = path.replace("%", "%%") + pattern
+    return f'"{whole}"' if re.search(r"\s", whole) else whole
 
 
 def _submitted(said: str) -> str:

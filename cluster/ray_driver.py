@@ -11,7 +11,9 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from cluster import submission
@@ -35,18 +37,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--job", required=True, help="the name under which it was submitted")
     parser.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
+    what = "what each rank runs that is no trainer: it writes no attempt, and begins once"
+    parser.add_argument("--unrecorded", nargs=argparse.REMAINDER, default=[], help=what)
     arguments = parser.parse_args(argv)
     try:
-        return drive(arguments.run, arguments.job, arguments.takeover)
+        return drive(arguments.run, arguments.job, arguments.takeover, arguments.unrecorded)
     except UserError as error:
         print(f"luban: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
 
 
-def drive(run: Path, name: str, takeover: bool) -> int:
-    """Supervise a run until it ends. Raises UserError for a mistake of the user's."""
+def drive(run: Path, name: str, takeover: bool, unrecorded: Sequence[str] = ()) -> int:
+    """Supervise a run until it ends.
+
+    Args:
+        unrecorded: what ranks run that write no attempts, from the word after the interpreter on; they have one life.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
     await_submission(run, name)
     job = training_job(run, read_recipe(run), takeover)
+    if unrecorded:
+        argv = (job.argv[0], *unrecorded)
+        job = replace(job, argv=argv, min_ranks=job.ranks, max_restarts=0, recorded=False)
     with ExitStack() as ending:
         held = _hold(run, takeover, ending)
         _connect(job)

@@ -72,10 +72,31 @@ def minutes(text: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
 
 
+def partition_of(site: Site, there: list[Nodes]) -> str | None:
+    """Where a site's jobs go; None where neither it nor Slurm says."""
+    return site.partition or next((node.partition for node in there if node.default), None)
+
+
+def enough(job: Job, site: Site, there: list[Nodes]) -> list[Nodes]:
+    """Those of which each is large enough for the job."""
+    cpus, memory, gpus = job.ranks_per_node * job.cpus_per_rank, memory_mib(job), job.ranks_per_node * job.gpus_per_rank
+    return [n for n in there if n.cpus >= cpus and n.memory_mib >= memory and n.gpus(site.gres) >= gpus]
+
+
+def too_few_up(job: Job, site: Site, there: list[Nodes]) -> str | None:
+    """That too few nodes which could run the job are up at present, in words; None where there are enough."""
+    mine = [node for node in enough(job, site, there) if node.partition == partition_of(site, there)]
+    up = sum(node.count for node in mine if not re.search("down|drain|fail|maint|reboot|unknown", node.state))
+    if up >= job.nodes:
+        return None
+    states = ", ".join(f"{node.count} {node.state}" for node in mine)
+    return f"the job needs {job.nodes} nodes, and of those that could run it {up} are up ({states}): it waits"
+
+
 def problems(job: Job, site: Site, there: list[Nodes]) -> list[str]:
     """What keeps a job from ever running on nodes, in words; empty where nothing does."""
     names = sorted({node.partition for node in there})
-    partition = site.partition or next((node.partition for node in there if node.default), None)
+    partition = partition_of(site, there)
     if partition is None:
         return [f"Slurm has no default partition: set partition in the site file to one of {', '.join(names)}"]
     mine = [node for node in there if node.partition == partition]
@@ -100,8 +121,7 @@ def problems(job: Job, site: Site, there: list[Nodes]) -> list[str]:
         if site.constraint not in known:
             found.append(f"nodes with {site.constraint}, and the features there are {', '.join(known) or 'none'}")
     if not found:
-        enough = [n for n in mine if n.cpus >= cpus and n.memory_mib >= memory and n.gpus(site.gres) >= gpus]
-        total = sum(node.count for node in enough)
+        total = sum(node.count for node in enough(job, site, mine))
         if total < job.nodes:
             found.append(
                 f"{job.nodes} nodes (launch.nodes), and {total} of its {sum(n.count for n in mine)} are enough"

@@ -78,6 +78,8 @@ class SlurmRanks:
             "LUBAN_PORT": str(_free_port(places[0])),
         }
         size = [f"--nodes={len(places)}", f"--ntasks={len(places)}"]
+        if len(places) < self._job.nodes:
+            size.append("--overlap")  # else it would wait for the step before, which a lost node never gives back
         words = [*self._command[:1], *size, *self._command[1:], *life.words, "--logs", str(life.logs)]
         with (life.logs / LOG).open("ab") as log:
             self._said_from, self._began = log.tell(), time.time()

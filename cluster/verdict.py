@@ -26,7 +26,6 @@ class Needs:
     """What a recipe asks of the machines."""
 
     ranks: int
-    ranks_per_node: int = 1
     gpus_per_rank: int = 0
     threads: int = 1
     memory: float = 0.0
@@ -50,6 +49,11 @@ def node_of(facts: Sequence[Facts]) -> list[int]:
     for each in facts:
         found.append(each["rank"] if each["local_rank"] == 0 or not found else found[-1])
     return found
+
+
+def ranks_on(facts: Sequence[Facts], node: Facts) -> int:
+    """How many ranks a node has; a launcher may place them otherwise than evenly."""
+    return node_of(facts).count(node["rank"])
 
 
 def node_name(facts: Sequence[Facts], each: Facts) -> str:

@@ -217,5 +217,5 @@ def deal(start: int, stop: int, micro_batch: int, rank: int, world: int) -> np.n
     """
     rows = stop - start
     rounds = -(-rows // (micro_batch * world))
-    slots = np.arange(rounds * world * micro_batch).reshape(rounds, world, micro_batch)[:, rank]
+    slots = (np.arange(rounds) * world + rank)[:, None] * micro_batch + np.arange(micro_batch)
     return np.where(slots < rows, slots + start, -1)

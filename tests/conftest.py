@@ -81,6 +81,14 @@ class CommandLine:
         raise AssertionError(f"it never happened in {path}")
 
 
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+    """Look every hundredth of a second."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
 def kill_rank(events: Sequence[dict], rank: int) -> None:
     """SIGKILL a rank of the attempt that begins with these events."""
     os.kill(events[0]["ranks"][rank]["pid"], signal.SIGKILL)

@@ -115,13 +115,12 @@ def test_a_context_longer_than_the_corpus_names_both(refused: Refused, dataset: 
     assert "lower model.context or add text" in text
 
 
-def test_a_run_folder_of_another_recipe_names_what_differs_and_of_which_kind(luban: CommandLine) -> None:
-    luban.pretrain("kinds", "train.steps=5")
-    text = luban.pretrain("kinds", "train.steps=6", "seed=9", "log.every_steps=1", code=2)
-    assert "train.steps (branch): 5 there, 6 here" in text
+def test_a_run_folder_of_another_recipe_names_what_differs_and_of_which_kind(straight: CommandLine) -> None:
+    text = straight.pretrain("straight", "train.steps=25", "seed=9", "log.every_steps=1", code=2)
+    assert "train.steps (branch): 24 there, 25 here" in text
     assert "seed (fixed): 1 there, 9 here" in text
     assert "log.every_steps" not in text
-    assert "--from kinds" in text
+    assert "--from straight" in text
 
 
 def test_a_prompt_that_fills_the_context_is_refused(refused: Refused, dataset: Path) -> None:
@@ -150,9 +149,8 @@ def test_an_unknown_run_is_named(refused: Refused, verb: str) -> None:
     assert "there is no run nobody" in refused(verb, "nobody")
 
 
-def test_unknown_points_and_launchers_are_refused(luban: CommandLine, refused: Refused, dataset: Path) -> None:
+def test_unknown_points_and_launchers_are_refused(straight: CommandLine, refused: Refused, dataset: Path) -> None:
     assert "--on cloud: no such launcher; known: local" in refused(*pretrain(dataset, "--on", "cloud"))
     assert "finetune needs --from RUN" in refused("finetune")
-    luban.pretrain("points", "train.steps=5")
-    assert "steps with one: 5" in luban("evaluate", "points@4", code=2)
-    assert "after the @ comes a step" in luban("evaluate", "points@five", code=2)
+    assert "steps with one: 8, 16, 24" in straight("evaluate", "straight@4", code=2)
+    assert "after the @ comes a step" in straight("evaluate", "straight@five", code=2)

@@ -2,23 +2,21 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import SETTINGS, CommandLine
 from trainer import checkpoint, record
-from trainer.checkpoint import Checkpoint
 from trainer.run import Source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def pretrained(luban: CommandLine) -> CommandLine:
-    """A run `base`, and a dataset `pairs` that is easy to learn by heart."""
-    luban.pretrain("base")
+def pretrained(straight: CommandLine) -> CommandLine:
+    """The run `straight`, and a dataset `pairs` that is easy to learn by heart."""
+    luban = straight
     with (luban.home / "pairs.jsonl").open("w") as file:
         for number in range(400):
             word = ("red", "green", "blue")[number % 3]
@@ -38,7 +36,7 @@ def finetune(luban: CommandLine, name: str, *more: str, code: int = 0) -> str:
     return luban(
         "finetune", "docstrings", f"name={name}", f"data.dataset={luban.home}/datasets/pairs", *settings,
         "train.steps=40", "evaluate.prompts=[]", "evaluate.rows=0", "evaluate.every_steps=10", "optimizer.lr=1e-2",
-        *more, "--from", "base", code=code,
+        *more, "--from", "straight", code=code,
     )  # fmt: skip
 
 
@@ -51,7 +49,7 @@ def test_fine_tuning_improves_the_completions_clearly(pretrained: CommandLine) -
     finetune(pretrained, "tuned")
     figures = losses(pretrained, "tuned")
     assert figures[-1] < 0.6 * figures[0]
-    before = pretrained("evaluate", "base", "--dataset", "datasets/pairs", "--generations", "0")
+    before = pretrained("evaluate", "straight", "--dataset", "datasets/pairs", "--generations", "0")
     after = pretrained("evaluate", "tuned@best", "--generations", "8")
     assert bits(after) < 0.5 * bits(before)
     assert "BLEU" in after
@@ -72,7 +70,7 @@ def test_only_the_completion_counts_in_the_loss(pretrained: CommandLine) -> None
 
 def test_frozen_layers_stay_bit_by_bit_and_are_stored_once(pretrained: CommandLine) -> None:
     finetune(pretrained, "top", 'train.trainable=["model.layers.1.*"]', "engine.zero_stage=3")
-    base = Source.parse(str(pretrained.run("base"))).checkpoint().weights()
+    base = Source.parse(str(pretrained.run("straight"))).checkpoint().weights()
     held = Source.parse(str(pretrained.run("top"))).checkpoint()
     assert set(held.manifest["parameters"]) == {name for name in base if name.startswith("model.layers.1.")}
     weights = held.weights()
@@ -117,8 +115,3 @@ def test_norms_a_profile_and_samples_are_written(pretrained: CommandLine) -> Non
     samples = [line["samples"] for line in lines if line["kind"] == "evaluation"]
     assert len(samples) == 2
     assert samples[0][0]["prompt"] == "The"
-
-
-def test_the_first_checkpoint_on_disk_is_whole(pretrained: CommandLine, tmp_path: Path) -> None:
-    name = checkpoint.names(pretrained.run("base"))[0]
-    assert Checkpoint(pretrained.run("base") / "checkpoints" / name).problems() == []

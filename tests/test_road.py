@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CommandLine, kill_rank
+from tests.conftest import CommandLine, kill_rank, wait_until
 from trainer import checkpoint, claim, goodput, jsonl, record, report
 from trainer.checkpoint import Checkpoint
 
@@ -89,14 +89,6 @@ def check_that_every_second_is_attributed(luban: CommandLine, name: str) -> None
     page = report.write([luban.run(name)], luban.run(name) / "report.html").read_text("utf-8")
     assert f"<b>{found.percent:.1f} %</b>" in page
     assert f"lost work: {seconds['lost']:.1f} s" in page
-
-
-def test_verify_finds_a_run_that_is_not_the_same(straight: CommandLine) -> None:
-    straight.pretrain("other", "seed=2")
-    text = straight("verify", "other", "--against", "straight", code=1)
-    assert "FAIL weights" in text
-    assert "FAIL rows of each step" in text
-    assert "first differs at step 1" in text
 
 
 def test_a_loss_edited_in_record_and_metrics_alike_is_found(straight: CommandLine) -> None:
@@ -186,32 +178,6 @@ def test_a_corrupt_checkpoint_is_passed_over_loudly_and_nothing_is_lost(straight
     assert newest.name not in straight("status", "corrupt").partition("saved")[2]
 
 
-def test_a_second_start_of_a_running_run_is_refused_and_the_first_goes_on(straight: CommandLine) -> None:
-    first = straight.start_pretrain("held", "train.steps=200")
-    straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] >= 3)
-    text = straight.pretrain("held", "train.steps=200", code=2)
-    assert f"is already running: attempt 1, by process {first.pid} on" in text
-    assert first.poll() is None
-    first.terminate()
-    text, _ = first.communicate(timeout=60)
-    assert first.returncode == 75
-    assert len(record.load(straight.run("held")).attempts) == 1
-
-
-def test_of_two_starts_at_once_one_wins_and_the_other_says_so(straight: CommandLine) -> None:
-    name = "race"
-    both = []
-    for _ in range(2):
-        both.append(straight.start_pretrain(name, "train.steps=300", "schedule.kind=constant"))
-        time.sleep(0.7)  # both are within their start-up
-    texts = [process.communicate(timeout=240)[0] for process in both]
-    codes = sorted(process.returncode for process in both)
-    assert codes == [0, 2], texts
-    assert len(lineage(straight, name)) == 300
-    assert len(record.load(straight.run(name)).attempts) == 1
-    assert "everything holds" in straight("verify", name)
-
-
 def test_a_full_disk_is_one_clear_error_that_is_not_retried(straight: CommandLine, tmp_path: Path) -> None:
     # The limit on a file's size stands in for a full disk, and is met by the first file larger than 100 kB.
     import resource
@@ -232,13 +198,19 @@ def test_a_full_disk_is_one_clear_error_that_is_not_retried(straight: CommandLin
     assert "everything holds" in straight("verify", "full", "--against", "straight")
 
 
-def test_a_run_from_another_records_its_ancestry_and_starts_from_its_weights(straight: CommandLine) -> None:
+def test_a_run_from_another_has_its_weights_and_ancestry_and_verify_finds_that_it_is_not_the_same(
+    straight: CommandLine,
+) -> None:
     straight.pretrain("branch", "optimizer.lr=1e-4", "seed=5", "--from", "straight@16")
     recipe = (straight.run("branch") / "recipe.yaml").read_text()
     assert "runs/straight@16" in recipe
     first = lineage(straight, "branch")[0]["loss"]
     assert first < lineage(straight, "straight")[2]["loss"]
     assert "everything holds" in straight("verify", "branch")
+    text = straight("verify", "branch", "--against", "straight", code=1)
+    assert "FAIL weights" in text
+    assert "FAIL rows of each step" in text
+    assert "first differs at step 1" in text
     moved = straight.run("straight").rename(straight.home / "elsewhere")
     assert "is done" in straight.pretrain("branch", "optimizer.lr=1e-4", "seed=5", "--from", "straight@16")
     assert "is done" in straight("pretrain", f"{straight.run('branch')}/recipe.yaml")
@@ -249,14 +221,18 @@ def test_a_run_from_another_records_its_ancestry_and_starts_from_its_weights(str
     assert "model.hidden_size is 32 in straight" in odd
 
 
-def test_ranks_die_with_their_supervisor(straight: CommandLine) -> None:
-    process = straight.start_pretrain("orphaned", "train.steps=400")
-    events = straight.wait_for("orphaned", 1, lambda event: event["event"] == "step")
-    process.kill()
-    process.communicate()
-    pids = [rank["pid"] for rank in events[0]["ranks"]]
-    deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:  # noqa: PTH110
-        time.sleep(0.1)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: PTH110
-    assert record.load(straight.run("orphaned")).attempts[-1].outcome == "stopped"
+def test_a_second_start_of_a_running_run_is_refused_and_ranks_die_with_their_supervisor(straight: CommandLine) -> None:
+    first = straight.start_pretrain("held", "train.steps=400", "schedule.kind=constant")
+    ranks = straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] >= 3)[0]["ranks"]
+    slow = ranks[1]["pid"]
+    os.kill(slow, signal.SIGSTOP)  # or the run might be done before the second has looked
+    text = straight.pretrain("held", "train.steps=400", "schedule.kind=constant", code=2)
+    assert f"is already running: attempt 1, by process {first.pid} on" in text
+    os.kill(slow, signal.SIGCONT)
+    reached = record.load(straight.run("held")).attempts[0].last_step
+    straight.wait_for("held", 1, lambda event: event["event"] == "step" and event["step"] > reached + 3)
+    first.kill()
+    first.communicate()
+    wait_until(lambda: not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks), 30)
+    (attempt,) = record.load(straight.run("held")).attempts
+    assert attempt.outcome == "stopped"

@@ -27,9 +27,8 @@ def agree(world: World, action: Callable[[], T]) -> T:
         result = action()
     except UserError as error:
         problem = str(error)
-    refused = next((text for text in world.gather(problem) if text), None)
-    if refused:
-        raise UserError(refused)
+    if world.total([problem is not None])[0]:  # a number first: that all is well need not be said by each to each
+        raise UserError(next(text for text in world.gather(problem) if text))
     return result  # pyright: ignore[reportReturnType]  (an action that wasn't refused has returned)
 
 
@@ -84,7 +83,7 @@ def adopt(
         UserError: all that is offered is damaged, and the run must not begin again.
         RuntimeError: some of it can't be read at present, and none of the rest is whole.
     """
-    offered = world.gather(offered)[0]
+    offered = world.told(offered)
     unreadable: list[str] = []
     passed: list[str] = []
     for name, near in reversed(offered):
@@ -95,7 +94,8 @@ def adopt(
             problems = found.problems(world.rank, world.size)
         except CorruptCheckpoint as error:
             found, problems = None, [str(error)]
-        problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
+        if world.total([len(problems)])[0]:
+            problems = list(dict.fromkeys(problem for part in world.gather(problems) for problem in part))
         if found and not problems:
             if not near:
                 notes.append(f"{name} comes from {place}: the run's folder has no whole copy")

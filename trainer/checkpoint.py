@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from data.errors import UserError
-from trainer.manifest import STATE, contradiction, file_of
+from trainer.manifest import FORMAT, STATE, VERSION, contradiction, file_of, pieces
 from trainer.place import DIGEST, Folder, Place
 
 if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and start in half the time without torch
@@ -36,10 +37,11 @@ if TYPE_CHECKING:  # a supervisor and `luban status` read manifests alone, and s
 
     from trainer.span_file import SpanFile
 
-FORMAT, VERSION = "luban-checkpoint", 1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 FOLDER, BASE = "checkpoints", "base"
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{9}\.a[1-9]\d*")
+"""What a checkpoint's folder is called; a copy of one that somebody has put beside it is none."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Checkpoint:
         try:
             self.manifest: dict[str, Any] = json.loads(self.place.content(MANIFEST))
             claimed = self.manifest.pop("digest")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CorruptCheckpoint(f"{self.name}: its manifest.json cannot be read ({error})") from None
         if claimed != digest_of(self.manifest):
             raise CorruptCheckpoint(f"{self.name}: its manifest.json doesn't match its own digest")
@@ -162,7 +164,7 @@ class Checkpoint:
         if held is None or tuple(held) != shape:
             self.refuse_other_model({name: shape})
         out = {part: torch.empty(count) for part in (WEIGHT, *MOMENTS)}
-        for first, length, file in self.manifest["spans"][name]:
+        for first, length, file in pieces(self.manifest["spans"][name], start, start + count):
             low, high = max(start, first), min(start + count, first + length)
             if low < high:
                 for part, tensor in out.items():
@@ -176,7 +178,7 @@ class Checkpoint:
         out = {}
         for name, shape in self.manifest["parameters"].items():
             flat = torch.empty(shape).view(-1)
-            for first, length, file in self.manifest["spans"][name]:
+            for first, length, file in pieces(self.manifest["spans"][name]):
                 self._open(file).read_into(f"{name}|{WEIGHT}", 0, flat[first : first + length])
             out[name] = flat.view(shape)
         return out | self.frozen()
@@ -220,7 +222,7 @@ def names(run: Place | Path) -> list[str]:
     """Names of a run's checkpoints that have a manifest, oldest first (by step, then attempt)."""
     root = Folder(run) if isinstance(run, Path) else run
     folder = root.child(FOLDER)
-    found = [name for name in folder.list() if name.startswith("step-") and folder.child(name).holds(MANIFEST)]
+    found = [name for name in folder.list() if NAME.fullmatch(name) and folder.child(name).holds(MANIFEST)]
     return sorted(found, key=lambda name: (step_of(name), attempt_of(name)))
 
 
@@ -245,7 +247,7 @@ def clear_partial(run: Place | Path, dead: set[int]) -> None:
     """Remove folders that never got a manifest, left by killed attempts; those of others may yet be written."""
     folder = (Folder(run) if isinstance(run, Path) else run).child(FOLDER)
     for name in folder.list():
-        if name.startswith("step-") and attempt_of(name) in dead and not folder.child(name).holds(MANIFEST):
+        if NAME.fullmatch(name) and attempt_of(name) in dead and not folder.child(name).holds(MANIFEST):
             folder.child(name).remove(MANIFEST)
 
 

@@ -44,15 +44,19 @@ class Fenced(Exception):
     """A newer attempt of the run has begun; this one must not write any more."""
 
 
-def alive(run: Path) -> int | None:
-    """The number of the newest attempt if it still runs: no outcome, and a fresh heartbeat."""
+def alive(run: Path, ahead: float = 0.0) -> int | None:
+    """The number of the newest attempt if it still runs: no outcome, and a fresh heartbeat.
+
+    Args:
+        ahead: seconds by which the clock of the run's file system is ahead of this machine's.
+    """
     newest = max(numbers(run), default=None)
     if newest is None:
         return None
     beat = last_beat(run, newest)
     if beat is None:
         return None
-    return newest if time.time() - beat < STALE_S and not ended(run, newest) else None
+    return newest if time.time() + ahead - beat < STALE_S and not ended(run, newest) else None
 
 
 def ended(run: Path, number: int) -> bool:
@@ -72,18 +76,38 @@ def dead(run: Path, before: int) -> set[int]:
 
 
 def refuse_if_held(run: Path) -> None:
-    """Raise Held where another start of the run is alive; waits for a heartbeat that may be a killed one's last."""
-    number = alive(run)
+    """Raise Held where another start of the run is alive; waits for a heartbeat that may be a killed one's last.
+
+    Heartbeats are times of the file system, perhaps a server's: by a clock that differs, a living attempt would look
+    dead, and be fenced without a word.
+    """
+    if alive(run, float("-inf")) is None:  # there is none, or it has ended
+        return
+    ahead = _ahead(run / "attempts")
+    number = alive(run, ahead)
     if number is None:
         return
     seen = last_beat(run, number)
     deadline = time.monotonic() + 3 * BEAT_S
     while time.monotonic() < deadline:
-        if alive(run) != number:
+        if alive(run, ahead) != number:
             return
         if last_beat(run, number) not in (seen, None):
             raise Held(refusal(run, _holder(run, number)))
         time.sleep(0.2)
+
+
+def _ahead(folder: Path) -> float:
+    """Seconds by which a folder's file system is ahead of this machine's clock; 0 where nothing can be written."""
+    probe = folder / f".clock-{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - time.time()
+    except OSError:
+        return 0.0
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def refusal(run: Path, holder: str) -> str:

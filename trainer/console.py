@@ -79,7 +79,7 @@ class Follower:
         self._console.print(Text(text, style), soft_wrap=True)
 
     def _files(self) -> list[Path]:
-        return [*sorted((self._run / "attempts").glob("[0-9]*.jsonl")), self._run / "metrics.jsonl"]
+        return [*record.files(self._run), self._run / "metrics.jsonl"]
 
     def _new(self, path: Path) -> list[dict[str, Any]]:
         entries, self._offsets[path] = jsonl.read(path, self._offsets.get(path, 0))

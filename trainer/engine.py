@@ -8,7 +8,7 @@ What is decided here, each measured on gloo ranks (a 0.5 M parameter toy, 20 ste
 - Stage 0 has no check for non-finite gradients and reports no norm, so both are ours there. With bf16 it takes a
   phantom step at construction (0.73 of the first update) and is refused.
 - DeepSpeed leaves the timeout of its data-parallel group at 30 minutes; every group gets ours.
-- An unknown top-level key of its configuration is ignored silently; `_configuration` is the only place that writes one.
+- What it is told is written in `zero.py` alone.
 - It can leave a step untaken without raising; its own counters are checked after each, and a step that they don't
   show was not taken.
 - Under `exact: any` gradients are summed by `trainer.exact` and put where ZeRO's update looks for its own: DeepSpeed
@@ -43,9 +43,9 @@ from trainer.checkpoint import MOMENTS, WEIGHT, Span, SpanReader  # noqa: E402
 from trainer.exact import ExactGradient, Piece, divide_graph  # noqa: E402
 from trainer.recipe import Recipe  # noqa: E402
 from trainer.world import World  # noqa: E402
+from trainer.zero import configuration  # noqa: E402
 
 PIECE = 1 << 21  # elements read from a checkpoint at once: 25 MB with their moments, whatever the parameter's size
-BUCKET = 50_000_000  # most elements of one gradient bucket; DeepSpeed's default would reserve 2 GB a rank
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class Engine:
             fused=not (any_topology and world.device.type == "cpu"),
         )  # fmt: skip
         trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
-        configuration = self._configuration(recipe, micro_batch, bf16, trainable)
-        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+        cuda = world.device.type == "cuda"
+        told = configuration(recipe, world.size, micro_batch, accumulation, bf16, trainable, cuda)
+        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=told)[0]
         for group in list(dist.distributed_c10d._world.pg_map):
             patience = timedelta(seconds=recipe.engine.timeout_s + watchdog.HEAD_START_S)
             dist.distributed_c10d._set_pg_timeout(patience, group)
@@ -136,33 +137,6 @@ class Engine:
             divide_graph(self.module)
             torch.nn.functional.linear = zero3_linear_wrap
         return ExactGradient(sizes, pieces, self._trainable[0][1].dtype, self.world)
-
-    def _configuration(self, recipe: Recipe, micro_batch: int, bf16: bool, trainable: int) -> dict[str, Any]:
-        bucket = min(BUCKET, max(trainable, 1))
-        ours = recipe.engine.exact == "any"  # what DeepSpeed would do with gradients is done already
-        accumulation = 1 if ours else self.accumulation
-        configuration: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": accumulation,
-            "train_batch_size": micro_batch * accumulation * self.world.size,
-            "gradient_clipping": 0.0 if ours else self._clip or 0.0,
-            "steps_per_print": None,
-            "timers": {"throughput": {"enabled": False}},
-            "zero_optimization": {
-                "stage": self.stage,
-                "reduce_bucket_size": bucket,
-                "allgather_bucket_size": bucket,
-                "overlap_comm": self.world.device.type == "cuda",
-            },
-            "zero_allow_untested_optimizer": True,
-        }
-        if bf16:
-            configuration["bf16"] = {"enabled": True, "check_grad_overflow": not ours}
-            if accumulation > 1:
-                configuration["data_types"] = {"grad_accum_dtype": "fp32"}
-        if ours and self.stage < 3:
-            configuration["zero_optimization"]["compute_grad_norm"] = False
-        return configuration
 
     def backward(self, loss: Tensor, label_tokens: int, last: bool) -> None:
         """Accumulate the gradient of `loss`, a sum over this rank's labels.

@@ -21,9 +21,8 @@ from trainer.exact import addable
 from trainer.meters import perplexity
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Objective
+from trainer.sizes import EVALUATION_LOGITS
 from trainer.world import World
-
-LOGITS = 64 * 2**20  # most logits of one forward, in elements (256 MiB in fp32)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class FixedSet:
 
 def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
     """Rows of one evaluation forward, so that its logits stay within bounds."""
-    return max(1, min(micro_batch, LOGITS // (context * vocab_size)))
+    return max(1, min(micro_batch, EVALUATION_LOGITS // (context * vocab_size)))
 
 
 def unigram_baseline(train: Index, fixed: FixedSet) -> dict[str, float]:

@@ -29,12 +29,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.sizes import EXACT_BUCKET as BUCKET
+from trainer.sizes import EXACT_CHUNK as CHUNK
 from trainer.world import World
 
-CHUNK = 512
-"""Elements of one parameter whose squares are summed as one; a power of two."""
-BUCKET = 2**22
-"""Elements sent, and received, by a rank in one exchange."""
 BLOCK = 2**12
 """Chunks squared at once: 16 MB."""
 LOSS_UNIT = 2.0**-20

@@ -12,34 +12,7 @@ from data.reader import LocalReader, Prefetch, Rows
 from trainer.guard import Avoid
 from trainer.objectives.base import Batch, Objective
 from trainer.recipe import Recipe
-
-MOST_ROWS = 16  # rows of one forward where the recipe leaves it open
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a global batch lies on the ranks."""
-
-    micro_batch: int
-    """Rows of one forward on one rank."""
-    accumulation: int
-    """Forwards of one rank in one update."""
-    filler: int
-    """Rows of no weight, where the ranks and micro-batches don't divide the batch."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, ranks: int) -> "Shape":
-        """The recipe's batch on so many ranks; a micro-batch is never larger than a rank's share.
-
-        Under `exact: any` it doesn't depend on the ranks: by itself a quarter of the batch, so that four share it.
-        """
-        rows = recipe.train.batch_rows
-        if recipe.engine.exact == "any":
-            micro_batch = min(recipe.engine.micro_batch or min(MOST_ROWS, -(-rows // 4)), rows)
-        else:
-            micro_batch = min(recipe.engine.micro_batch or MOST_ROWS, -(-rows // ranks))
-        accumulation = -(-rows // (micro_batch * ranks))
-        return cls(micro_batch, accumulation, accumulation * micro_batch * ranks - rows)
+from trainer.shape import Shape
 
 
 @dataclass(frozen=True)

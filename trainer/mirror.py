@@ -106,7 +106,7 @@ def send_record(run: Path, store: Place, name: str) -> None:
     what a fenced attempt sends late lies below the newer one's. Copies of older checkpoints are removed.
     """
     there = store.child(RECORD).child(name)
-    attempts = [f"attempts/{path.name}" for path in sorted((run / "attempts").glob("[0-9]*.jsonl"))]
+    attempts = [f"attempts/{path.name}" for path in record.files(run)]
     sent = {}
     for file in (*FILES, *attempts):
         if (run / file).exists():
@@ -114,7 +114,7 @@ def send_record(run: Path, store: Place, name: str) -> None:
             there.publish(_flat(file), data)
             sent[file] = hashlib.sha256(data).hexdigest()
     there.publish(DIGESTS, json.dumps(sent).encode())
-    for other in store.child(RECORD).list():
+    for other in _copies(store):
         if _age(other) < _age(name):
             store.child(RECORD).child(other).remove(DIGESTS)
 
@@ -126,10 +126,10 @@ def restore(recipe: Recipe, run: Path) -> bool:
         UserError: the store can't be opened or read.
     """
     store = store_of(recipe, run)
-    if store is None or any((run / "attempts").glob("[0-9]*.jsonl")):
+    if store is None or record.files(run):
         return False
     try:
-        copies = sorted(store.child(RECORD).list(), key=_age, reverse=True)
+        copies = sorted(_copies(store), key=_age, reverse=True)
         files = next((held for held in (_copy(store.child(RECORD).child(name)) for name in copies) if held), None)
         if files is None:
             return False
@@ -146,6 +146,10 @@ def restore(recipe: Recipe, run: Path) -> bool:
     except OSError as error:
         raise _unreadable(store, error) from None
     return True
+
+
+def _copies(store: Place) -> list[str]:
+    return [name for name in store.child(RECORD).list() if checkpoint.NAME.fullmatch(name)]
 
 
 def _copy(there: Place) -> dict[str, bytes] | None:

@@ -28,9 +28,9 @@ from functools import partial
 from typing import Any, Literal
 
 from trainer import record
-from trainer.feed import Shape
 from trainer.recipe import Recipe
 from trainer.schedule import learning_rate
+from trainer.shape import Shape
 from trainer.verify import Check
 
 JUDGED = 5  # updates after the change whose figures are held against the tolerance

@@ -168,7 +168,8 @@ class Launch(Section):
     nodes: Free[int] = Field(default=1, ge=1)
     """Machines that share the ranks equally. Here it is 1; Slurm gives as many; Ray spreads ranks by itself."""
     min_ranks: Free[int] = Field(default=0, ge=0)
-    """With Ray: go on with as few ranks as this when nodes are lost, and grow again up to `ranks`; 0: `ranks`."""
+    """With Ray or Slurm: go on with as few ranks as this when nodes are lost; 0: `ranks`. Ray grows again up to `ranks`
+    when nodes come; a Slurm job has them back when it is queued again."""
     threads: Free[int] = Field(default=1, ge=1)
     """CPU threads of one rank; ranks on one machine share its cores."""
     gpus_per_rank: Free[int] = Field(default=0, ge=0, le=1)

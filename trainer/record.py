@@ -11,6 +11,7 @@ after an adopted checkpoint are *lost*: their weights are gone, and their positi
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,9 +164,15 @@ class History:
         return lines
 
 
+def files(run: Path) -> list[Path]:
+    """The files of a run's attempts, in order; a copy of one that somebody has put beside it is none."""
+    found = [path for path in (run / "attempts").glob("*.jsonl") if re.fullmatch(r"\d{4,}", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
 def numbers(run: Path) -> list[int]:
     """Numbers of a run's attempts, in order, those included that were killed before their first line."""
-    return sorted(int(path.stem) for path in (run / "attempts").glob("[0-9]*.jsonl"))
+    return [int(path.stem) for path in files(run)]
 
 
 def load(run: Path, mine: int | None = None) -> History:

@@ -59,7 +59,7 @@ class Watch:
         if self._guard is None:
             return
         lineage = agree(self.s.world, lambda: record.load(self.s.run).lineage() if self.s.writer else [])
-        for event in self.s.world.gather(lineage[-chosen.window - chosen.max_nonfinite :])[0]:
+        for event in self.s.world.told(lineage[-chosen.window - chosen.max_nonfinite :]):
             if event["lr"] is not None:  # an update; rows passed over are none
                 self._observe(event, event["loss"], event["grad_norm"])
 
@@ -188,7 +188,7 @@ def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any
             checkpoint.remove(s.root, retires)
         return writer.number
 
-    s.attempt = s.world.gather(agree(s.world, lambda: create() if s.writer else 0))[0]
+    s.attempt = s.world.told(agree(s.world, lambda: create() if s.writer else 0))
 
 
 def initial(run: Path, recipe: Recipe, vocab_size: int, world: World, bf16: bool) -> SpanReader:

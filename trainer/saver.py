@@ -8,9 +8,8 @@ The buffer is planned: 12 bytes for each fp32 element this rank owns, taken once
 second save waits for the first instead of queueing. Whatever goes wrong in a thread surfaces at the next collective
 call, on every rank. The threads run at a lower priority, where the system allows it, than the training beside them.
 
-At 99 M parameters on two ranks the step is stalled for 0.05 to 0.12 of what DeepSpeed's own save takes, which flushes
-nothing (`tests/bench/save.py`). The writing costs a core a second or more for each 600 MB: hidden where a GPU computes,
-not where the cores do.
+At 99 M parameters on two ranks the step is stalled for 0.07 to 0.17 of what DeepSpeed's own save takes, which flushes
+nothing, and all of a save takes 0.22 s of a core for each 595 MB, a fifth of DeepSpeed's (`tests/bench/README.md`).
 """
 
 import errno
@@ -28,17 +27,17 @@ import torch
 
 from data.errors import UserError
 from trainer import checkpoint, watchdog
-from trainer.checkpoint import FOLDER, FORMAT, MANIFEST, STATE, VERSION, Span, digest_of
+from trainer.checkpoint import FOLDER, MANIFEST, Span, digest_of
 from trainer.claim import Fenced
-from trainer.manifest import file_of
+from trainer.manifest import STATE, compose, file_of
 from trainer.place import PAGE, Folder, Place
+from trainer.sizes import SAVED_FLOATS
 from trainer.span_file import bytes_of, header
 from trainer.world import World
 
 NICENESS = 10
 LONGEST_S = 3600.0  # a write that takes longer hangs
 POLL_S = 0.1
-FLOATS_PER_ELEMENT = 1 + len(checkpoint.MOMENTS)
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Saver:
         """
         self.root, self.world = root, world
         self._fenced, self._sync = fenced, sync
-        floats = FLOATS_PER_ELEMENT * sum(span.count for span in spans)
+        floats = SAVED_FLOATS * sum(span.count for span in spans)
         taken = torch.empty(floats + PAGE // 4, pin_memory=world.device.type == "cuda")
         at = -taken.data_ptr() % PAGE // 4  # whole pages, for O_DIRECT
         self._host = taken[at : at + floats]
@@ -151,8 +150,8 @@ class Saver:
             return None
         self._wait()
         now.collected = True
-        everyone = self.world.gather({"files": now.files, "spans": now.spans, "error": now.error})
-        failed = next((part["error"] for part in everyone if part["error"]), None)
+        everyone = self.world.collect({"files": now.files, "spans": now.spans, "error": now.error})
+        failed = self.world.told(next((part["error"] for part in everyone if part["error"]), None))
         if failed:
             self._give_up(now, failed)
         if self.world.rank == 0:
@@ -171,7 +170,7 @@ class Saver:
             return
         self.collect()
         self._wait()
-        failed, fenced = self.world.gather((now.error, now.fenced))[0]
+        failed, fenced = self.world.told((now.error, now.fenced))
         if fenced:
             self._now = None
             raise Fenced(f"{now.name} is not published: a newer attempt of {self.root} has begun")
@@ -195,7 +194,7 @@ class Saver:
     def _wait(self) -> None:
         """Until no rank's thread works any more. Collective, in short ones: a slow disk is no hung rank."""
         deadline = time.monotonic() + LONGEST_S
-        while any(self.world.gather(self._working)):
+        while self.world.total([self._working])[0]:
             watchdog.enter("waiting for a checkpoint to be written")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"a checkpoint has not been written within {LONGEST_S:.0f} s")
@@ -218,7 +217,7 @@ class Saver:
         folder = self.root.child(FOLDER).child(now.name)
         parts = (checkpoint.WEIGHT, *checkpoint.MOMENTS)
         head = header((f"{name}|{part}", count) for part in parts for name, _, _, count, _ in now.spans)
-        floats = FLOATS_PER_ELEMENT * sum(count for *_, count, _ in now.spans)
+        floats = SAVED_FLOATS * sum(count for *_, count, _ in now.spans)
         file = file_of(self.world.rank)
         now.files[file] = folder.write(file, [head, bytes_of(self._host[:floats])])
         if self.world.rank == 0:
@@ -227,7 +226,7 @@ class Saver:
     def _publish(self, everyone: list[dict[str, Any]]) -> None:
         now = self._now
         assert now is not None
-        manifest = self._manifest(now, everyone)
+        manifest = compose(now.name, now.state, self.world.size, now.base, everyone)
         self._sync(now.name)  # the steps that made these weights are on the disk before the weights are
         if self._fenced():
             now.fenced = True
@@ -238,27 +237,6 @@ class Saver:
         if isinstance(folder, Folder):
             _point(folder, now.name)
         now.published(manifest, sum(entry["bytes"] for entry in manifest["files"].values()))
-
-    def _manifest(self, now: Saving, everyone: list[dict[str, Any]]) -> dict[str, Any]:
-        parameters: dict[str, list[int]] = {}
-        spans: dict[str, list[list[int]]] = {}
-        for part in everyone:
-            for parameter, shape, start, count, rank in part["spans"]:
-                parameters[parameter] = shape
-                spans.setdefault(parameter, []).append([start, count, rank])
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": now.name,
-            "step": now.state["step"],
-            "attempt": now.state["attempt"],
-            "world": self.world.size,
-            "zero_stage": now.state["zero_stage"],
-            "files": {file: entry for part in everyone for file, entry in part["files"].items()},
-            "parameters": parameters,
-            "spans": spans,
-            "base": now.base,
-        }
 
     def _give_up(self, now: Saving, problem: str) -> None:
         """End the attempt on every rank; a checkpoint without a manifest leaves no files.

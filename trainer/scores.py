@@ -10,13 +10,13 @@ import torch
 from data.errors import UserError
 from data.order import deal
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
-from trainer.feed import MOST_ROWS
 from trainer.generate import generate
 from trainer.inputs import Inputs, open_inputs
 from trainer.models.decoder import Decoder
 from trainer.objectives.causal import Causal
 from trainer.recipe import Recipe
 from trainer.run import Source, dataset_path, read_recipe
+from trainer.sizes import MOST_ROWS
 from trainer.world import World
 
 COMPLETION_TOKENS = 64  # of a generated completion at most

@@ -21,7 +21,7 @@ from trainer.clock import Clock
 from trainer.disk import shortcomings
 from trainer.engine import Engine
 from trainer.evaluate import FixedSet, forward_rows
-from trainer.feed import Feed, Shape
+from trainer.feed import Feed
 from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
@@ -34,6 +34,7 @@ from trainer.optimizer import freeze, parameter_groups
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.run import Source, read_recipe
+from trainer.shape import Shape
 from trainer.tracker import Tracker
 from trainer.world import World
 
@@ -157,7 +158,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         engine.load(span_by_span(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
     newest = history.attempts[-1].start if history and history.attempts else {}
-    progress.avoid = world.gather(newest.get("avoid", []))[0]  # a rollback since the checkpoint added to it
+    progress.avoid = world.told(newest.get("avoid", []))  # a rollback since the checkpoint added to it
     feed = Feed(
         inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
         progress.avoid,
@@ -190,7 +191,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "trainable": counted[1],
         "loss_kernel": kernel,
         "versions": _versions(),
-        "ranks": world.gather(me),
+        "ranks": world.collect(me),
         "supervisor": how,
         "life": life,
     }
@@ -219,7 +220,7 @@ def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | 
         return None
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
-    return world.gather(name)[0]
+    return world.told(name)
 
 
 def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -292,7 +293,7 @@ def _versions() -> dict[str, str]:
 def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None, notes: list[str]) -> None:
     """Write the attempt's first line on rank 0, say what is degraded, and tell every rank its number."""
     agree(s.world, lambda: writer.start(**start) if writer else None)
-    s.attempt = s.world.gather(writer.number if writer else None)[0]
+    s.attempt = s.world.told(writer.number if writer else None)
     s.writer = writer
     store = store_of(s.recipe, s.run)
     if store and s.recipe.checkpoint.store_role == "mirror":

@@ -45,12 +45,28 @@ class World:
         return tensor.tolist()
 
     def gather(self, value: object) -> list[Any]:
-        """`value` of every rank, in the order of ranks; for small things outside the step."""
+        """`value` of every rank, in the order of ranks; for small things outside the step, that all must know."""
         if self.size == 1:
             return [value]
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, value, group=self.control)
         return everyone
+
+    def collect(self, value: object) -> list[Any]:
+        """On rank 0 `value` of every rank, elsewhere nothing: all together send and hold as much as there is, once."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, everyone, dst=0, group=self.control)
+        return everyone or []
+
+    def told(self, value: object) -> Any:
+        """Rank 0's `value`, on every rank."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]
 
 
 def meet(timeout_s: float) -> dist.Store:

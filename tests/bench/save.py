@@ -1,9 +1,11 @@
 """A save and a resume at 100 M parameters, against DeepSpeed's own, on the very same engine of 2 ranks.
 
 Ours returns once its spans are copied, and a thread writes, flushes and re-reads them while steps go on; what those
-steps lose to it is counted too. DeepSpeed's `save_checkpoint` holds the step for the whole save and flushes nothing:
-its files may be gone after a power cut. Flushing them is timed apart. `ds_to_universal` is what DeepSpeed needs before
-another number of ranks can load them, given both cores here.
+steps lose to it is counted too, against as many steps before and after. Where the ranks keep all cores busy, that loss
+is the CPU time of the writing, and noise; so the CPU time of a save is told as well: of the process, without what the
+kernel does later for pages that were not flushed. DeepSpeed's `save_checkpoint` holds the step for the whole save and
+flushes nothing: its files may be gone after a power cut. Flushing them is timed apart. `ds_to_universal` is what
+DeepSpeed needs before another number of ranks can load them, given both cores here.
 
 Ours resumes at 2 ranks of the same stage and, without a conversion, on one rank of another stage; both include the
 check of every byte that each start of a run makes. DeepSpeed resumes on one rank of the same stage from the converted
@@ -39,7 +41,7 @@ from trainer.recipe import Recipe
 from trainer.saver import Saver
 from trainer.world import World
 
-VOCAB, CONTEXT, ORDINARY, ROUNDS = 65536, 64, 4, 3
+VOCAB, CONTEXT, STEPS, ROUNDS = 65536, 64, 4, 3
 MODEL = (
     "model.hidden_size=512", "model.num_hidden_layers=10", "model.num_attention_heads=8", "model.num_key_value_heads=8",
     "model.tie_word_embeddings=false", f"model.context={CONTEXT}", "train.batch_rows=2", "schedule.kind=constant",
@@ -84,6 +86,13 @@ def timed(world: World, action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def cpu_of(action: Callable[[], object]) -> float:
+    """Seconds of the CPU that this process takes for it."""
+    began = time.process_time()
+    action()
+    return time.process_time() - began
+
+
 def timed_growth(world: World, action: Callable[[], object]) -> tuple[float, int]:
     """Seconds until every rank is done, and bytes by which this one grew meanwhile."""
     grown: list[int] = []
@@ -92,22 +101,23 @@ def timed_growth(world: World, action: Callable[[], object]) -> tuple[float, int
 
 def behind(world: World, saver: Saver, begin: Callable[..., None], step: Callable[[], None]) -> dict[str, float]:
     """A save with the training going on: seconds of the stall, until it is published, and what the steps lost."""
-    ordinary = [timed(world, step) for _ in range(ORDINARY)]
+    ordinary = [timed(world, step) for _ in range(STEPS // 2)]
     out = threading.Event()
     began = time.perf_counter()
     stall = timed(world, lambda: begin(lambda manifest, size: out.set()))
     steps: list[float] = []
-    while True:
+    total = 0.0
+    while not total or len(steps) < STEPS:
         steps.append(timed(world, step))
         written, published = world.total([saver.written, out.is_set()])
         if published:
-            break
-        if written == world.size:
+            total = total or time.perf_counter() - began
+        elif written == world.size:
             saver.collect()
-    total = time.perf_counter() - began
     saver.finish()
-    lost = sum(steps) - len(steps) * median(ordinary)
-    return {"stall": stall, "total": total, "lost": lost, "step": median(ordinary), "steps": len(steps)}
+    ordinary += [timed(world, step) for _ in range(STEPS // 2)]
+    mean = sum(ordinary) / len(ordinary)
+    return {"stall": stall, "total": total, "lost": sum(steps) - len(steps) * mean, "step": mean}
 
 
 def save(world: World, stage: int, root: Path, rounds: int) -> list[dict[str, float]]:
@@ -135,9 +145,13 @@ def save(world: World, stage: int, root: Path, rounds: int) -> list[dict[str, fl
         figures = behind(world, saver, begin, step)
         clear(world, root / checkpoint.FOLDER)
         figures["at rest"], grown = timed_growth(world, whole)
+        clear(world, root / checkpoint.FOLDER)
+        figures["cpu"] = cpu_of(whole)
         figures |= {"planned": saver.host_bytes, "buffer": buffer, "grown": grown}
         clear(world, root / TAG)
         figures["theirs"], figures["theirs grown"] = timed_growth(world, native)
+        clear(world, root / TAG)
+        figures["their cpu"] = cpu_of(native)
         figures["their flush"] = timed(world, lambda: flush(root / TAG) if world.rank == 0 else None)
         if number:  # the first is not counted
             told.append(figures)
@@ -215,9 +229,10 @@ def report(stage: int, root: Path, rounds: int) -> None:
         f"stage {stage}: a step takes {held['step']:.2f} s\n"
         f"  DeepSpeed's save {held['theirs']:.2f} s (unflushed; flushing takes {held['their flush']:.2f} s more)\n"
         f"  stall {held['stall']:.3f} s, {against('stall'):.2f}x of DeepSpeed's save\n"
-        f"  published after {held['total']:.2f} s and {held['steps']:.0f} steps, which lost {held['lost']:.2f} s; "
+        f"  published after {held['total']:.2f} s; {STEPS} steps or more beside it lost {held['lost']:.2f} s; "
         f"stall and loss {against('stall', 'lost'):.2f}x\n"
         f"  the whole save with nothing beside it {held['at rest']:.2f} s, {against('at rest'):.2f}x\n"
+        f"  CPU of a rank {held['cpu']:.2f} s, DeepSpeed's {held['their cpu']:.2f} s\n"
         f"  bytes {ours / MB:.1f} MB, DeepSpeed {theirs / MB:.1f} MB: {ours / theirs:.4f}x\n"
         f"  memory: buffer {held['planned'] / MB:.0f} MB planned, {held['buffer'] / MB:.0f} MB taken, a save grows by "
         f"{held['grown'] / MB:.0f} MB, DeepSpeed's by {held['theirs grown'] / MB:.0f} MB",

@@ -27,7 +27,7 @@ from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, Span, SpanReader
 from trainer.claim import Fenced
 from trainer.clock import Clock
 from trainer.engine import Verdict
-from trainer.feed import Shape, Step
+from trainer.feed import Step
 from trainer.loop import Loop
 from trainer.meters import Meter
 from trainer.mirror import root_of
@@ -35,6 +35,7 @@ from trainer.objectives.base import Batch
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.session import Progress, Session, _open_record
+from trainer.shape import Shape
 from trainer.world import World
 
 ROWS, STEPS, EVERY, KEEP = 8, 9, 3, 2
@@ -152,6 +153,13 @@ class Threads(World):
         everyone = list(self.slots)
         self.control.wait()
         return everyone
+
+    def collect(self, value: object) -> list[Any]:
+        everyone = self.gather(value)
+        return [] if self.rank else everyone
+
+    def told(self, value: object) -> Any:
+        return self.gather(value)[0]
 
     def total(self, values: Any) -> list[int]:
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]

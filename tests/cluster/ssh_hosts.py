@@ -1,8 +1,9 @@
 """Hosts that are reached by ssh, on one machine: each has a network, a hostname, processes and a home of its own.
 
 A host is a network, UTS, PID and mount namespace (root is needed) with a real sshd as the daemon in it; ending its
-first process ends everything that runs on it. The bridge between them lies in a namespace too, so that nothing reaches
-the machine's own network.
+first process ends everything that runs on it, and that one dies with the tests. The bridge between them lies in a
+namespace too, so that nothing reaches the machine's own network; the names of the namespaces of tests that were killed
+are removed by those that come next.
 """
 
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NETWORK = "10.79.3"
@@ -23,6 +25,7 @@ class SshHosts:
     def __init__(self, folder: Path, count: int):
         self.folder = folder
         self.tag = f"luban-{os.getpid()}"
+        _sweep()
         self.addresses = [f"{NETWORK}.{11 + number}" for number in range(count)]
         self.key = folder / "id"
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -54,9 +57,13 @@ class SshHosts:
 
     def on(self, number: int) -> list[str]:
         """The processes of a host: their command lines."""
-        namespace = self._daemons[number].pid
-        listed = _do("nsenter", "-t", str(_child(namespace)), "-p", "-m", "ps", "-e", "-ww", "-o", "args=")
-        return [line for line in listed.splitlines() if not line.startswith(("ps -e", "nsenter"))]
+        world = Path(f"/proc/{_child(self._daemons[number].pid)}/ns/pid").readlink()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if (process / "ns" / "pid").readlink() == world:
+                    found.append((process / "cmdline").read_bytes().decode().replace("\0", " ").strip())
+        return [words for words in found if words]
 
     def listening(self, number: int) -> list[str]:
         """ADDRESS:PORT of everything that listens on a host's TCP."""
@@ -114,7 +121,7 @@ class SshHosts:
         with (self.folder / f"sshd-{number}.log").open("wb") as log:
             self._daemons.append(
                 subprocess.Popen(
-                    ["ip", "netns", "exec", f"{self.tag}-{number}", *isolated],
+                    ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", f"{self.tag}-{number}", *isolated],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -138,6 +145,13 @@ def _move_in(home: Path) -> str:
     kept = [place.relative_to(account) for place in sorted(needed) if place.is_relative_to(account)]
     lines = [f"mkdir -p {home / place}; mount --bind {account / place} {home / place}; " for place in kept]
     return "".join(lines) + f"mount --rbind {home} {account}; "
+
+
+def _sweep() -> None:
+    for name in _do("ip", "netns", "list").split():
+        tag, _, owner = name.partition("-")
+        if tag == "luban" and not Path(f"/proc/{owner.partition('-')[0]}").exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)  # another test may be at it as well
 
 
 def _child(pid: int) -> int:

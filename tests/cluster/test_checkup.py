@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from cluster.checkup import Checkup, examine, preflight, probe_job
 from cluster.hold import Hold
 from cluster.job import Job
 from cluster.on_local import Local
+from cluster.on_ray import request
+from cluster.on_slurm import Slurm
+from cluster.slurm_site import Site
 from data.errors import UserError
 from tests.conftest import CommandLine
 from trainer.recipe import Recipe
@@ -191,3 +195,12 @@ def test_a_scheduler_that_has_not_what_is_asked_is_a_verdict_and_starts_nothing(
         ("slurm", "fail", "no node has 16 GPUs")
     ]
     assert queue.job is None and list(tmp_path.iterdir()) == []
+
+
+def test_schedulers_are_told_to_start_probes_once_and_not_to_train(tmp_path: Path) -> None:
+    job = probe_job(tmp_path / "x", ALONE, quick=True)
+    words = f"-P -m cluster.probe {tmp_path}/x --patience 120 --wandb off --quick"
+    assert shlex.join(job.argv[1:]) == words
+    assert request(job, "J")["entrypoint"].endswith(f"cluster.ray_driver {tmp_path}/x --job J --unrecorded {words}")
+    script = Slurm(Site()).render(job)
+    assert 'cluster.turn "$RUN" --unrecorded -- ' in script and '-m cluster.probe "$RUN" --patience 120' in script

@@ -12,7 +12,7 @@ from cluster.verdict import Facts, Needs, Verdict
 from trainer.recipe import Recipe
 
 NODES, PER_NODE = 2, 2
-NEEDS = Needs(ranks=NODES * PER_NODE, ranks_per_node=PER_NODE, gpus_per_rank=1, memory=8e9, disk=1e9)
+NEEDS = Needs(ranks=NODES * PER_NODE, gpus_per_rank=1, memory=8e9, disk=1e9)
 
 
 def device(index: int) -> Facts:
@@ -168,7 +168,7 @@ def test_a_rank_that_reached_nobody_is_to_blame_and_not_those_that_waited_for_it
     facts[0]["meeting"] = facts[1]["meeting"] = LOST | {"error": "Socket Timeout", "absent": [2]}
     facts[1]["meeting"] = {"at": "10.0.0.1:29500", "seconds": 3.0, "error": None}
     facts[2]["meeting"] = LOST
-    assert [verdict.found for verdict in amiss(facts, Needs(3, 1))] == [
+    assert [verdict.found for verdict in amiss(facts, Needs(3))] == [
         "rank 2 on n2 didn't reach rank 0 at 10.0.0.1:29500 in 120 s: Connection refused"
     ]
 
@@ -179,7 +179,7 @@ def test_machines_without_gpus_are_well_unless_a_recipe_asks_for_some() -> None:
         each["torch"] = {"gpus": 0, "nccl": None}
         if "gpus" in each:
             each["gpus"] = {"devices": [], "driver": None, "problem": None}
-    none = Needs(ranks=4, ranks_per_node=2)
+    none = Needs(ranks=4)
     assert not amiss(facts, none)
     assert any("none on any node" in verdict.found for verdict in judge(facts, none))
     (verdict,) = amiss(facts)
@@ -190,7 +190,7 @@ def test_machines_without_gpus_are_well_unless_a_recipe_asks_for_some() -> None:
 def test_more_ranks_than_gpus_fail_although_the_recipe_asks_for_none() -> None:
     facts = healthy()
     facts[2]["torch"] = {"gpus": 1, "nccl": "2.27.3"}
-    assert [verdict.check for verdict in amiss(facts, Needs(ranks=4, ranks_per_node=2))] == ["gpus"]
+    assert [verdict.check for verdict in amiss(facts, Needs(ranks=4))] == ["gpus"]
 
 
 def test_a_cut_network_says_that_speeds_were_not_measured() -> None:
@@ -255,7 +255,7 @@ def test_the_document_holds_verdicts_and_facts_as_json() -> None:
 
 def test_a_recipe_needs_room_for_the_checkpoints_that_it_keeps() -> None:
     plain = needs(Recipe.model_validate({"launch": {"ranks": 4, "nodes": 2, "gpus_per_rank": 1, "memory_gb": 8}}))
-    assert (plain.ranks, plain.ranks_per_node, plain.gpus_per_rank, plain.memory) == (4, 2, 1, 8e9)
+    assert (plain.ranks, plain.gpus_per_rank, plain.memory) == (4, 1, 8e9)
     more = needs(Recipe.model_validate({"checkpoint": {"keep_last": 6}}))
     assert more.disk == pytest.approx(plain.disk * 2)  # 2 kept, the best and a new one, against 6 and those two
     away = {"checkpoint": {"store": "file:///backup", "store_role": "primary"}}

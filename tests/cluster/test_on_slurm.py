@@ -76,8 +76,10 @@ def _from_a_run_that_had_no_checkpoint_yet(here: CommandLine) -> None:
 
 
 def test_a_queued_job_is_told_respected_taken_over_and_cancelled(here: CommandLine, slurm: Loopback) -> None:
+    here.environment |= {"SBATCH_JOB_NAME": "other", "SLURM_JOB_ID": "1"}
     here.pretrain("queued", "--on", "slurm=held.yaml")
     first = job_of(here, "queued")
+    assert slurm.job(first)["JobName"] == "queued"  # as the script says
     assert re.search(rf"job +{first} of slurm, submitted .*: queued \(JobHeldUser\)", here("status", "queued"))
     recipe = (here.run("queued") / "recipe.yaml").read_text()
     for on in ("slurm=held.yaml", "local"):
@@ -106,6 +108,20 @@ def test_a_job_waits_for_another_one_and_never_comes_when_that_failed(here: Comm
     assert f"--after base: job {base} is over, and {here.run('base')} is not done" in said
 
 
+def test_a_sweep_is_one_job_array_of_runs_that_are_told_and_stopped_one_by_one(
+    here: CommandLine, slurm: Loopback
+) -> None:
+    said = here.pretrain("sweep", "--array", "optimizer.lr=[1e-3, 2e-3]", "--on", "slurm=held.yaml")
+    one, other = job_of(here, "sweep-0"), job_of(here, "sweep-1")
+    array = one.removesuffix("_0")
+    assert other == f"{array}_1"
+    assert f"submitted job {array}, with sweep-0 as {one}, sweep-1 as {other}" in said
+    assert [read_recipe(here.run(f"sweep-{index}")).optimizer.lr for index in (0, 1)] == [1e-3, 2e-3]
+    assert f"cancelled job {one} of slurm, which was queued" in here("stop", "sweep-0")
+    assert re.search(rf"job +{one} of slurm, submitted .*: over before it began", here("status", "sweep-0"))
+    assert re.search(rf"job +{other} of slurm, submitted .*: queued", here("status", "sweep-1"))
+
+
 @pytest.mark.parametrize(
     ("launch", "site", "said"),
     [
@@ -127,6 +143,19 @@ def test_what_slurm_would_never_run_is_said_before_it_is_submitted(
     with pytest.raises(UserError) as raised:
         launcher(f"slurm={tmp_path}/site.yaml").check(job)
     assert said in str(raised.value)
+
+
+def test_a_job_may_wait_for_nodes_that_are_down(
+    slurm: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text("shared: true\n")
+    job = training_job(tmp_path / "run", Recipe(launch=Launch(nodes=2, ranks=2)))
+    slurm("scontrol", "update", "nodename=n[1-3]", "state=drain", "reason=test")
+    try:
+        launcher(f"slurm={tmp_path}/site.yaml").check(job)
+    finally:
+        slurm("scontrol", "update", "nodename=n[1-3]", "state=resume")
+    assert "needs 2 nodes, and of those that could run it 1 are up (" in capsys.readouterr().out
 
 
 def test_a_refused_run_leaves_nothing_behind_and_ends_with_2(here: CommandLine) -> None:

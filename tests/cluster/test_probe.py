@@ -95,7 +95,7 @@ def test_a_rank_that_is_stopped_most_of_the_time_is_named_as_slow(probes: Probes
         slow.send_signal(signal.SIGCONT)
         time.sleep(0.01)
     facts = probes.facts()
-    needs = Needs(ranks=3, ranks_per_node=3)
+    needs = Needs(ranks=3)
     assert not complaints(facts, needs)
     named = [verdict.found for verdict in judge(facts, needs) if verdict.check == "slow ranks"]
     assert any(found.startswith(f"rank 2 on {socket.gethostname()} ") for found in named), named
@@ -137,8 +137,9 @@ def test_a_port_that_is_closed_is_named_by_the_node_that_can_t_reach_it(probes: 
     probes.start(1, 2, "--quick", "--patience", "1", within=("unshare", "-n"))
     facts = probes.facts()
     (verdict,) = complaints(facts, Needs(ranks=2))
-    host = socket.gethostname()
-    assert verdict.found.startswith(f"rank 1 on {host} didn't reach rank 0 at 127.0.0.1:{probes.port} in 1 s: ")
+    at = f"127.0.0.1:{probes.port}"
+    said = f"rank 1 on {socket.gethostname()} didn't reach rank 0 at {at} in 1 s: Network is unreachable"
+    assert verdict.found == said  # the kernel's own word, not that of a library that gave up
     assert "firewall" in verdict.mend
     assert facts[0]["meeting"]["absent"] == [1]
 

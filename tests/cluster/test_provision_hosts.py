@@ -73,6 +73,18 @@ def test_an_unreachable_host_is_named_and_nothing_is_started(rack: Rack) -> None
 
 
 @pytest.mark.slow
+def test_a_host_that_can_not_be_ended_is_named_and_not_forgotten(rack: Rack) -> None:
+    rack.tree["workers"][0]["hosts"] = ["10.79.3.99"]
+    rack.file.write_text(yaml.safe_dump(rack.tree))
+    rack.folder.mkdir(parents=True)
+    (rack.folder / "cluster.yaml").write_text(rack.file.read_text())
+    (rack.folder / "ray.yaml").write_text(rack("render"))
+    said = rack("down", code=2)
+    assert "could not be ended everywhere" in said and "10.79.3.99: ssh: connect to host" in said
+    assert rack.hosts.addresses[0] not in said and (rack.folder / "ray.yaml").exists()
+
+
+@pytest.mark.slow
 def test_hosts_join_show_their_gpus_and_keep_nothing_when_down(rack: Rack) -> None:
     said = rack("up")
     token = (rack.folder / "token").read_text()

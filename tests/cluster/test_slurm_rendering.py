@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm_fit
-from cluster.job import Job
+from cluster.job import Job, command_job
 from cluster.on_slurm import TEMPLATES, Slurm
 from cluster.slurm_site import Container, Site, read_site
 from data import settings
 from data.errors import UserError
+from trainer.recipe import Recipe
 
 GOLDEN = Path(__file__).with_name("golden")
 RUN = Path("/shared/runs/first")
@@ -41,12 +42,27 @@ CASES = {
     "apptainer": (Slurm(Site(python=PYTHON, container=Container(image="/shared/it's.sif", mounts=("/shared",)))), GPUS),
     "pyxis": (Slurm(Site(python=PYTHON, requeue=False, container=IMAGE)), GPUS),
 }  # fmt: skip
+ELEMENTS = {
+    index: replace(
+        JOB, run=RUN.with_name(f"sweep-{index}"), argv=(*JOB.argv[:-1], str(RUN.with_name(f"sweep-{index}")))
+    )
+    for index in (0, 2)
+}
+COMMAND = command_job(RUN, Recipe(), ("evaluate", f"{RUN}@best", "--rows", "0"))
 
 
-@pytest.mark.parametrize("case", CASES)
+def rendered() -> dict[str, str]:
+    """What each golden file should hold."""
+    return {
+        **{case: launcher.render(job) for case, (launcher, job) in CASES.items()},
+        "array": CASES["plain"][0].render_array(ELEMENTS),
+        "command": CASES["pyxis"][0].render_command(COMMAND),
+    }
+
+
+@pytest.mark.parametrize("case", [*CASES, "array", "command"])
 def test_the_batch_script_is_the_golden_one(case: str) -> None:
-    launcher, job = CASES[case]
-    assert launcher.render(job) == (GOLDEN / f"{case}.sbatch").read_text()
+    assert rendered()[case] == (GOLDEN / f"{case}.sbatch").read_text()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -164,5 +180,5 @@ def test_slurm_s_times_are_read(text: str, expected: float) -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for name, (launcher, job) in CASES.items():
-        (GOLDEN / f"{name}.sbatch").write_text(launcher.render(job))
+    for name, text in rendered().items():
+        (GOLDEN / f"{name}.sbatch").write_text(text)

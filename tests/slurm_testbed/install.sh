@@ -1,10 +1,10 @@
 #!/bin/sh
 # The system packages that tests need, where they are missing: Slurm and munge for a Slurm of several nodes on this
-# machine, iproute2 for nodes with a network of their own, sshd for nodes that are reached by ssh. Some 20 s.
+# machine, iproute2 for nodes with a network of their own, sshd and rsync for nodes that are reached by ssh. Some 20 s.
 # Nothing is started: invoke-rc.d asks policy-rc.d first, and while the packages are being installed it says no.
 set -eu
 
-commands="slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge ip:iproute2 sshd:openssh-server"
+commands="slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge ip:iproute2 sshd:openssh-server rsync:rsync"
 PATH="$PATH:/usr/sbin:/sbin"
 packages=""
 for pair in $commands; do

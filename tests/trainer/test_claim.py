@@ -234,6 +234,16 @@ def test_a_start_is_refused_while_another_is_alive_and_told_who_holds_the_run(ru
         assert part in str(caught.value)
 
 
+def test_a_living_attempt_is_respected_by_a_machine_whose_clock_is_wrong(run, quick, monkeypatch):
+    begin(run)
+    now = time.time
+    for off in (-3600, 3600):
+        monkeypatch.setattr(claim.time, "time", lambda off=off: now() + off)
+        with pytest.raises(Held):
+            refuse_if_held(run)
+    assert not list((run / "attempts").glob(".*"))
+
+
 def test_the_last_heartbeat_of_a_killed_attempt_holds_nobody_up_for_long(run, monkeypatch):
     begin(run)  # its heart will not beat again within this test
     monkeypatch.setattr(claim, "BEAT_S", 0.1)

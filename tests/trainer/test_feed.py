@@ -15,9 +15,11 @@ from data import settings
 from data.order import Order, deal
 from data.reader import LocalReader, Rows, layout
 from tests.data.test_shards import written
-from trainer.feed import MOST_ROWS, Feed, Shape, Step, row_digest
+from trainer.feed import Feed, Step, row_digest
 from trainer.objectives.causal import Causal
 from trainer.recipe import Recipe
+from trainer.shape import Shape
+from trainer.sizes import MOST_ROWS
 from trainer.world import WORD
 
 CONTEXT, BATCH = 16, 10

@@ -1,6 +1,7 @@
 """A manifest edited by hand, its digest renewed or not, is noticed before a tensor is read, and named."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data import settings
 from data.errors import UserError
@@ -25,9 +28,10 @@ from trainer.checkpoint import (
     folder_name,
     save_frozen,
 )
-from trainer.manifest import contradiction, file_of
+from trainer.manifest import contradiction, file_of, joined, pieces
 from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
+from trainer.place import DIGEST
 from trainer.recipe import Recipe
 from trainer.session import give_weights
 
@@ -160,6 +164,57 @@ def test_another_model_is_refused_by_the_first_shape_that_differs(folder):
     ):
         with pytest.raises(UserError, match=f"{NAME} {words}"):
             found.refuse_other_model(shapes)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=1, max_size=40))
+def test_pieces_written_as_runs_are_the_same_pieces(drawn):
+    """Neighbours of any size, of ranks that follow each other or leave some out."""
+    parts, at, rank = [], 0, 0
+    for count, gap in drawn:
+        parts.append((at, count, rank))
+        at, rank = at + count, rank + 1 + gap
+    runs = joined(reversed(parts))
+    assert list(pieces(runs)) == parts and len(runs) <= len(parts)
+    for start, stop in ((0, 1), (at // 2, at // 2 + 1), (at // 3, at), (0, at)):
+        wanted = [part for part in parts if part[0] < stop and part[0] + part[1] > start]
+        assert list(pieces(runs, start, stop)) == wanted
+
+
+def test_even_pieces_of_any_number_of_ranks_are_one_run():
+    assert joined((7 * rank, 7, rank) for rank in range(100_000)) == [[0, 7, 0, 100_000]]
+
+
+def test_a_manifest_that_writes_each_piece_by_itself_is_read_as_before(folder):
+    whole = Checkpoint(folder).weights()
+    edit(folder, lambda m: m.update(version=1, spans={name: list(pieces(runs)) for name, runs in m["spans"].items()}))
+    again = Checkpoint(folder)
+    assert again.manifest["version"] == 1 and all(torch.equal(again.weights()[name], whole[name]) for name in whole)
+
+
+RUNS: dict[str, tuple[list[list[int]], str]] = {
+    "short by one rank": ([[0, 7, 0, 999]], r"holds 6993 elements of layer \(7000,\), which has 7000"),
+    "a rank twice": ([[0, 7, 0, 999], [6993, 7, 998]], "has 7 elements of layer from 6993 on for rank 998, beside"),
+    "runs that overlap in ranks": ([[0, 7, 500, 500], [3500, 7, 0, 501]], "beside its other piece"),
+    "a hole between runs": ([[0, 7, 0, 500], [3507, 7, 500, 499]], "holds layer without elements 3500 to 3506"),
+    "beyond the world": ([[0, 7, 1, 1000]], "has a piece of layer in spans-01000.safetensors, which it doesn't list"),
+    "a file that isn't listed": ([[0, 7, 0, 1000]], ""),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_runs_that_contradict_themselves_are_named(case):
+    runs, words = RUNS[case]
+    entry = {"bytes": 1, DIGEST: ""}
+    manifest = {
+        "step": 1, "attempt": 1, "world": 1000, "zero_stage": 3, "base": None, "spans": {"layer": runs},
+        "parameters": {"layer": [7000]},
+        "files": {"state.json": entry} | {file_of(rank): entry for rank in range(1000)},
+    }  # fmt: skip
+    if not words:
+        assert contradiction(manifest) is None
+        del manifest["files"][file_of(400)]
+        words = "has a piece of layer in spans-00400.safetensors, which it doesn't list"
+    assert re.search(words, contradiction(manifest) or "nothing")
 
 
 def test_a_thousand_ranks_are_checked_in_a_blink():

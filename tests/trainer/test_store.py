@@ -160,6 +160,35 @@ def test_verify_rereads_the_disk_and_a_start_what_it_is_about_to_load(tmp_path, 
     assert asked[0] is False
 
 
+STRAYS: dict[str, Callable[[Path, Path], object]] = {
+    "a copy of a checkpoint": lambda run, last: shutil.copytree(last, last.with_name(f"{last.name}.bak")),
+    "another copy": lambda run, last: shutil.copytree(last, last.with_name(f"{last.name} (copy)")),
+    "an empty folder": lambda run, last: last.with_name("step-last").mkdir(),
+    "a file": lambda run, last: last.with_name("step-notes.txt").write_text("x"),
+    "a copy of an attempt": lambda run, last: shutil.copy(run / "attempts/0001.jsonl", run / "attempts/0001 (2).jsonl"),
+    "notes": lambda run, last: (run / "attempts" / "notes.jsonl").write_text("{}"),
+    "a link to a checkpoint elsewhere": lambda run, last: last.rename(run / "x") and last.symlink_to(run / "x"),
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_somebody_puts_into_the_folders_of_a_run_disturbs_nobody_and_stays(tmp_path, stray):
+    run = tmp_path / "run"
+    store: dict[str, Any] = {"checkpoint.store": f"file://{tmp_path}/store"}
+    chosen = play.recipe(play.STEPS, **store)
+    play.attempt(run, chosen=chosen)
+    (run / "recipe.yaml").write_text(settings.dump(chosen))
+    last = run / checkpoint.FOLDER / checkpoint.names(run)[-1]
+    before = set(run.rglob("*"))
+    STRAYS[stray](run, last)
+    strays = set(run.rglob("*")) - before
+    (tmp_path / "store" / "run" / "record" / "notes").mkdir()
+    assert next(check_run(run)).equal
+    play.attempt(run, chosen=play.recipe(play.STEPS + 3, **store))
+    assert record.load(run).attempts[1].start["adopts"] == last.name
+    assert strays and all(path.exists() for path in strays)
+
+
 def test_what_is_not_there_is_an_error_and_not_waited_for(somewhere, monkeypatch):
     monkeypatch.setattr(place.time, "sleep", lambda seconds: pytest.fail("it waited"))
     somewhere.write("short", numbers(10))
@@ -436,9 +465,8 @@ def test_a_copy_of_the_record_that_was_cut_off_or_came_late_is_not_the_one_resto
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_run_folder_that_is_deleted_comes_back_from_the_store_bitwise(luban: CommandLine) -> None:
-    store = f"checkpoint.store=file://{luban.home}/store"
-    luban.pretrain("whole")
+def test_a_run_folder_that_is_deleted_comes_back_from_the_store_bitwise(straight: CommandLine) -> None:
+    luban, store = straight, f"checkpoint.store=file://{straight.home}/store"
     process = luban.start_pretrain("away", store)
     luban.wait_for("away", 1, lambda event: event["event"] == "step" and event["step"] >= 11)
     process.terminate()
@@ -449,7 +477,7 @@ def test_a_run_folder_that_is_deleted_comes_back_from_the_store_bitwise(luban: C
     first, second = record.load(luban.run("away")).attempts
     assert second.start["adopts"] == folder_name(first.last_step, 1)
     assert any("comes from file://" in note["text"] for note in second.of("note"))
-    assert "everything holds" in luban("verify", "away", "--against", "whole")
+    assert "everything holds" in luban("verify", "away", "--against", "straight")
     assert "checkpoint.store nosuch://x" in luban.pretrain("nowhere", "checkpoint.store=nosuch://x", code=2)
     assert not luban.run("nowhere").exists()
 

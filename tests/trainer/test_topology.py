@@ -14,6 +14,7 @@ from tests.trainer import toy
 from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
+from trainer.manifest import pieces
 from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
 from trainer.recipe import Recipe
@@ -142,16 +143,16 @@ def test_a_checkpoint_holds_every_element_of_the_state_once(saved, ranks, stage,
     assert found.manifest["parameters"].keys() == state.keys()
     for name, parts in state.items():
         shape = tuple(found.manifest["parameters"][name])
-        pieces = sorted(found.manifest["spans"][name])
-        assert [first for first, _, _ in pieces] == [0, *(first + count for first, count, _ in pieces)][:-1]
-        assert sum(count for _, count, _ in pieces) == len(parts[WEIGHT]) == torch.empty(shape).numel()
+        held = sorted(pieces(found.manifest["spans"][name]))
+        assert [first for first, _, _ in held] == [0, *(first + count for first, count, _ in held)][:-1]
+        assert sum(count for _, count, _ in held) == len(parts[WEIGHT]) == torch.empty(shape).numel()
         assert equal({name: found.read(name, shape, 0, len(parts[WEIGHT]))}, {name: parts})
         assert parts["exp_avg_sq"].any()
-    held = [0] * ranks
-    for pieces in found.manifest["spans"].values():
-        for _, count, rank in pieces:
-            held[rank] += count
-    assert max(held) < 1.2 * sum(held) / ranks  # the ranks share the writing
+    shares = [0] * ranks
+    for runs in found.manifest["spans"].values():
+        for _, count, rank in pieces(runs):
+            shares[rank] += count
+    assert max(shares) < 1.2 * sum(shares) / ranks  # the ranks share the writing
     assert ("lm_head.weight" in state) == (variant == "untied")
     assert bool(still) == (variant == "frozen")
     weights = found.weights()

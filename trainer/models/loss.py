@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.sizes import CHUNK_LOGITS, LEAST_CHUNK_ROWS
+
 IGNORED = -100
 """The label of a token that is not in the loss (torch's convention)."""
-
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}
-"""Logits held at once, by device: 16 MB in fp32 on a CPU (2^17 is 20 % slower, 2^25 no faster), 1 GB on a GPU."""
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ def _chunked(
 ) -> Tensor:
     """The loss; fills `hidden_grad` and adds to `weight_grad` (fp32) where they are given."""
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    rows = max(16, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
+    rows = max(LEAST_CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
     for start in range(0, len(labels), rows):
         chunk, label = hidden[start : start + rows], labels[start : start + rows]
         used = (label != IGNORED).float()

@@ -1,0 +1,29 @@
+"""The decoder's parameters by name and shape, without building it: what a plan and a simulation count."""
+
+from trainer.recipe import Model
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(model: Model, vocab_size: int) -> Shapes:
+    """Shape of each parameter, in the order of `Decoder(model, vocab_size).named_parameters()`."""
+    hidden, inner = model.hidden_size, model.mlp_size
+    narrow = model.num_key_value_heads * model.head_size
+    block = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.k_proj.weight": (narrow, hidden),
+        "self_attn.v_proj.weight": (narrow, hidden),
+        "self_attn.o_proj.weight": (hidden, hidden),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    found: Shapes = {"model.embed_tokens.weight": (vocab_size, hidden)}
+    for layer in range(model.num_hidden_layers):
+        found |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    found["model.norm.weight"] = (hidden,)
+    if not model.tie_word_embeddings:
+        found["lm_head.weight"] = (vocab_size, hidden)
+    return found

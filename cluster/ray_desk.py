@@ -51,7 +51,8 @@ class Desk:
 
     def __init__(self) -> None:
         self._life: LifeOrder | None = None
-        self._group: str | None = None
+        self._group: str | None = None  # that has the life
+        self._newest: str | None = None  # that asked for one
         self._sight = Sight()
         self._orders: list[tuple[str, int]] = []
         self._leaving: set[str] = set()
@@ -78,7 +79,9 @@ class Desk:
         self._tell()
 
     async def replace(self) -> None:
-        """The group that has the life, if one has it, is replaced by another."""
+        """The newest group is replaced by another: what is left of it takes no life any more, and loses its own."""
+        if self._newest:
+            self._leaving.add(self._newest)
         if self._group is not None and not self._ended:
             await self.lose("a worker died, and Ray Train replaced the group")
 
@@ -93,8 +96,9 @@ class Desk:
         Returns:
             The life; or "leave", where the group is to be replaced by another; or "over".
         """
-        if self._group != group:
+        if self._newest not in (None, group):
             await self.replace()
+        self._newest = group
         while not (self._closed or group in self._leaving or (self._life and self._group is None and not self._ended)):
             await self._wait()
         if self._closed:

@@ -58,6 +58,20 @@ def test_a_life_is_taken_once_and_a_group_in_another_s_place_ends_it() -> None:
     asyncio.run(story())
 
 
+def test_what_is_left_of_a_replaced_group_takes_no_life_away_from_the_next() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.begin(FIRST)
+        assert await desk.take("a", 2) == FIRST
+        await desk.replace()
+        assert (await desk.look()).lost
+        await desk.begin(SECOND)
+        assert await soon(desk.take("a", 2)) == "leave"
+        assert await soon(desk.take("b", 2)) == SECOND
+
+    asyncio.run(story())
+
+
 def test_orders_reach_whoever_waits_for_them_once_and_end_what_is_left_of_an_old_life() -> None:
     async def story() -> None:
         desk = Desk()

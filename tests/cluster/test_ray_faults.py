@@ -142,7 +142,7 @@ def test_a_run_survives_what_happens_to_a_cluster_and_grows_and_shrinks_with_it(
     last = ray.attempt("long", ranks=1, after=alone.number)
     assert last.number == alone.number + 1
 
-    wait(lambda: "ray_luban_loss" in cluster.metrics(), PATIENCE_S, "the run's figures among Ray's")
+    wait(lambda: "ray_luban_train_loss" in cluster.metrics(), PATIENCE_S, "the run's figures among Ray's")
     following = ray.start("logs", "--follow", "long")
     assert "attempt" in ray("stop", "long")
     text, _ = following.communicate(timeout=60)

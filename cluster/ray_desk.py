@@ -39,6 +39,8 @@ class Sight:
 
     size: int = 0
     """Ranks of the group that has it; 0: nobody has it yet."""
+    nodes: set[str] = field(default_factory=set)
+    """Addresses of the nodes that its ranks are on."""
     ends: dict[int, End] = field(default_factory=dict)
     lost: str | None = None
     """Why the group is no more."""
@@ -108,8 +110,14 @@ class Desk:
         self._group, self._sight.size = group, size
         return self._life
 
-    async def orders(self, life: str, seen: int) -> list[tuple[str, int]]:
-        """Orders to a life after the first `seen`, as soon as there are any; an "end" where it is over."""
+    async def orders(self, life: str, node: str, seen: int) -> list[tuple[str, int]]:
+        """Orders to a life after the first `seen`, as soon as there are any; an "end" where it is over.
+
+        Args:
+            node: the address of who asks.
+        """
+        if self._life and self._life.name == life:
+            self._sight.nodes.add(node)
         while self._life and self._life.name == life and not self._closed and len(self._orders) <= seen:
             await self._wait()
         mine = self._life is not None and self._life.name == life and not self._closed

@@ -77,10 +77,11 @@ def test_orders_reach_whoever_waits_for_them_once_and_end_what_is_left_of_an_old
         desk = Desk()
         await desk.begin(FIRST)
         await desk.take("a", 1)
-        waiting = await waits(desk.orders("first", 0))
+        waiting = await waits(desk.orders("first", "10.0.0.2", 0))
         await desk.order("signal", 15)
         assert await soon(waiting) == [("signal", 15)]
-        waiting = await waits(desk.orders("first", 1))
+        assert (await desk.look()).nodes == {"10.0.0.2"}
+        waiting = await waits(desk.orders("first", "10.0.0.2", 1))
         await desk.begin(SECOND)
         assert await soon(waiting) == [("end", 0)]
 
@@ -93,11 +94,11 @@ def test_a_group_that_must_go_saves_first_and_never_takes_another_life() -> None
         await desk.begin(FIRST)
         await desk.take("a", 2)
         moving = await waits(desk.move(None, "there is room for 3", 10, 60))
-        assert await desk.orders("first", 0) == [("signal", 10)]
+        assert await desk.orders("first", "10.0.0.2", 0) == [("signal", 10)]
         assert (
             await desk.move("a", "again", 10, 0.0) is False
         )  # two may notice it: one signal, or the second would end all
-        assert await desk.orders("first", 0) == [("signal", 10)]
+        assert await desk.orders("first", "10.0.0.2", 0) == [("signal", 10)]
         await desk.ended("first", 0, End(0))
         await desk.ended("first", 1, End(0))
         assert await soon(moving) is True
@@ -125,7 +126,7 @@ def test_when_it_closes_everybody_goes_home() -> None:
         desk = Desk()
         await desk.begin(FIRST)
         await desk.take("a", 1)
-        waiting = await waits(desk.orders("first", 0))
+        waiting = await waits(desk.orders("first", "10.0.0.2", 0))
         taking = await waits(desk.take("a", 1))
         await desk.close()
         assert await soon(taking) == "over"

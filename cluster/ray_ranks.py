@@ -15,7 +15,7 @@ from trainer.signals import requested
 
 LOOK_S = 0.2
 TELL_S = 60.0  # between two lines about a life that waits for room
-LEAVE_S = 5.0  # what Ray Train gets to end its workers well; what is left goes with the driver
+LEAVE_S = 20.0  # what Ray Train gets to end its workers well; what is left goes with the driver
 NO_ROOM = "there was no room for its ranks yet"
 END_S = 20.0  # workers that have not ended their ranks by then are taken for lost
 logger = logging.getLogger(__name__)
@@ -122,8 +122,9 @@ class RayRanks:
 
     def close(self) -> None:
         """There will be no further life: Ray Train ends its workers."""
+        began = self._look(now=True).size
         self._call("close")
-        if self._fit:
+        if self._fit and began:  # workers that wait for room hear of nothing
             self._fit.join(LEAVE_S)
 
     def _give_up(self, why: str) -> None:

@@ -395,83 +395,14 @@ def _train(
     default: str, name: str | None, overrides: list[str] | None, source: str | None, on: str, after: str | None,
     array: str | None, show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
-    from contextlib import ExitStack
-
-    from data import settings
-    from data.errors import UserError
-    from trainer.recipe import RECIPES, Recipe
-    from trainer.run import place, with_ancestor
+    from cluster.training import Asked, train
+    from trainer.recipe import RECIPES
 
     tree, label = _tree(name, overrides, RECIPES, default)
-    plain = settings.validate(Recipe, tree, label)
-    given, later = set(settings.given(tree)), after is not None
-    plains = {0: plain}
-    if array is not None:
-        from cluster.sweep import elements
-
-        plains = {
-            index: settings.validate(Recipe, one, f"element {index} of --array {array}")
-            for index, one in enumerate(elements(tree, array, plain.name))
-        }
-        given.add(array.partition("=")[0])
-    runs = {index: place(one, Path(name) if name and array is None else None) for index, one in plains.items()}
-    recipes = {index: with_ancestor(one, runs[index], source, given, later) for index, one in plains.items()}
-    if show:
-        for recipe in recipes.values():
-            typer.echo(settings.manual(recipe), nl=False)
-        return
-    from cluster.hold import hold
-    from cluster.job import training_job
-    from cluster.launchers import launcher, slurm
-
-    sweep = slurm(on, after) if array is not None else None
-    chosen = sweep or launcher(on, after)
-    jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in recipes.items()}
-    if dry_run:
-        typer.echo(sweep.render_array(jobs) if sweep else chosen.render(jobs[0]), nl=False)
-        return
-    if kind == "examples" and any(recipe.ancestor is None for recipe in recipes.values()):
-        raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
-    chosen.check(jobs[0])
-    if (asked := next(iter(recipes.values()))).launch.preflight:
-        from cluster.checkup import preflight
-
-        preflight(asked, chosen, on, typer.echo)
-    with ExitStack() as stack:
-        held = {index: stack.enter_context(hold(run, takeover)) for index, run in runs.items()}  # before any is written
-        opened = {
-            index: recipe
-            for index, one in plains.items()
-            if (recipe := _open(one, recipes[index], runs[index], source, given, later, kind, takeover))
-        }
-        jobs = {index: training_job(runs[index], recipe, takeover) for index, recipe in opened.items()}
-        if not jobs:
-            return
-        raise typer.Exit(sweep.submit_array(jobs) if sweep else chosen.submit(jobs[0], held[0]))
-
-
-def _open(
-    plain: Any, recipe: Any, run: Path, source: str | None, given: set[str], later: bool, kind: str | None,
-    takeover: bool,
-) -> Any:  # fmt: skip
-    """Write or accept the folder of a run that is held; returns its recipe, or None where it is done."""
-    from cluster.standing import refuse_if_submitted
-    from trainer.mirror import restore
-    from trainer.run import changes, finished, open_run, with_ancestor
-
-    if over := refuse_if_submitted(run, takeover):
-        typer.echo(over)
-    if restore(recipe, run):
-        typer.echo(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
-        recipe = with_ancestor(plain, run, source, given, later)
-    changed = changes(recipe, run)
-    open_run(recipe, run, kind, takeover)
-    if done := finished(run):
-        typer.echo(f"{run} is done: {done}. Nothing to do; to go on from it, start a run with --from")
-        return None
-    if changed:
-        typer.echo(f"goes on with {', '.join(changed)}")
-    return recipe
+    file = Path(name) if name else None
+    raise typer.Exit(
+        train(Asked(tree, label, file, kind, source, on, after, array, show, dry_run, takeover), typer.echo)
+    )
 
 
 def _load(section: Any, name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> Any:

@@ -7,7 +7,7 @@ forward pass to the optimizer, and the largest sum is the peak. What a block kee
 Against real ranks: `tests/bench/plan.py`.
 
 ZeRO 3 lets go of what it has fetched in groups, as its prefetching bound them; here it is taken to hold all of it
-until the backward pass ends, which is at most 8 % of the peak too much where it was measured.
+until the backward pass ends, which is at most 12 % of the peak too much where it was measured.
 
 On a CPU a page that nothing was written to isn't held, so a bucket counts as far as it has been filled; a GPU's
 allocator counts it whole.

@@ -116,6 +116,15 @@ class Slurm:
                 raise
             print(waits)  # which sbatch itself takes for no reason to refuse a job
 
+    def within_limits(self, minutes: int) -> int:
+        """`minutes`, or what the partition allows where that is less. Raises UserError where Slurm doesn't answer."""
+        there = slurm_fit.nodes(ask("sinfo", "--noheader", "--exact", "--format", slurm_fit.FORMAT))
+        partition = slurm_fit.partition_of(self.site, there)
+        if partition not in {node.partition for node in there}:
+            return minutes  # `check` says what is wrong with it
+        told = slurm_fit.values(ask("scontrol", "show", "partition", partition, "--oneliner"))
+        return int(min(minutes, slurm_fit.minutes(told.get("MaxTime", "UNLIMITED"))))
+
     def submit(self, job: Job, held: Hold) -> int:
         """Hand it over; returns 0. Raises UserError where Slurm refuses it, or the folder can't be written."""
         id = self._hand_over(self.render(job), {"": job})
@@ -222,8 +231,8 @@ class Slurm:
             yield f"--gres={self.site.gres}:{job.gpus_per_rank * job.ranks_per_node}"
         if job.memory_gb:
             yield f"--mem={slurm_fit.memory_mib(job)}M"
-        if limit := time_limit(job):
-            yield f"--time={limit}"
+        if job.time_limit_minutes:
+            yield f"--time={job.time_limit_minutes}"
 
     def _rest(self) -> Iterator[str]:
         """Options of sbatch: what it waits for, and what else a site wants."""
@@ -232,11 +241,6 @@ class Slurm:
             yield "--kill-on-invalid-dep=yes"
         yield "--export=ALL"
         yield from self.site.sbatch
-
-
-def time_limit(job: Job) -> int:
-    """What the job asks for, in minutes; 0: the partition's default."""
-    return job.time_limit_minutes
 
 
 def job_of(after: str) -> str | None:

@@ -5,6 +5,7 @@ floating-point operations that it reached on the same kind of device; or a state
 Without any of them time, energy and cost are unknown.
 """
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer.meters import flops_per_token
 from trainer.recipe import Recipe
 from trainer.record import METRICS
 
+SPARE, START_UP_MINUTES = 1.25, 15  # what a time limit has above the updates: saves, evaluations, busy neighbours
 LEAST_LINES = 3  # of metrics, before a run's speed is taken for it
 RECOMPUTED = 4 / 3  # work with activation checkpointing, against without: one forward pass more, of three
 
@@ -113,6 +115,11 @@ def hours(recipe: Recipe, run: Path | None = None, step_s: float | None = None) 
                 return None
             step_s = found if start["world"] == recipe.launch.ranks else None
     return None if step_s is None else left * step_s / 3600
+
+
+def minutes(hours_left: float) -> int:
+    """The time limit to ask a scheduler for, where the updates take so long."""
+    return math.ceil(60 * hours_left * SPARE) + START_UP_MINUTES
 
 
 def _timed(line: dict) -> bool:

@@ -332,11 +332,13 @@ def _times(found: Plan) -> list[str]:
     rate = unknown if found.tokens_per_day is None else f"{short(found.tokens_per_day)} tokens a day"
     whole = unknown if found.total_s is None else duration(found.total_s)
     epochs = f"; {found.epochs:.3g} epochs" if found.epochs else ""
+    limit = None if found.total_s is None else pace.minutes(found.total_s / 3600)
     energy = unknown if found.energy_kwh is None else f"{found.energy_kwh:,.4g} kWh, estimated: rated power throughout"
     lines = [
         f"update      {step} ({found.step_source})",
         f"speed       {rate}; {found.tokens_per_update:,} tokens an update",
         f"whole run   {whole}, evaluations and saves not in it{epochs}",
+        f"on Slurm    {unknown if limit is None else f'launch.time_limit_minutes={limit} would do it in one turn'}",
         f"checkpoint  {size(found.checkpoint_bytes)} each, {size(found.kept_bytes)} kept; an update waits "
         f"{_seconds(found.stall_s)}, the disk takes {_seconds(found.write_s)}",
         f"energy      {energy}",

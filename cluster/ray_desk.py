@@ -39,6 +39,8 @@ class Sight:
 
     size: int = 0
     """Ranks of the group that has it; 0: nobody has it yet."""
+    nodes: set[str] = field(default_factory=set)
+    """Addresses of the nodes that its ranks are on."""
     ends: dict[int, End] = field(default_factory=dict)
     lost: str | None = None
     """Why the group is no more."""
@@ -51,7 +53,8 @@ class Desk:
 
     def __init__(self) -> None:
         self._life: LifeOrder | None = None
-        self._group: str | None = None
+        self._group: str | None = None  # that has the life
+        self._newest: str | None = None  # that asked for one
         self._sight = Sight()
         self._orders: list[tuple[str, int]] = []
         self._leaving: set[str] = set()
@@ -77,6 +80,13 @@ class Desk:
         self._sight.lost = self._sight.lost or why
         self._tell()
 
+    async def replace(self) -> None:
+        """The newest group is replaced by another: what is left of it takes no life any more, and loses its own."""
+        if self._newest:
+            self._leaving.add(self._newest)
+        if self._group is not None and not self._ended:
+            await self.lose("a worker died, and Ray Train replaced the group")
+
     async def close(self) -> None:
         """There will be no further life: workers return."""
         self._closed = True
@@ -88,8 +98,9 @@ class Desk:
         Returns:
             The life; or "leave", where the group is to be replaced by another; or "over".
         """
-        if self._life and self._group not in (None, group):
-            await self.lose("a worker died, and Ray Train replaced the group")
+        if self._newest not in (None, group):
+            await self.replace()
+        self._newest = group
         while not (self._closed or group in self._leaving or (self._life and self._group is None and not self._ended)):
             await self._wait()
         if self._closed:
@@ -99,8 +110,14 @@ class Desk:
         self._group, self._sight.size = group, size
         return self._life
 
-    async def orders(self, life: str, seen: int) -> list[tuple[str, int]]:
-        """Orders to a life after the first `seen`, as soon as there are any; an "end" where it is over."""
+    async def orders(self, life: str, node: str, seen: int) -> list[tuple[str, int]]:
+        """Orders to a life after the first `seen`, as soon as there are any; an "end" where it is over.
+
+        Args:
+            node: the address of who asks.
+        """
+        if self._life and self._life.name == life:
+            self._sight.nodes.add(node)
         while self._life and self._life.name == life and not self._closed and len(self._orders) <= seen:
             await self._wait()
         mine = self._life is not None and self._life.name == life and not self._closed

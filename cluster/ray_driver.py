@@ -119,4 +119,7 @@ def _connect(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray ends a process by itself, with a code of its own, where a thread still waits in a call to it

@@ -1,4 +1,4 @@
-"""A run's figures as Ray's own metrics, from the driver: `ray_luban_loss{run="..."}` and the like in its Prometheus.
+"""A run's figures as Ray's own metrics, from the driver: `ray_luban_train_loss{run="..."}` and so on in its Prometheus.
 
 They are read from the run's folder, like everything that is shown of a run. Not by `ray.train.report`: that is a
 barrier of all workers, and drops figures that come without a checkpoint of Ray's own.
@@ -47,8 +47,7 @@ def figures(lines: list[dict[str, Any]]) -> dict[str, float]:
     """The newest of each figure in some lines of metrics.jsonl, by a name that Prometheus takes."""
     found: dict[str, float] = {}
     for line in lines:
-        prefix = "" if line.get("kind", "train") == "train" else f"{line['kind']}_"
         for name, value in line.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("time", "line"):
-                found[prefix + "".join(c if c.isalnum() else "_" for c in name)] = float(value)
+                found["".join(c if c.isalnum() else "_" for c in name)] = float(value)
     return found

@@ -15,7 +15,7 @@ from trainer.signals import requested
 
 LOOK_S = 0.2
 TELL_S = 60.0  # between two lines about a life that waits for room
-LEAVE_S = 5.0  # what Ray Train gets to end its workers well; what is left goes with the driver
+LEAVE_S = 20.0  # what Ray Train gets to end its workers well; what is left goes with the driver
 NO_ROOM = "there was no room for its ranks yet"
 END_S = 20.0  # workers that have not ended their ranks by then are taken for lost
 logger = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ class RayRanks:
         self._fit: threading.Thread | None = None
         self._fallen: str | None = None
         self._ended, self._tell_at = True, 0.0
-        self._nodes: dict[str, str] = {}
 
     def start(self, life: Life) -> None:
         """Lay the life on the desk; workers take it as soon as there are enough."""
@@ -47,7 +46,6 @@ class RayRanks:
         ray.get(self._desk.begin.remote(order))
         self._life, self._fallen, self._ended = life, None, False
         self._tell_at = time.monotonic() + TELL_S
-        self._nodes = _nodes()
         self._look(now=True)
         if self._fit is None or not self._fit.is_alive():
             self._fit = threading.Thread(target=self._run, name="ray-train", daemon=True)
@@ -71,15 +69,15 @@ class RayRanks:
         return bool(self._look().ends) or not self.running()
 
     def fallen(self) -> str | None:
-        """Who fell first and why; what a rank says of it is in its log."""
+        """Who fell first and why: a node or a worker, else a rank, whose log tells."""
         sight = self._look()
+        if sight.lost and not self._ended:
+            gone = sorted(sight.nodes - _addresses())
+            return f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         if self._fallen is None and self._life and any(end.code for end in sight.ends.values()):
             ranks = [_Rank(sight.ends.get(rank)) for rank in range(sight.size)]
             rank, what = fate.cause(ranks, self._life.logs)
             self._fallen = f"rank {rank} {what} (see {self._life.logs / f'rank-{rank}.log'})"
-        if self._fallen is None and sight.lost:
-            gone = sorted(set(self._nodes.values()) - set(_nodes().values()))
-            self._fallen = f"{'node ' + ', '.join(gone) + ' is gone: ' if gone else ''}{sight.lost}"
         return self._fallen
 
     def mistake(self) -> str | None:
@@ -128,8 +126,9 @@ class RayRanks:
 
     def close(self) -> None:
         """There will be no further life: Ray Train ends its workers."""
+        began = self._look(now=True).size
         self._call("close")
-        if self._fit:
+        if self._fit and began:  # workers that wait for room hear of nothing
             self._fit.join(LEAVE_S)
 
     def _give_up(self, why: str) -> None:
@@ -165,11 +164,11 @@ class RayRanks:
             logger.debug("the desk is gone, and the job with it", exc_info=True)
 
 
-def _nodes() -> dict[str, str]:
-    """Id -> address of the nodes that are there."""
+def _addresses() -> set[str]:
+    """Of the nodes that are there."""
     import ray
 
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 class _Rank:

@@ -1,10 +1,11 @@
 """Ray Train as Luban uses it: it places workers, replaces those that are lost, and makes their group smaller or larger.
 
 Which life a group leads, and whether there is a further one, is the supervisor's affair; so Ray Train may begin groups
-without end, and its failure budget is unlimited. Three things are done otherwise than it would by itself:
+without end, and its failure budget is unlimited. Four things are done otherwise than it would by itself:
 - It counts nodes that have died or are about to be taken away until a view of its own is renewed, every 20 s, and then
   waits in vain for room there. Here the nodes are looked at when they are counted.
 - It enlarges a group by killing it. Here the ranks save first, so that a node which joins costs no step.
+- Where its controller dies, what that had reserved goes to the next one at once.
 - Its workers join no process group: that is done by their children, the ranks.
 """
 
@@ -19,6 +20,7 @@ from ray._private.state import state as cluster_state
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -29,7 +31,7 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -69,26 +71,39 @@ class NodesOfNow(ElasticScalingPolicy):
         return {node: held for node, held in reserved.items() if node in staying}
 
 
-class SaveFirst(ControllerCallback):
-    """Has the ranks save before their group is replaced by one of another size."""
+class Regroup(ControllerCallback):
+    """Tells the desk before a group is replaced: one that is well saves first, another is lost."""
 
     def __init__(self, desk: Any):
         self._desk = desk
+        self._well = False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Keep in mind whether the group that is about to be replaced was running."""
+        self._well = isinstance(previous_state, ResizingState)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Waits, in the controller, until the ranks have saved and ended."""
-        why = f"there is room for {resize_decision.num_workers} ranks now"
         try:
+            if not self._well:
+                ray.get(self._desk.replace.remote())
+                return
+            why = f"there is room for {resize_decision.num_workers} ranks now"
             if not ray.get(self._desk.move.remote(None, why, int(signal.SIGUSR1), SAVE_S), timeout=SAVE_S + 60):
                 logger.warning("the ranks have not saved within %g s; their group is replaced all the same", SAVE_S)
         except Exception:  # one here would end the run
-            logger.warning("cannot have the ranks save first", exc_info=True)
+            logger.warning("cannot tell the ranks that their group is replaced", exc_info=True)
 
 
 class Trainer(DataParallelTrainer):
-    """With the policy above instead of Ray Train's own."""
+    """With the policy above instead of Ray Train's own, and one name for all controllers of a job.
+
+    What a dead controller has reserved is its own for another three minutes: under the same name the next one has it.
+    """
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
+        name = f"luban-{ray.get_runtime_context().get_job_id()}"
+        object.__setattr__(given["train_run_context"], "run_id", name)  # its constructor takes none
         if self.scaling_config.elasticity_enabled:
             given["scaling_policy"] = NodesOfNow(self.scaling_config)
         return super()._initialize_and_run_controller(**given)
@@ -121,7 +136,7 @@ def fitting(job: Job, desk: Any) -> Callable[[], Any]:
             storage_path=str(job.run.absolute()),
             failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig(log_level="WARNING"),  # it tells every 15 s that nothing has changed
-            callbacks=[SaveFirst(desk)],  # type: ignore[list-item]
+            callbacks=[Regroup(desk)],  # type: ignore[list-item]
         ),
     )
     return trainer.fit

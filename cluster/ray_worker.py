@@ -107,7 +107,8 @@ def _watch(child: subprocess.Popen[bytes], desk: Any, life: LifeOrder, group: st
     import ray
 
     seen, told = 0, False
-    pending = desk.orders.remote(life.name, seen)
+    here = ray.util.get_node_ip_address()
+    pending = desk.orders.remote(life.name, here, seen)
     while child.poll() is None:
         if ray.wait([pending], timeout=LOOK_S)[0]:
             orders = ray.get(pending)
@@ -115,7 +116,7 @@ def _watch(child: subprocess.Popen[bytes], desk: Any, life: LifeOrder, group: st
                 with suppress(ProcessLookupError):
                     child.kill() if what == "end" else child.send_signal(number)
             seen += len(orders)
-            pending = desk.orders.remote(life.name, seen)
+            pending = desk.orders.remote(life.name, here, seen)
         if not told and (why := _notice(rank)):
             told = True
             desk.move.remote(group, why, int(signal.SIGUSR1), 0.0)

@@ -255,7 +255,7 @@ class Supervisor:
                 self.ranks.end()
             if self.held.taken() and not self._mine(self.life, record.load(self.job.run)):
                 self.ranks.end()  # before they open an attempt, by which they would fence who took over
-        fallen = fallen or self.ranks.fallen()
+        fallen = self.ranks.fallen() or fallen  # by now more may be known
         if not self.job.recorded and not fallen:
             return "done", ""
         return self._judge(self.life, fallen or "the ranks ended without a word")

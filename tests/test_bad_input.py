@@ -152,5 +152,5 @@ def test_an_unknown_run_is_named(refused: Refused, verb: str) -> None:
 def test_unknown_points_and_launchers_are_refused(straight: CommandLine, refused: Refused, dataset: Path) -> None:
     assert "--on cloud: no such launcher; known: local" in refused(*pretrain(dataset, "--on", "cloud"))
     assert "finetune needs --from RUN" in refused("finetune")
-    assert "steps with one: 8, 16, 24" in straight("evaluate", "straight@4", code=2)
+    assert "steps with one: 12, 16, 24" in straight("evaluate", "straight@4", code=2)
     assert "after the @ comes a step" in straight("evaluate", "straight@five", code=2)

@@ -177,7 +177,8 @@ class Launch(Section):
     memory_gb: Free[float] = Field(default=0.0, ge=0)
     """Memory of one rank that Slurm or Ray is asked for, in GB; 0: what a site gives by default."""
     time_limit_minutes: Free[int] = Field(default=0, ge=0)
-    """Slurm ends a job after this long, in minutes; it saves before that and is queued again. 0: the partition's."""
+    """Slurm ends a job after this long, in minutes; it saves before that and is queued again. 0: what the updates that
+    are left take at the run's own speed, and some more; where that isn't known yet, the partition's own."""
     max_restarts: Free[int] = Field(default=3, ge=0)
     """Restarts after a fault without a new checkpoint in between; then the run ends with an error."""
     backoff_s: Free[float] = Field(default=1.0, ge=0)

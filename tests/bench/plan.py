@@ -60,15 +60,20 @@ def recipe_of(size: str, stage: int, ranks: int, variant: str = "") -> tuple[Rec
     return recipe, vocab_size
 
 
-def held_bytes() -> int:
-    """Bytes of all tensors of this process, each storage once."""
+def held() -> dict[int, torch.UntypedStorage]:
+    """The memory of all tensors of this process, by address; whoever keeps it keeps it from being used again."""
     gc.collect()
     found = {}
     for each in gc.get_objects():
         if issubclass(type(each), torch.Tensor):  # isinstance would ask lazy modules for their class
             storage = each.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+            found[storage.data_ptr()] = storage
+    return found
+
+
+def held_since(before: dict[int, torch.UntypedStorage]) -> int:
+    """Bytes of the tensors of this process that are in none of the storages of `before`."""
+    return sum(storage.nbytes() for address, storage in held().items() if address not in before)
 
 
 def trained(world: World, recipe: Recipe, vocab_size: int, updates: int, watch: bool) -> dict[str, float]:
@@ -76,7 +81,7 @@ def trained(world: World, recipe: Recipe, vocab_size: int, updates: int, watch: 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    before = held_bytes()
+    before = held()
     model = Decoder(recipe.model, vocab_size, recipe.engine.activation_checkpointing)
     initialize(model, 1, recipe.model)
     groups = parameter_groups(model.named_parameters(), 0.1)
@@ -93,7 +98,7 @@ def trained(world: World, recipe: Recipe, vocab_size: int, updates: int, watch: 
     for _ in range(updates):
         update()
     del model
-    found = {"rest": float(held_bytes() - before - inputs.untyped_storage().nbytes())}
+    found = {"rest": float(held_since(before) - inputs.untyped_storage().nbytes())}
     if watch:
         found["grown"] = float(peak_growth(update))
         found["allocated"] = float(_allocated(update))

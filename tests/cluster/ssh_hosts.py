@@ -15,18 +15,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-NETWORK = "10.79.3"
 READY_S = 30
 
 
 class SshHosts:
-    """Hosts 10.79.3.11, .12 ... and a place `login` that isn't a host, from which they are reached."""
+    """Hosts 10.79.N.11, .12 ... and a place `login` that isn't a host, from which they are reached.
+
+    N is this process's: Ray's ssh keeps connections open in /tmp by user and address, and tests that run beside these
+    would find theirs.
+    """
 
     def __init__(self, folder: Path, count: int):
         self.folder = folder
         self.tag = f"luban-{os.getpid()}"
         _sweep()
-        self.addresses = [f"{NETWORK}.{11 + number}" for number in range(count)]
+        self.network = f"10.79.{os.getpid() % 254 + 1}"
+        self.addresses = [f"{self.network}.{11 + number}" for number in range(count)]
         self.key = folder / "id"
         self._daemons: list[subprocess.Popen[bytes]] = []
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
@@ -35,7 +39,7 @@ class SshHosts:
         self._namespace("switch")
         self._switch("link", "add", "bridge", "type", "bridge")
         self._switch("link", "set", "bridge", "up")
-        self._plug("login", f"{NETWORK}.10")
+        self._plug("login", f"{self.network}.10")
         for number, address in enumerate(self.addresses):
             self._plug(str(number), address)
             self._boot(number)

@@ -283,8 +283,8 @@ def test_a_driver_begins_only_where_the_run_s_folder_names_its_job(tmp_path: Pat
 
 def test_figures_for_ray_have_names_that_prometheus_takes() -> None:
     lines = [
-        {"line": 0, "kind": "train", "time": 1.0, "step": 1, "loss": 3.0, "tokens/s": 10, "text": "no", "ok": True},
-        {"line": 1, "kind": "train", "time": 2.0, "step": 2, "loss": 2.0},
-        {"line": 2, "kind": "evaluation", "time": 2.0, "loss": 2.5},
+        {"line": 0, "kind": "train", "time": 1.0, "train/step": 1, "train/loss": 3.0, "text": "no", "train/ok": True},
+        {"line": 1, "kind": "train", "time": 2.0, "train/step": 2, "train/loss": 2.0},
+        {"line": 2, "kind": "evaluation", "time": 2.0, "evaluation/valid/loss": 2.5},
     ]
-    assert figures(lines) == {"step": 2.0, "loss": 2.0, "tokens_s": 10.0, "evaluation_loss": 2.5}
+    assert figures(lines) == {"train_step": 2.0, "train_loss": 2.0, "evaluation_valid_loss": 2.5}

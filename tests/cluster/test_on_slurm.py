@@ -9,7 +9,9 @@ import pytest
 from cluster.job import training_job
 from cluster.launchers import launcher
 from cluster.standing import standing
+from cluster.training import Asked, train
 from data.errors import UserError
+from data.settings import apply
 from tests.conftest import CommandLine
 from tests.slurm_testbed.loopback import Loopback
 from trainer.recipe import Launch, Recipe
@@ -191,3 +193,25 @@ def test_without_slurm_or_its_controller_the_message_says_which_is_missing(here:
     said = here.pretrain("no", "--on", "slurm=site.yaml", code=2)
     assert "Slurm does not answer: " in said
     assert not here.run("no").exists()
+
+
+def test_a_run_whose_speed_is_known_asks_for_the_time_it_needs_within_what_the_partition_allows(
+    here: CommandLine, slurm: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limit(hours: float | None, *more: str) -> list[str]:
+        monkeypatch.setattr("cluster.pace.hours", lambda recipe, run: hours)
+        said: list[str] = []
+        tree = apply({}, ["name=timed", *more])
+        site = f"slurm={here.home}/site.yaml"
+        assert train(Asked(tree, "the recipe", on=site, dry_run=True), said.append) == 0
+        return re.findall(r"^#SBATCH --time=(\d+)$", said[0], re.MULTILINE)
+
+    monkeypatch.setenv("LUBAN_HOME", str(here.home))
+    assert limit(None) == []
+    assert limit(2.0) == ["165"]
+    assert limit(2.0, "launch.time_limit_minutes=7") == ["7"]
+    slurm("scontrol", "update", "PartitionName=main", "MaxTime=100")
+    try:
+        assert limit(2.0) == ["100"]
+    finally:
+        slurm("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED")

@@ -18,7 +18,7 @@ from cluster.plan import Question
 from cluster.scale import held_by, own
 from data import settings
 from data.errors import UserError
-from tests.bench.plan import held_bytes
+from tests.bench.plan import held, held_since
 from tests.ranks import launch
 from tests.trainer.records import begin
 from tests.trainer.records import run as recorded  # noqa: F401  (a fixture)
@@ -65,7 +65,7 @@ def observed(world: World, recipes: list[Recipe]) -> list[dict[str, Any]]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     found = []
     for recipe in recipes:
-        before = held_bytes()
+        before = held()
         bf16, shape = recipe.engine.bf16(False), Shape.of(recipe, world.size)
         model = Decoder(recipe.model, VOCAB)
         freeze(model, recipe.train.trainable)
@@ -77,7 +77,7 @@ def observed(world: World, recipes: list[Recipe]) -> list[dict[str, Any]]:
             engine.backward(engine.model(tokens, tokens), 1000, last=number == shape.accumulation)
         engine.step(1e-3)
         del tokens
-        rest = held_bytes() - before
+        rest = held_since(before)
         bucket = getattr(engine._engine.optimizer, "reduce_bucket_size", None)
         pieces = sorted((span.name, span.start, span.count) for span in engine.spans())
         extra = engine.extra
@@ -164,7 +164,7 @@ def test_what_is_not_known_is_not_guessed():
     for name in ("step_s", "tokens_per_day", "total_s", "stall_s", "write_s", "cost", "energy_kwh", "limit_bytes"):
         assert getattr(found, name) is None
     assert found.fits is None and found.suggestion is None
-    assert plan.text(found).count("n/a") == 7
+    assert plan.text(found).count("n/a") == 8
     assert json.loads(json.dumps(plan.as_json(found)))["step_s"] is None
 
 
@@ -259,6 +259,7 @@ def test_hours_come_from_what_is_stated_or_measured_and_from_nothing_else(record
     recipe = recipe_of("train.steps=100")
     assert pace.hours(recipe) is None
     assert pace.hours(recipe, step_s=36.0) == pytest.approx(1.0)
+    assert pace.minutes(1.0) == 90  # a quarter more, and a quarter of an hour to start
     assert pace.hours(recipe, recorded) is None
     writer = begin(recorded)
     writer.append("step", step=20, positions=[0, 8], verdict="applied", loss=2.5)

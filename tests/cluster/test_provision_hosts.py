@@ -64,23 +64,25 @@ def rack(tmp_path: Path) -> Iterator[Rack]:
 
 
 def test_an_unreachable_host_is_named_and_nothing_is_started(rack: Rack) -> None:
-    rack.tree["workers"][0]["hosts"] = ["10.79.3.99"]
+    nobody = f"{rack.hosts.network}.99"
+    rack.tree["workers"][0]["hosts"] = [nobody]
     rack.file.write_text(yaml.safe_dump(rack.tree))
     said = rack("up", code=2)
-    assert "not every host is ready" in said and "10.79.3.99: ssh: connect to host" in said
+    assert "not every host is ready" in said and f"{nobody}: ssh: connect to host" in said
     assert rack.hosts.addresses[0] not in said
     assert not list(rack.hosts.home(0).glob(".luban")) and not (rack.folder / "token").exists()
 
 
 @pytest.mark.slow
 def test_a_host_that_can_not_be_ended_is_named_and_not_forgotten(rack: Rack) -> None:
-    rack.tree["workers"][0]["hosts"] = ["10.79.3.99"]
+    nobody = f"{rack.hosts.network}.99"
+    rack.tree["workers"][0]["hosts"] = [nobody]
     rack.file.write_text(yaml.safe_dump(rack.tree))
     rack.folder.mkdir(parents=True)
     (rack.folder / "cluster.yaml").write_text(rack.file.read_text())
     (rack.folder / "ray.yaml").write_text(rack("render"))
     said = rack("down", code=2)
-    assert "could not be ended everywhere" in said and "10.79.3.99: ssh: connect to host" in said
+    assert "could not be ended everywhere" in said and f"{nobody}: ssh: connect to host" in said
     assert rack.hosts.addresses[0] not in said and (rack.folder / "ray.yaml").exists()
 
 

@@ -58,15 +58,30 @@ def test_a_life_is_taken_once_and_a_group_in_another_s_place_ends_it() -> None:
     asyncio.run(story())
 
 
+def test_what_is_left_of_a_replaced_group_takes_no_life_away_from_the_next() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.begin(FIRST)
+        assert await desk.take("a", 2) == FIRST
+        await desk.replace()
+        assert (await desk.look()).lost
+        await desk.begin(SECOND)
+        assert await soon(desk.take("a", 2)) == "leave"
+        assert await soon(desk.take("b", 2)) == SECOND
+
+    asyncio.run(story())
+
+
 def test_orders_reach_whoever_waits_for_them_once_and_end_what_is_left_of_an_old_life() -> None:
     async def story() -> None:
         desk = Desk()
         await desk.begin(FIRST)
         await desk.take("a", 1)
-        waiting = await waits(desk.orders("first", 0))
+        waiting = await waits(desk.orders("first", "10.0.0.2", 0))
         await desk.order("signal", 15)
         assert await soon(waiting) == [("signal", 15)]
-        waiting = await waits(desk.orders("first", 1))
+        assert (await desk.look()).nodes == {"10.0.0.2"}
+        waiting = await waits(desk.orders("first", "10.0.0.2", 1))
         await desk.begin(SECOND)
         assert await soon(waiting) == [("end", 0)]
 
@@ -79,11 +94,11 @@ def test_a_group_that_must_go_saves_first_and_never_takes_another_life() -> None
         await desk.begin(FIRST)
         await desk.take("a", 2)
         moving = await waits(desk.move(None, "there is room for 3", 10, 60))
-        assert await desk.orders("first", 0) == [("signal", 10)]
+        assert await desk.orders("first", "10.0.0.2", 0) == [("signal", 10)]
         assert (
             await desk.move("a", "again", 10, 0.0) is False
         )  # two may notice it: one signal, or the second would end all
-        assert await desk.orders("first", 0) == [("signal", 10)]
+        assert await desk.orders("first", "10.0.0.2", 0) == [("signal", 10)]
         await desk.ended("first", 0, End(0))
         await desk.ended("first", 1, End(0))
         assert await soon(moving) is True
@@ -111,7 +126,7 @@ def test_when_it_closes_everybody_goes_home() -> None:
         desk = Desk()
         await desk.begin(FIRST)
         await desk.take("a", 1)
-        waiting = await waits(desk.orders("first", 0))
+        waiting = await waits(desk.orders("first", "10.0.0.2", 0))
         taking = await waits(desk.take("a", 1))
         await desk.close()
         assert await soon(taking) == "over"

@@ -189,11 +189,16 @@ def test_every_rank_that_is_fenced_exits_with_0(straight: CommandLine) -> None:
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    straight.wait_for("fenced", 1, at_step(3))
-    ranks[1].send_signal(signal.SIGSTOP)  # or they might be done before they are fenced
-    (run / "attempts" / "0002.jsonl").touch()
-    ranks[1].send_signal(signal.SIGCONT)
-    for rank in ranks:
-        _, said = rank.communicate(timeout=60)
-        assert b"taken over: attempt 2 of" in said
-        assert rank.returncode == 0
+    try:
+        straight.wait_for("fenced", 1, at_step(3), timeout=240)
+        ranks[1].send_signal(signal.SIGSTOP)  # or they might be done before they are fenced
+        (run / "attempts" / "0002.jsonl").touch()
+        ranks[1].send_signal(signal.SIGCONT)
+        for rank in ranks:
+            _, said = rank.communicate(timeout=60)
+            assert b"taken over: attempt 2 of" in said
+            assert rank.returncode == 0
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

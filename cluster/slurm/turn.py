@@ -1,4 +1,4 @@
-"""One turn of a run in a Slurm job: what the batch script becomes. `python -P -m cluster.turn RUN -- srun ...`
+"""One turn of a run in a Slurm job: what the batch script becomes. `python -P -m cluster.slurm.turn RUN -- srun ...`
 
 It holds the run, sees its lives like any supervisor, and decides alone what becomes of the job. At the time limit or
 before a preemption (USR1) the ranks save and stop, and its last act is to queue the job again; Slurm then ends it at
@@ -48,7 +48,7 @@ class Allocation:
         number = os.environ.get("SLURM_JOB_ID")
         if number is None:
             raise UserError(
-                "SLURM_JOB_ID is not set: cluster.turn is what a batch script runs; see luban ... --dry-run"
+                "SLURM_JOB_ID is not set: cluster.slurm.turn is what a batch script runs; see luban ... --dry-run"
             )
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         name = f"{array}_{task}" if array and task else number
@@ -77,14 +77,14 @@ class Asked:
 def main() -> int:
     """Take the turn; returns the exit code, if the job isn't requeued."""
     asked = Asked()
-    parser = argparse.ArgumentParser(prog="python -m cluster.turn", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster.slurm.turn", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--takeover", action="store_true", help="the first turn fences whoever holds the run")
     parser.add_argument("--no-requeue", action="store_true", help="end with 75 where the job would be queued again")
     parser.add_argument("--unrecorded", action="store_true", help="the ranks write no attempts, and begin once")
     parser.add_argument("command", nargs="+", help="starts the ranks of a life: srun ...")
     arguments = parser.parse_args()
-    from cluster.slurm_client import ask
+    from cluster.slurm.client import ask
     from data.errors import UserError
 
     allocation = None
@@ -137,7 +137,7 @@ def take(
     """
     from cluster.hold import hold, holder
     from cluster.job import STOPPED, training_job
-    from cluster.slurm_ranks import SlurmRanks, TooFewNodes
+    from cluster.slurm.ranks import SlurmRanks, TooFewNodes
     from cluster.supervisor import Supervisor
     from trainer import record
     from trainer.run import pin_ancestor, read_recipe

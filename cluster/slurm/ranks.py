@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cluster import fate
 from cluster.job import Job
-from cluster.slurm_client import addresses, allocated, ask
+from cluster.slurm.client import addresses, allocated, ask
 from cluster.supervisor import Life
 from data.errors import UserError
 from trainer import claim, record

@@ -144,6 +144,12 @@ class History:
         ]
 
     @cached_property
+    def manifests(self) -> dict[str, str]:
+        """The digest of each checkpoint's manifest, by name; a kill can leave one that isn't written down."""
+        saved = [event for attempt in self.attempts for event in attempt.of("checkpoint")]
+        return {event["name"]: event["manifest"] for event in saved if "manifest" in event}
+
+    @cached_property
     def retired(self) -> set[str]:
         """Checkpoints given up: removed, or about to be, or what a rollback went behind."""
         gone = {name for attempt in self.attempts for event in attempt.of("retire") for name in event["names"]}

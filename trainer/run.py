@@ -58,7 +58,7 @@ class Source:
             steps = ", ".join(str(checkpoint.step_of(name)) for name in known) or "none"
             raise UserError(f"{self.run} has no checkpoint {self.point or 'yet'}; steps with one: {steps}")
         try:
-            found = Checkpoint(there[held[-1]])
+            found = Checkpoint(there[held[-1]], history.manifests.get(held[-1]))
         except CorruptCheckpoint as error:
             raise UserError(f"{error}: name an older one as {self.run.name}@STEP") from None
         problems = found.problems()

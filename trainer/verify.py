@@ -90,7 +90,7 @@ def check_run(run: Path) -> Iterator[Check]:
     recipe = read_recipe(run)
     copies = places(recipe, run)
     names = history.checkpoints(dict(copies))
-    checked = {place: _checkpoint_problems(place) for name, place in copies if name in names}
+    checked = {place: _checkpoint_problems(place, history) for name, place in copies if name in names}
     problems = [problem for found in checked.values() for problem in found]
     last = history.newest_saved()
     if last is not None and last not in names:
@@ -157,9 +157,9 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
     yield Check("counters", ", ".join(counters), not odd, detail=", ".join(odd))
 
 
-def _checkpoint_problems(place: Place) -> list[str]:
+def _checkpoint_problems(place: Place, history: record.History) -> list[str]:
     try:
-        return Checkpoint(place).problems(past_cache=True)
+        return Checkpoint(place, history.manifests.get(place.name)).problems(past_cache=True)
     except CorruptCheckpoint as error:
         return [str(error)]
 
@@ -272,7 +272,8 @@ def _rows(inputs: Inputs, lineage: list[dict[str, Any]]) -> Check:
 
 def _by_step(run: Path) -> dict[int, Checkpoint]:
     """The whole checkpoints of a run."""
-    held = [Checkpoint(place) for place in held_by(run).values() if not _checkpoint_problems(place)]
+    history = record.load(run)
+    held = [Checkpoint(place) for place in held_by(run).values() if not _checkpoint_problems(place, history)]
     return {found.step: found for found in held}
 
 

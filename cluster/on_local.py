@@ -101,6 +101,10 @@ class LocalRanks:
         """Never: there is nowhere else."""
         return None
 
+    def unmeant(self, message: str) -> str | None:
+        """Never: who ends a rank here means it."""
+        return None
+
     def signal(self, number: int) -> None:
         """Send it to those that are left."""
         for rank in self._ranks:

@@ -72,6 +72,17 @@ class Ranks(Protocol):
         """Why the launcher itself had this life save and stop, so that another begins elsewhere; None: it didn't."""
         ...
 
+    def unmeant(self, message: str) -> str | None:
+        """Why ranks that say they were stopped should not have been, though nobody has told them by this supervisor.
+
+        Args:
+            message: what they say stopped them.
+
+        Returns:
+            None: they were right to stop.
+        """
+        ...
+
     def signal(self, number: int) -> None:
         """Pass a request to stop on to them."""
         ...
@@ -163,6 +174,8 @@ class Supervisor:
             if outcome in ("stopped", "fault") and not self._stop_asked() and (why := self.ranks.moved()):
                 self._say(f"{why}; the run goes on in a new group of ranks", "yellow")
                 continue
+            if outcome == "stopped" and not self._stop_asked() and (why := self.ranks.unmeant(message)):
+                outcome, message = "fault", f"stopped {message}: {why}"
             if outcome != "fault" or self._stop_asked():
                 return self._end(outcome, message)
             failures = 1 if record.load(self.job.run).newest_saved() != saved else failures + 1

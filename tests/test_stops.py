@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,3 +171,34 @@ def test_of_starts_at_nearly_the_same_moment_one_wins_and_the_recipe_is_its_own(
 def _first_to_end(processes: Sequence[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     wait_until(lambda: any(process.poll() is not None for process in processes))
     return next(process for process in processes if process.poll() is not None)
+
+
+def test_every_rank_that_is_fenced_exits_with_0(straight: CommandLine) -> None:
+    """As srun and torchrun would take anything else for a fault of the life that comes after."""
+    run = straight.run("fenced")
+    run.mkdir()
+    shutil.copy(straight.run("straight") / "recipe.yaml", run)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainer", str(run)],
+            env=straight.environment | rendezvous | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        straight.wait_for("fenced", 1, at_step(3), timeout=240)
+        ranks[1].send_signal(signal.SIGSTOP)  # or they might be done before they are fenced
+        (run / "attempts" / "0002.jsonl").touch()
+        ranks[1].send_signal(signal.SIGCONT)
+        for rank in ranks:
+            _, said = rank.communicate(timeout=60)
+            assert b"taken over: attempt 2 of" in said
+            assert rank.returncode == 0
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

@@ -58,7 +58,7 @@ def main() -> int:
         outcome, message = Loop(session, stop, arguments.until, arguments.save_at).train()
         code = 0
     except Fenced as error:
-        outcome, message, code = FENCED, str(error), 0 if session and session.writer else 2
+        outcome, message, code = FENCED, str(error), 0 if session else 2
         tell(message)
     except UserError as error:
         outcome, message, code = "user_error", str(error), 0 if session and session.writer else 2

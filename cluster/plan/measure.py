@@ -68,7 +68,8 @@ def measure(setup: Setup, folder: Path) -> Measured:
         request.write_text(json.dumps(asked))
         job = Job(
             argv=(sys.executable, "-P", "-m", "cluster.plan.measure", str(request)), run=Path(scratch),
-            steps=WARM + TIMED, ranks_per_node=ranks, environment=(("OMP_NUM_THREADS", str(setup.recipe.launch.threads)),),
+            steps=WARM + TIMED, ranks_per_node=ranks,
+            environment=(("OMP_NUM_THREADS", str(setup.recipe.launch.threads)),),
         )  # fmt: skip
         started = LocalRanks(job)
         deadline = time.monotonic() + LONGEST_S

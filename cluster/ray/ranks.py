@@ -92,6 +92,10 @@ class RayRanks:
         """Why Ray had them save and stop: a node goes, or another came."""
         return self._look(now=True).moving
 
+    def unmeant(self, message: str) -> str | None:
+        """Never: Ray sends a rank nothing; what stops one came from its driver, or from somebody who meant it."""
+        return None
+
     def signal(self, number: int) -> None:
         """Send it to all of them; where none has begun there is nothing to wait for."""
         if self._life and not self._ended:

@@ -4,7 +4,6 @@ What is read is text that has stood still for ten years (`squeue -o`, `sinfo -o`
 commands changes its shape with each release.
 """
 
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -78,8 +77,3 @@ def addresses(nodes: str) -> list[str]:
     shown = [values(line) for line in ask("scontrol", "show", "node", nodes, "--oneliner").splitlines() if line.strip()]
     found = {node["NodeName"]: node["NodeAddr"] for node in shown}
     return [found[name] for name in names]
-
-
-def allocated() -> str:
-    """The nodes that the job of this process has by now, as a list such as n[1-2]; fewer where some were lost."""
-    return values(ask("scontrol", "show", "job", os.environ["SLURM_JOB_ID"], "--oneliner"))["NodeList"]

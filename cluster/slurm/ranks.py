@@ -6,6 +6,11 @@ waits until then. TERM is not passed on: Slurm gives it to every process by itse
 one would end the ranks before they have saved; whoever sends it to the supervisor alone is understood by a request in
 the run's folder.
 
+What is told to the controller concerns the job that Slurm has by now, not the life that is meant: a turn that was cut
+off and whose job runs elsewhere must stay silent, srun included. It learns of that from its lock, which the later turn
+has taken; it then kills srun at once, before the fenced ranks end and srun reports it, and of ranks that had not begun
+an attempt yet it kills those on its own node. Before it speaks it asks whether the job is still its own.
+
 Of how a life ends srun tells only an exit code. Who fell first stands in the ranks' logs, and of a rank that a signal
 killed in torchrun's words, in `srun.log` beside them.
 """
@@ -21,8 +26,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster import fate
+from cluster.hold import Hold, holder
 from cluster.job import Job
-from cluster.slurm.client import addresses, allocated, ask
+from cluster.slurm.allocation import Allocation
+from cluster.slurm.client import addresses
 from cluster.supervisor import Life
 from data.errors import UserError
 from trainer import claim, record
@@ -31,6 +38,7 @@ from trainer.signals import request
 LOOK_S = 1.0  # between two looks at the record: its file system is shared
 END_S = 30.0  # for a step to be gone that was killed
 LOG = "srun.log"
+CANCELLED = ("by SIGTERM at ", "by a signal to another rank at ")  # how ranks tell what `scancel` has sent them
 STALE = (
     "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS",
     "SLURM_TASKS_PER_NODE",
@@ -47,12 +55,13 @@ class TooFewNodes(Exception):
 class SlurmRanks:
     """The ranks of one life, as a step of this job."""
 
-    def __init__(self, job: Job, command: Sequence[str]):
+    def __init__(self, job: Job, command: Sequence[str], allocation: Allocation, held: Hold):
         """
         Args:
             command: the step: `srun ...`, to which a life's words are added.
+            held: the run's lock.
         """
-        self._job, self._command = job, list(command)
+        self._job, self._command, self._allocation, self._held = job, list(command), allocation, held
         self._step: subprocess.Popen[bytes] | None = None
         self._life: Life | None = None
         self._untold: int | None = None
@@ -68,7 +77,7 @@ class SlurmRanks:
             UserError: Slurm doesn't answer.
             TooFewNodes: they aren't enough any more.
         """
-        nodes = allocated()
+        nodes = self._allocation.nodes()
         places = addresses(nodes)
         if len(places) * self._job.ranks_per_node < self._job.min_ranks:
             raise TooFewNodes(f"{len(places)} of {self._job.nodes} nodes are left: {nodes}")
@@ -90,8 +99,11 @@ class SlurmRanks:
         self._looked, self._open, self._ended = 0.0, False, False
 
     def running(self) -> bool:
-        """Whether the step is still there; tells the ranks what they couldn't hear before."""
+        """Whether the step is still there, and this job's; tells the ranks what they couldn't hear before."""
         if self._step is None or self._step.poll() is not None:
+            return False
+        if self._superseded():
+            self._abandon(kill=self._attempt() is None)  # one that began now would fence the later turn
             return False
         if time.monotonic() - self._looked >= LOOK_S:
             self._look()
@@ -120,13 +132,23 @@ class SlurmRanks:
         """Never: a job that must go is queued again, and this turn is over."""
         return None
 
+    def unmeant(self, message: str) -> str | None:
+        """Why a stop was none: only the step was ended, and the job is there and goes on."""
+        if not message.startswith(CANCELLED):
+            return None
+        try:
+            running = self._allocation.told()["JobState"] == "RUNNING"
+        except UserError:
+            return None
+        return f"the step was cancelled, and job {self._allocation.name} was not" if running else None
+
     def signal(self, number: int) -> None:
         """Ask the ranks to save and stop."""
-        if self._life is None:
+        if self._life is None or not self.running():
             return
         if number != signal.SIGUSR1:
             with suppress(OSError):
-                request(self._job.run, max(self._life.first, *record.numbers(self._job.run), 1))
+                request(self._job.run, self._attempt() or self._life.first)
         elif self._open:
             self._tell(number)
         else:
@@ -143,16 +165,43 @@ class SlurmRanks:
 
     def end(self) -> None:
         """Kill the step, and wait until it is gone."""
-        if self._step is None or self._step.poll() is not None:
+        if self._step is None or not self.running():
             return
-        with suppress(UserError):
-            for step in _steps():
-                ask("scancel", "--signal=KILL", step)
+        try:
+            self._allocation.kill_steps()
+        except UserError:  # nobody there would do it, or knows this turn
+            self._abandon(kill=True)
+            return
         try:
             self._step.wait(END_S)
         except subprocess.TimeoutExpired:  # srun waits for a node that is gone; the next step waits for its own
             self._step.kill()
             self._step.wait()
+
+    def _superseded(self) -> bool:
+        """Whether a later turn of this job has taken the run."""
+        if self._held.taken() is None:
+            return False
+        return (holder(self._job.run) or {}).get("job") == self._allocation.holder
+
+    def _abandon(self, kill: bool) -> None:
+        """End the life without a word to Slurm.
+
+        Args:
+            kill: its ranks on this node; where they have an attempt that is fenced, they end by themselves.
+        """
+        assert self._step and self._life
+        self._step.kill()
+        self._step.wait()
+        for pid in _ranks_here(self._life.name) if kill else []:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _attempt(self) -> int | None:
+        """The newest attempt that this life has opened."""
+        assert self._life
+        mine = [a for a in record.load(self._job.run).attempts if a.start.get("life") == self._life.name]
+        return mine[-1].number if mine else None
 
     def _tell(self, number: int) -> None:
         if self._step is not None and self._step.poll() is None:
@@ -192,10 +241,14 @@ def cause(said: str, code: int, logs: Path, since: float) -> str:
     return f"srun ended with {code}, and its last word was {last!r} (see {logs}/{LOG})"
 
 
-def _steps() -> list[str]:
-    """The steps of this job, without the batch script itself."""
-    shown = ask("squeue", "--noheader", "--steps", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%i").split()
-    return [step for step in shown if re.search(r"\.\d+$", step)]
+def _ranks_here(life: str) -> list[int]:
+    """The processes on this node that were started with a life's words; in a container, too, they are seen."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"\0--life\0{life}\0".encode() in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
 
 
 def _free_port(address: str) -> int:

@@ -11,53 +11,23 @@ respected, and so is a newer submission of the run.
 """
 
 import argparse
-import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.slurm.allocation import Allocation
     from trainer.record import History
 
 QUEUED_S = 60.0  # for Slurm to end this process, once the job is requeued
 HANDED_S = 30.0  # for the command that has submitted the job to write it down, and let go of the run
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """The job that this process runs in."""
-
-    number: str
-    """What scontrol takes."""
-    name: str
-    """What sbatch has called it: the same, but for an element of an array."""
-    restarts: int
-
-    @classmethod
-    def here(cls) -> "Allocation":
-        """From the environment. Raises UserError outside of a job."""
-        from data.errors import UserError
-
-        number = os.environ.get("SLURM_JOB_ID")
-        if number is None:
-            raise UserError(
-                "SLURM_JOB_ID is not set: cluster.slurm.turn is what a batch script runs; see luban ... --dry-run"
-            )
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        name = f"{array}_{task}" if array and task else number
-        return cls(number, name, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
-
-    @property
-    def family(self) -> str:
-        """What the names of its lives begin with."""
-        return f"slurm-{self.name}-"
 
 
 class Asked:
@@ -84,6 +54,7 @@ def main() -> int:
     parser.add_argument("--unrecorded", action="store_true", help="the ranks write no attempts, and begin once")
     parser.add_argument("command", nargs="+", help="starts the ranks of a life: srun ...")
     arguments = parser.parse_args()
+    from cluster.slurm.allocation import Allocation
     from cluster.slurm.client import ask
     from data.errors import UserError
 
@@ -102,7 +73,7 @@ def main() -> int:
     if again and allocation:
         try:
             print(f"queued again as job {allocation.name}", flush=True)
-            ask("scontrol", "requeue", allocation.number)
+            allocation.requeue()
             time.sleep(QUEUED_S)
         except UserError as error:
             print(f"luban: cannot queue the job again: {error}", file=sys.stderr, flush=True)
@@ -110,7 +81,7 @@ def main() -> int:
         with suppress(UserError):
             if code in requeued_codes(ask("scontrol", "show", "config")):
                 print(f"this site queues jobs again that end with {code} (RequeueExit): it is cancelled", flush=True)
-                ask("scancel", allocation.number)
+                allocation.cancel()
                 time.sleep(QUEUED_S)
     return code
 
@@ -123,7 +94,7 @@ def requeued_codes(config: str) -> set[int]:
 
 
 def take(
-    run: Path, command: list[str], allocation: Allocation, takeover: bool, asked: Asked, recorded: bool = True
+    run: Path, command: list[str], allocation: "Allocation", takeover: bool, asked: Asked, recorded: bool = True
 ) -> tuple[int, bool]:
     """See the run through this turn; returns (exit code, whether the job should be queued again).
 
@@ -144,9 +115,8 @@ def take(
     from trainer.signals import requested
 
     first = allocation.restarts == 0
-    me = f"{allocation.name} of slurm"
-    mine = not first and (holder(run) or {}).get("job") == me
-    with hold(run, (takeover and first) or mine, me, HANDED_S) as held:
+    mine = not first and (holder(run) or {}).get("job") == allocation.holder
+    with hold(run, (takeover and first) or mine, allocation.holder, HANDED_S) as held:
         _heed_newer_submissions(run, allocation)
         pin_ancestor(run)
         history = record.load(run)
@@ -155,7 +125,7 @@ def take(
         job = training_job(run, recipe, takeover=(takeover and first) or (own and not first))
         if not recorded:
             job = replace(job, recorded=False, max_restarts=0)
-        ranks = SlurmRanks(job, command)
+        ranks = SlurmRanks(job, command, allocation, held)
         supervisor = Supervisor(job, held, ranks, family=allocation.family)
         supervisor.asked = asked.number
         asked.pass_on = lambda number: setattr(supervisor, "asked", number)
@@ -185,7 +155,7 @@ def idle_turns(history: "History") -> int:
     return count
 
 
-def _heed_newer_submissions(run: Path, allocation: Allocation) -> None:
+def _heed_newer_submissions(run: Path, allocation: "Allocation") -> None:
     """Raise UserError where the run was handed over to another job since; waits for its own to be written down."""
     from cluster import submission
     from data.errors import UserError

@@ -16,6 +16,7 @@ from cluster.on_local import Local, LocalRanks
 from cluster.stop import stop
 from cluster.supervisor import Supervisor
 from data.errors import UserError
+from trainer import record
 from trainer.recipe import Recipe
 
 GOLDEN = """\
@@ -88,6 +89,33 @@ def test_a_life_that_its_launcher_moves_elsewhere_counts_as_no_fault(tmp_path: P
     with hold(moving.run) as held:
         assert Supervisor(moving, held, Moving(moving)).run() == FAULT
     assert (tmp_path / "lives").read_text() == "xxx"
+
+
+STOPPED_RANK = """
+import sys
+from pathlib import Path
+from trainer.claim import Writer
+writer = Writer(Path(sys.argv[1]))
+where = {"world": 1, "device": "cpu", "precision": "fp32", "zero_stage": 1, "ranks": []}
+writer.start(adopts=None, step=0, consumed=0, **where, life=sys.argv[sys.argv.index("--life") + 1])
+writer.append("outcome", outcome="stopped", message="by SIGTERM at step 0")
+writer.close()
+"""
+
+
+@pytest.mark.parametrize(("meant", "code", "lives"), [(True, STOPPED, 1), (False, FAULT, 3)])
+def test_a_stop_that_nobody_meant_is_a_fault_that_is_restarted_up_to_the_bound(
+    tmp_path: Path, meant: bool, code: int, lives: int
+) -> None:
+    class Misled(LocalRanks):
+        def unmeant(self, message: str) -> str | None:
+            return None if meant else f"nobody has stopped it {message}"
+
+    run = tmp_path / "run"
+    misled = Job((sys.executable, "-c", STOPPED_RANK, str(run)), run, 1, max_restarts=2, backoff_s=0.05)
+    with hold(run) as held:
+        assert Supervisor(misled, held, Misled(misled)).run() == code
+    assert [attempt.outcome for attempt in record.load(run).attempts] == ["stopped"] * lives
 
 
 def test_a_stop_during_the_back_off_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

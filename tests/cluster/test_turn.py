@@ -11,8 +11,9 @@ import pytest
 from cluster import submission
 from cluster.hold import hold, holder
 from cluster.slurm import turn
+from cluster.slurm.allocation import Allocation
 from cluster.slurm.ranks import cause
-from cluster.slurm.turn import Allocation, idle_turns, requeued_codes, take
+from cluster.slurm.turn import idle_turns, requeued_codes, take
 from data.errors import UserError
 from trainer.claim import Held
 from trainer.record import Attempt, History
@@ -40,7 +41,7 @@ def test_a_requeued_turn_takes_the_lock_from_its_own_earlier_life(run: Path, ask
     submission.write(run, "slurm", "18")  # at which a turn that has the lock ends here
     with hold(run, job="17 of slurm") as earlier:
         with pytest.raises(UserError, match=r"job 17 is not .*'s any more: it is job 18 of slurm"):
-            take(run, ["srun"], Allocation("17", "17", restarts=1), False, asked)
+            take(run, ["srun"], Allocation("17", restarts=1), False, asked)
         assert earlier.taken() is not None
 
 
@@ -48,7 +49,7 @@ def test_a_requeued_turn_takes_the_lock_from_its_own_earlier_life(run: Path, ask
 def test_a_turn_respects_a_start_that_somebody_else_has_made(run: Path, asked: turn.Asked, restarts: int) -> None:
     with hold(run) as other:
         with pytest.raises(Held, match=f"by process {os.getpid()}"):
-            take(run, ["srun"], Allocation("17", "17", restarts), False, asked)
+            take(run, ["srun"], Allocation("17", restarts), False, asked)
         assert other.taken() is None
 
 
@@ -56,9 +57,9 @@ def test_only_the_first_turn_of_a_takeover_takes_over(run: Path, asked: turn.Ask
     submission.write(run, "slurm", "18")
     with hold(run) as other:
         with pytest.raises(Held):
-            take(run, ["srun"], Allocation("17", "17", restarts=1), True, asked)
+            take(run, ["srun"], Allocation("17", restarts=1), True, asked)
         with pytest.raises(UserError, match="any more"):
-            take(run, ["srun"], Allocation("17", "17", restarts=0), True, asked)
+            take(run, ["srun"], Allocation("17", restarts=0), True, asked)
         assert other.taken() is not None
 
 
@@ -72,7 +73,7 @@ def test_who_holds_a_run_is_told_with_its_job(run: Path) -> None:
 def test_an_element_of_an_array_has_the_name_that_sbatch_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"JOB_ID": "19", "ARRAY_JOB_ID": "17", "ARRAY_TASK_ID": "2", "RESTART_COUNT": "3"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert Allocation.here() == Allocation("19", "17_2", restarts=3)
+    assert Allocation.here() == Allocation("17_2", restarts=3)
     assert Allocation.here().family == "slurm-17_2-"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cluster_app import app as cluster_app
+from cluster.provision.app import app as cluster_app
 
 app = typer.Typer(
     name="luban",
@@ -123,7 +123,7 @@ def plan(
     """
     import json
 
-    from cluster import plan as planning
+    from cluster.plan import plan as planning
     from data import settings
     from data.errors import UserError
     from trainer.recipe import RECIPES, Recipe
@@ -365,8 +365,8 @@ def doctor(
     """
     import json
 
-    from cluster.checkup import examine
-    from cluster.doctor import document, failed, table
+    from cluster.doctor.checkup import examine
+    from cluster.doctor.judge import document, failed, table
     from cluster.launchers import launcher
     from data.settings import validate
     from trainer.recipe import RECIPES, Recipe

@@ -50,7 +50,7 @@ def scheduler(on: str) -> Scheduler:
 def slurm(on: str, after: str | None) -> "Slurm":
     """The Slurm that `--on` means. Raises UserError where it means something else."""
     from cluster.on_slurm import Slurm, job_of
-    from cluster.slurm_site import read_site
+    from cluster.slurm.site import read_site
 
     name, _, site = on.partition("=")
     if name != "slurm":

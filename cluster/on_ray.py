@@ -18,7 +18,7 @@ from typing import Any
 from cluster import submission
 from cluster.hold import Hold
 from cluster.job import DONE, STOPPED, Job
-from cluster.ray_dashboard import Dashboard
+from cluster.ray.dashboard import Dashboard
 from data.errors import UserError
 
 PACKAGES = ("data", "trainer", "cluster")
@@ -112,7 +112,7 @@ class OnRay:
 def request(job: Job, name: str) -> dict[str, Any]:
     """What is submitted, as the arguments of Ray's `submit_job`."""
     run = str(job.run.absolute())
-    words = ["python", "-P", "-m", "cluster.ray_driver", run, "--job", name, *(["--takeover"] if job.takeover else [])]
+    words = ["python", "-P", "-m", "cluster.ray.driver", run, "--job", name, *(["--takeover"] if job.takeover else [])]
     words += [] if job.recorded else ["--unrecorded", *job.argv[1:]]
     ranks = f"{job.ranks}" if job.min_ranks == job.ranks else f"{job.min_ranks} to {job.ranks}"
     wanted = [f"{job.cpus_per_rank} CPU", f"{job.gpus_per_rank} GPU", f"{job.memory_gb:g} GB"]

@@ -12,18 +12,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cluster import slurm_fit, submission
+from cluster import submission
 from cluster.fate import mistake
 from cluster.hold import Hold
 from cluster.job import DONE, STOPPED, Job
-from cluster.slurm_client import Refused, ask, state, values
-from cluster.slurm_site import Site
+from cluster.slurm import fit as slurm_fit
+from cluster.slurm.client import Refused, ask, state, values
+from cluster.slurm.site import Site
 from data.errors import UserError
 from data.publish import published
 from trainer.run import find, finished
 
 ON = "slurm"
-BESIDE = Path(__file__).with_name("slurm")  # in a wheel; in a checkout the folder is a neighbour
+BESIDE = Path(__file__).with_name("templates")  # in a wheel; in a checkout the folder is a neighbour
 TEMPLATES = BESIDE if BESIDE.is_dir() else Path(__file__).parents[1] / "slurm"
 SCRIPT = "job.sbatch"
 ENDED_BY_SLURM = ("TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED")

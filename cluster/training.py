@@ -73,7 +73,7 @@ def train(asked: Asked, say: Callable[[str], None]) -> int:
         raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
     chosen.check(jobs[0])
     if recipes[0].launch.preflight:
-        from cluster.checkup import preflight
+        from cluster.doctor.checkup import preflight
 
         preflight(recipes[0], chosen, asked.on, say)
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def _recipes(asked: Asked) -> tuple[dict[int, Recipe], set[str]]:
     plain = settings.validate(Recipe, asked.tree, asked.label)
     if asked.array is None:
         return {0: plain}, given
-    from cluster.sweep import elements
+    from cluster.slurm.sweep import elements
 
     trees = enumerate(elements(asked.tree, asked.array, plain.name))
     varied = {
@@ -111,7 +111,7 @@ def _job(asked: Asked, chosen: Any, run: Path, recipe: Recipe) -> Any:
     job = training_job(run, recipe, asked.takeover)
     if job.time_limit_minutes or asked.on.partition("=")[0] != "slurm":
         return job
-    from cluster import pace
+    from cluster.plan import pace
 
     left = pace.hours(recipe, run)
     return job if left is None else replace(job, time_limit_minutes=chosen.within_limits(pace.minutes(left)))

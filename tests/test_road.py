@@ -107,6 +107,19 @@ def test_a_loss_edited_in_record_and_metrics_alike_is_found(straight: CommandLin
     assert "ok   metrics" in text
 
 
+def test_ranks_whose_interpreter_aborts_at_its_end_have_done_what_they_have_done(
+    straight: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ:\n    atexit.register(os.abort)\n"
+    )
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setitem(straight.environment, "PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    text = straight.pretrain("aborted", "train.steps=5", "launch.ranks=1")
+    assert "SIGABRT" not in text
+    assert text.rstrip().endswith("done: step 5 reached")
+
+
 def test_ctrl_c_saves_stops_with_75_and_the_next_start_goes_on_bitwise(straight: CommandLine) -> None:
     name = "stopped"
     process = straight.start_pretrain(name)

@@ -117,4 +117,8 @@ def tell(mistake: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # all is done; the interpreter's own end can abort where a daemon thread is inside torch

@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -32,24 +32,36 @@ def agree(world: World, action: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]  (an action that wasn't refused has returned)
 
 
-def candidates(recipe: Recipe, run: Path, history: record.History) -> list[tuple[str, bool]]:
-    """(name, whether it lies in the run's folder) of the checkpoints that the record vouches for, oldest first.
+class Offer(NamedTuple):
+    """A checkpoint that the record vouches for."""
+
+    name: str
+    near: bool
+    """It lies in the run's folder, not in its store."""
+    manifest: str | None
+    """Its manifest's digest, where the record has it."""
+
+
+def candidates(recipe: Recipe, run: Path, history: record.History) -> list[Offer]:
+    """The checkpoints that the record vouches for, oldest first.
 
     Of one that is in the store too, the near copy comes after the other, so that who begins at the end meets it first.
     """
     found = places(recipe, run)
     held = set(history.checkpoints(name for name, _ in found))
-    return [(name, isinstance(place, Folder)) for name, place in found if name in held]
+    return [
+        Offer(name, isinstance(place, Folder), history.manifests.get(name)) for name, place in found if name in held
+    ]
 
 
-def offers(recipe: Recipe, run: Path, history: record.History) -> list[tuple[str, bool]]:
+def offers(recipe: Recipe, run: Path, history: record.History) -> list[Offer]:
     """`candidates` to go on from.
 
     Raises:
         UserError: the record names checkpoints, and not one of them is there.
     """
     found = candidates(recipe, run, history)
-    refuse_vanished(recipe, run, history, [name for name, _ in found])
+    refuse_vanished(recipe, run, history, [offer.name for offer in found])
     return found
 
 
@@ -64,7 +76,7 @@ def adopt(
     recipe: Recipe,
     run: Path,
     world: World,
-    offered: list[tuple[str, bool]],
+    offered: list[Offer],
     notes: list[str],
     damaged: list[str],
     again: bool = True,
@@ -86,11 +98,11 @@ def adopt(
     offered = world.told(offered)
     unreadable: list[str] = []
     passed: list[str] = []
-    for name, near in reversed(offered):
+    for name, near, manifest in reversed(offered):
         watchdog.enter("checking a checkpoint", watchdog.START_UP_S)
         place = place_of(recipe, run, name, near)
         try:
-            found = Checkpoint(place)
+            found = Checkpoint(place, manifest)
             problems = found.problems(world.rank, world.size)
         except CorruptCheckpoint as error:
             found, problems = None, [str(error)]

@@ -72,8 +72,11 @@ class CorruptCheckpoint(Exception):
 class Checkpoint:
     """One checkpoint, its manifest read and checked."""
 
-    def __init__(self, place: Place | Path):
+    def __init__(self, place: Place | Path, recorded: str | None = None):
         """
+        Args:
+            recorded: the manifest's digest as the run's record has it (`History.manifests`), where that is known.
+
         Raises:
             CorruptCheckpoint: there is no manifest, or it isn't the one that was written, or it contradicts itself.
             UserError: it is of a newer format.
@@ -100,6 +103,8 @@ class Checkpoint:
         self.attempt: int = self.manifest["attempt"]
         if folder_name(self.step, self.attempt) != self.name:
             raise CorruptCheckpoint(f"{self.name}: its manifest.json is that of {folder_name(self.step, self.attempt)}")
+        if recorded not in (None, claimed):
+            raise CorruptCheckpoint(f"{self.name}: its manifest.json is not the one that the run's record names")
 
     def problems(self, share: int = 0, shares: int = 1, past_cache: bool = False) -> list[str]:
         """What differs from the manifest, by file.

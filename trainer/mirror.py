@@ -79,6 +79,35 @@ def refuse_vanished(recipe: Recipe, run: Path, history: record.History, found: S
     )
 
 
+def refuse_older(recipe: Recipe, run: Path) -> None:
+    """Raise UserError where the store holds checkpoints of attempts that the run's folder knows nothing of.
+
+    The folder is an older copy, or the run went on elsewhere: what begins here would take numbers that are given out,
+    and write over what the newer attempts have saved.
+    """
+    store = store_of(recipe, run)
+    if store is None:
+        return
+    try:
+        far = checkpoint.names(store)
+    except OSError:
+        return  # whoever needs it says so
+    known = record.numbers(run)
+    newest = max(far, key=_age, default=None)
+    if newest is None or checkpoint.attempt_of(newest) <= max(known, default=0):
+        return
+    if known:
+        raise UserError(
+            f"{store} holds {newest}, and the record of {run} ends at attempt {max(known)}: the folder is an older "
+            "copy, or the run went on elsewhere. Move the folder away, and the same command brings the newer one back "
+            "from the store; or take another name=..."
+        )
+    raise UserError(
+        f"{store} holds {newest}, and no whole copy of its record: restore {run / 'attempts'} from a copy, or take "
+        "another name=..."
+    )
+
+
 def check_store(recipe: Recipe, run: Path) -> None:
     """Write a file to the store of a run that has not begun, and remove it again.
 

@@ -20,7 +20,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -194,9 +193,10 @@ class Store:
                     file.write(chunk.data)
                     digest.update(chunk.data)
                     size += len(chunk)
-                with suppress(AttributeError, OSError, ValueError):  # a mounted folder; a store has no such call
-                    file.flush()
-                    os.fsync(file.fileno())
+                mounted = _flushed(file)
+            if mounted:
+                for folder in (Path(self.path), *Path(self.path).parents[:2]):
+                    sync(folder)
             at = 0
             for chunk in chunks(parts, CHUNK):
                 again = np.frombuffer(self._fs.cat_file(f"{self.path}/{name}", at, at + len(chunk)), np.uint8)
@@ -275,6 +275,17 @@ class Store:
                     raise OSError(errno.EIO, f"{self}: {type(error).__name__}: {error}") from error
                 time.sleep(BACKOFF_S * 2**attempt)
         raise AssertionError
+
+
+def _flushed(file: Any) -> bool:
+    """Make the file of a mounted folder durable; False where it is a store's, which has it when it is closed."""
+    try:
+        handle = file.fileno()
+    except (AttributeError, OSError):  # io.UnsupportedOperation is one
+        return False
+    file.flush()
+    os.fsync(handle)  # an error that a network's file system has kept until now must not be passed over
+    return True
 
 
 def open_store(url: str) -> Store:

@@ -78,7 +78,8 @@ class Checkpoints:
         def published(manifest: dict[str, Any], size: int) -> None:
             assert s.writer is not None
             figures = {"seconds": time.monotonic() - began, "stall": stall, "bytes": size, "clock": clock}
-            s.writer.append("checkpoint", step=manifest["step"], name=name, best=best == manifest["step"], **figures)
+            figures |= {"best": best == manifest["step"], "manifest": checkpoint.digest_of(manifest)}
+            s.writer.append("checkpoint", step=manifest["step"], name=name, **figures)
             s.saved.append(name)
             if retain:
                 try:

@@ -143,6 +143,21 @@ class History:
             and (name in known or (checkpoint.attempt_of(name) == self.claimed and checkpoint.step_of(name) <= reached))
         ]
 
+    def unled(self, found: Iterable[str]) -> list[str]:
+        """Those of `found` to which no line of the newest attempt leads: its file was cut short.
+
+        Its steps are flushed before a checkpoint of them is published, so neither a kill nor a loss of power does this.
+        """
+        there = list(found)
+        known = {*self.checkpoints(there), *self.retired, *self.damaged}
+        return [name for name in there if name not in known and checkpoint.attempt_of(name) == self.claimed]
+
+    @cached_property
+    def manifests(self) -> dict[str, str]:
+        """The digest of each checkpoint's manifest, by name; a kill can leave one that isn't written down."""
+        saved = [event for attempt in self.attempts for event in attempt.of("checkpoint")]
+        return {event["name"]: event["manifest"] for event in saved if "manifest" in event}
+
     @cached_property
     def retired(self) -> set[str]:
         """Checkpoints given up: removed, or about to be, or what a rollback went behind."""

@@ -24,7 +24,7 @@ from data.errors import UserError
 from data.publish import published
 from data.trace import Traced, documents_at
 from trainer import checkpoint, claim, goodput, record
-from trainer.adopt import adopt, agree, candidates, place_of, span_by_span
+from trainer.adopt import Offer, adopt, agree, candidates, place_of, span_by_span
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, SpanReader
 from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
@@ -109,7 +109,7 @@ def roll_back(s: Session, watch: Watch) -> None:
     progress.avoid = [*s.progress.avoid, avoid]
     left, reached = s.attempt, s.progress.step
     s.progress = progress
-    names = list(dict.fromkeys(name for name, _ in known[0]))  # a mirrored one is there twice
+    names = list(dict.fromkeys(name for name, *_ in known[0]))  # a mirrored one is there twice
     s.saved = names[: names.index(found.name) + 1] if found and found.name in names else []
     told = {"attempt": left, "reached": reached, **asdict(trouble), "skip": avoid["positions"]}
     _begin_attempt(s, found, told, [name for name in names if name not in s.saved])
@@ -129,14 +129,14 @@ def roll_back(s: Session, watch: Watch) -> None:
         _tell(s, found, trouble, avoid)
 
 
-def _saved_before(s: Session, wanted: Avoid) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+def _saved_before(s: Session, wanted: Avoid) -> tuple[list[Offer], list[Offer]]:
     """All checkpoints, oldest first; and those saved before the offending updates, the one to try first last.
 
     That is the newest from before the margin; one within the margin only where there is no other: the update before a
     spike may be what caused it.
     """
     known = candidates(s.recipe, s.run, record.load(s.run))
-    consumed = [_consumed(s, name, near) for name, near in known]
+    consumed = [_consumed(s, name, near) for name, near, _ in known]
     clear = [each for each, at in zip(known, consumed, strict=True) if at <= wanted["positions"][0]]
     inside = range(wanted["positions"][0] + 1, wanted["trouble"][0] + 1)
     close = [each for each, at in zip(known, consumed, strict=True) if at in inside]

@@ -11,7 +11,7 @@ from data.publish import published
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.inputs import open_inputs
-from trainer.mirror import check_store, places, refuse_vanished, restore
+from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
 
@@ -58,7 +58,7 @@ class Source:
             steps = ", ".join(str(checkpoint.step_of(name)) for name in known) or "none"
             raise UserError(f"{self.run} has no checkpoint {self.point or 'yet'}; steps with one: {steps}")
         try:
-            found = Checkpoint(there[held[-1]])
+            found = Checkpoint(there[held[-1]], history.manifests.get(held[-1]))
         except CorruptCheckpoint as error:
             raise UserError(f"{error}: name an older one as {self.run.name}@STEP") from None
         problems = found.problems()
@@ -133,6 +133,8 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     """
     recipe = dataset_path(recipe)
     restore(recipe, run)
+    refuse_older(recipe, run)
+    _refuse_cut_short(run)
     if _has_begun(run):
         changed = [entry for entry in settings.differences(read_recipe(run), recipe) if entry[1] != "free"]
         if changed:
@@ -168,6 +170,19 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
             draft.write_text(settings.dump(recipe))
     except OSError as error:
         raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
+
+
+def _refuse_cut_short(run: Path) -> None:
+    """Raise UserError where the newest attempt's file lacks its end: what it had saved would silently not count."""
+    found = checkpoint.names(run)  # before the record is read: an attempt that is alive may publish another
+    history = record.load(run)
+    unled = history.unled(found)
+    if unled:
+        raise UserError(
+            f"{unled[-1]} is there, and no line of {run}/attempts/{history.claimed:04d}.jsonl leads to it: that file "
+            f"was cut short. Restore it from a copy; or move {unled[0]} and what is newer out of {run}/checkpoints, to "
+            "go on from what the record still knows"
+        )
 
 
 def _check_trainable(recipe: Recipe, vocab_size: int) -> None:

@@ -20,7 +20,7 @@ from data import settings
 from data.errors import UserError
 from data.order import WORD
 from data.publish import write_json
-from trainer import checkpoint, record
+from trainer import record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
 from trainer.inputs import Inputs, open_inputs
@@ -77,7 +77,10 @@ def verify_run(name: str, against: str | None, say: Callable[[str], Any]) -> boo
             "attempts": len(record.load(run).attempts), "attempts_against": len(record.load(other).attempts),
             "checks": [asdict(check) for check in compared], "time": time.time(),
         }  # fmt: skip
-        write_json(run / PROOF, proof)
+        try:
+            write_json(run / PROOF, proof)
+        except OSError as error:  # what was found holds without it, but a report will not have it
+            say(f"note: {run / PROOF} can't be written ({error.strerror or error}): the comparison is not kept")
         checks += compared
     passed = all(check.equal for check in checks)
     say(f"{run.name}: {'everything holds' if passed else 'NOT as promised'}, {len(checks)} checks")
@@ -86,21 +89,24 @@ def verify_run(name: str, against: str | None, say: Callable[[str], Any]) -> boo
 
 def check_run(run: Path) -> Iterator[Check]:
     """Checkpoints, lineage, what was read, and the dataset, one check after the other."""
-    history = record.load(run)
     recipe = read_recipe(run)
     copies = places(recipe, run)
+    history = record.load(run)  # after them: a run that is alive may save another
     names = history.checkpoints(dict(copies))
-    checked = {place: _checkpoint_problems(place) for name, place in copies if name in names}
+    checked = {place: _checkpoint_problems(place, history) for name, place in copies if name in names}
     problems = [problem for found in checked.values() for problem in found]
     last = history.newest_saved()
     if last is not None and last not in names:
         problems.insert(0, f"{last}, the last that the record names, is missing")
-    for name, _ in copies:
-        if name not in names and checkpoint.attempt_of(name) == history.claimed and name not in history.damaged:
-            problems.append(f"{name} is there, and no line of the record leads to it: attempts/ was cut short")
+    problems += [
+        f"{name} is there, and no line of the record leads to it: attempts/ was cut short"
+        for name in history.unled(dict(copies))
+    ]
     if not names and not problems:
         problems.append("there is none yet, so there is nothing to verify")
     count = f"{len(names)} re-read" + (f" in {len(checked)} copies" if len(checked) > len(names) else "")
+    gone = [name for name in history.manifests if name not in {*names, last, *history.retired, *history.damaged}]
+    count += f", {len(gone)} kept by the record and not there: {', '.join(gone[:3])}" if gone else ""
     yield Check("checkpoints", count, not problems, detail="; ".join(problems[:3]))
     if recipe.checkpoint.store and recipe.checkpoint.store_role == "mirror" and names:
         far = [name for name, place in copies if name in names and isinstance(place, Store)]
@@ -157,9 +163,9 @@ def compare(run: Path, other: Path) -> Iterator[Check]:
     yield Check("counters", ", ".join(counters), not odd, detail=", ".join(odd))
 
 
-def _checkpoint_problems(place: Place) -> list[str]:
+def _checkpoint_problems(place: Place, history: record.History) -> list[str]:
     try:
-        return Checkpoint(place).problems(past_cache=True)
+        return Checkpoint(place, history.manifests.get(place.name)).problems(past_cache=True)
     except CorruptCheckpoint as error:
         return [str(error)]
 
@@ -238,6 +244,8 @@ def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
             and (line["train/loss"], line["train/lr"]) != (event["loss"], event["lr"])
         ):
             problem = problem or f"metrics.jsonl says another loss or learning rate of step {step} than the record"
+    if known and not written:
+        problem = problem or "metrics.jsonl has no line of any update"
     return Check("metrics", f"{len(written)} lines against the record and the schedule", not problem, detail=problem)
 
 
@@ -272,7 +280,8 @@ def _rows(inputs: Inputs, lineage: list[dict[str, Any]]) -> Check:
 
 def _by_step(run: Path) -> dict[int, Checkpoint]:
     """The whole checkpoints of a run."""
-    held = [Checkpoint(place) for place in held_by(run).values() if not _checkpoint_problems(place)]
+    history = record.load(run)
+    held = [Checkpoint(place) for place in held_by(run).values() if not _checkpoint_problems(place, history)]
     return {found.step: found for found in held}
 
 

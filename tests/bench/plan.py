@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from cluster import memory
-from cluster.memory import Setup
+from cluster.plan import memory
+from cluster.plan.memory import Setup
 from data import settings
 from tests.bench.resident import peak_growth
 from tests.ranks import launch

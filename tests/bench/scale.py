@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.memory import Setup
-from cluster.scale import held_by, opened, own, scale
+from cluster.plan.memory import Setup
+from cluster.plan.scale import held_by, opened, own, scale
 from data import settings
 from data.order import Layout, Order, deal
 from trainer.checkpoint import digest_of, folder_name, superfluous

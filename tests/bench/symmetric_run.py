@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster import ray_on_slurm
-from cluster.cluster_file import Cluster, Setup, Shared, Slurm, Workers
+from cluster.provision import ray_on_slurm
+from cluster.provision.cluster_file import Cluster, Setup, Shared, Slurm, Workers
 from tests.slurm_testbed.configuration import Shape
 from tests.slurm_testbed.namespaced import Namespaced
 

@@ -19,8 +19,8 @@ import ray
 from ray.autoscaler._private.util import prepare_config
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cluster import ray_launcher
-from cluster.cluster_file import read
+from cluster.provision import ray_launcher
+from cluster.provision.cluster_file import read
 
 PATIENCE_S = 120
 FAKE = {

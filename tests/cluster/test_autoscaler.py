@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ssh import write_secret
+from cluster.provision.ssh import write_secret
 
 CLUSTER = f"""
 name: elastic

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from cluster import submission
-from cluster.checkup import Checkup, examine, preflight, probe_job
+from cluster.doctor.checkup import Checkup, examine, preflight, probe_job
 from cluster.hold import Hold
 from cluster.job import Job
 from cluster.on_local import Local
 from cluster.on_ray import request
 from cluster.on_slurm import Slurm
-from cluster.slurm_site import Site
+from cluster.slurm.site import Site
 from data.errors import UserError
 from tests.conftest import CommandLine
 from trainer.recipe import Recipe
@@ -165,9 +165,9 @@ def visit(queue: Queue, said: list[str]) -> Checkup:
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     monkeypatch.setenv("LUBAN_HOME", str(tmp_path))
-    monkeypatch.setattr("cluster.checkup.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.doctor.checkup.ASK_S", 0.05)
     found = Queue()
-    monkeypatch.setattr("cluster.checkup.scheduler", lambda on: found)
+    monkeypatch.setattr("cluster.doctor.checkup.scheduler", lambda on: found)
     return found
 
 
@@ -199,8 +199,11 @@ def test_a_scheduler_that_has_not_what_is_asked_is_a_verdict_and_starts_nothing(
 
 def test_schedulers_are_told_to_start_probes_once_and_not_to_train(tmp_path: Path) -> None:
     job = probe_job(tmp_path / "x", ALONE, quick=True)
-    words = f"-P -m cluster.probe {tmp_path}/x --patience 120 --wandb off --quick"
+    words = f"-P -m cluster.doctor.probe {tmp_path}/x --patience 120 --wandb off --quick"
     assert shlex.join(job.argv[1:]) == words
-    assert request(job, "J")["entrypoint"].endswith(f"cluster.ray_driver {tmp_path}/x --job J --unrecorded {words}")
+    assert request(job, "J")["entrypoint"].endswith(f"cluster.ray.driver {tmp_path}/x --job J --unrecorded {words}")
     script = Slurm(Site()).render(job)
-    assert 'cluster.turn "$RUN" --unrecorded -- ' in script and '-m cluster.probe "$RUN" --patience 120' in script
+    assert (
+        'cluster.slurm.turn "$RUN" --unrecorded -- ' in script
+        and '-m cluster.doctor.probe "$RUN" --patience 120' in script
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.cluster_file import Cluster, read
+from cluster.provision.cluster_file import Cluster, read
 from data.errors import UserError
 from data.settings import validate
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor import document, failed, judge, needs, table
-from cluster.verdict import Facts, Needs, Verdict
+from cluster.doctor.judge import document, failed, judge, needs, table
+from cluster.doctor.verdict import Facts, Needs, Verdict
 from trainer.recipe import Recipe
 
 NODES, PER_NODE = 2, 2

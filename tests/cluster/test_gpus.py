@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from cluster.gpus import gpus
+from cluster.doctor.gpus import gpus
 
 
 class Nvml:

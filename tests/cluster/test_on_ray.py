@@ -12,9 +12,9 @@ from cluster import on_ray, submission
 from cluster.job import Job
 from cluster.launchers import launcher, scheduler
 from cluster.on_ray import OnRay, last_word, shortage
-from cluster.ray_dashboard import Dashboard
-from cluster.ray_driver import await_submission
-from cluster.ray_metrics import figures
+from cluster.ray.dashboard import Dashboard
+from cluster.ray.driver import await_submission
+from cluster.ray.metrics import figures
 from data.errors import UserError
 
 JOB = Job(
@@ -26,7 +26,7 @@ GOLDEN = """\
 {
   "address": "http://127.0.0.1:8265",
   "submission_id": "JOB",
-  "entrypoint": "python -P -m cluster.ray_driver /runs/x --job JOB --takeover",
+  "entrypoint": "python -P -m cluster.ray.driver /runs/x --job JOB --takeover",
   "runtime_env": {
     "py_modules": [
       "CODE/data",
@@ -197,7 +197,7 @@ def test_a_cluster_that_runs_code_for_anybody_is_told_of(
 ) -> None:
     answer_nodes(dashboard, [{"CPU": 64.0, "GPU": 8.0, "memory": 512e9}], {"1": "node_1"})
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    monkeypatch.setattr("cluster.ray_dashboard._is_loopback", lambda address: False)
+    monkeypatch.setattr("cluster.ray.dashboard._is_loopback", lambda address: False)
     OnRay(at(dashboard)).check(JOB)
     assert "runs code for anybody, with or without a token" in capsys.readouterr().out
     assert "Authorization" not in dashboard.seen[1]  # type: ignore[attr-defined]
@@ -208,7 +208,7 @@ def test_a_cluster_out_of_reach_is_one_clear_error_in_seconds(
 ) -> None:
     with pytest.raises(UserError, match=r"no Ray dashboard answers at http://127.0.0.1:1 \(connection refused\)"):
         OnRay("127.0.0.1:1").check(JOB)
-    monkeypatch.setattr("cluster.ray_dashboard.ANSWER_S", 0.2)
+    monkeypatch.setattr("cluster.ray.dashboard.ANSWER_S", 0.2)
     silent = threading.Event()
     monkeypatch.setattr(dashboard.RequestHandlerClass, "do_GET", lambda self: silent.wait(10))
     with pytest.raises(UserError, match=r"no Ray dashboard answers at .* \(timed out\)"):

@@ -199,7 +199,7 @@ def test_a_run_whose_speed_is_known_asks_for_the_time_it_needs_within_what_the_p
     here: CommandLine, slurm: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def limit(hours: float | None, *more: str) -> list[str]:
-        monkeypatch.setattr("cluster.pace.hours", lambda recipe, run: hours)
+        monkeypatch.setattr("cluster.plan.pace.hours", lambda recipe, run: hours)
         said: list[str] = []
         tree = apply({}, ["name=timed", *more])
         site = f"slurm={here.home}/site.yaml"

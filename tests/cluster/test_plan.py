@@ -11,11 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 import luban
-from cluster import memory, pace, plan
-from cluster.devices import KNOWN, device
-from cluster.memory import Setup
-from cluster.plan import Question
-from cluster.scale import held_by, own
+from cluster.plan import memory, pace, plan
+from cluster.plan.devices import KNOWN, device
+from cluster.plan.memory import Setup
+from cluster.plan.plan import Question
+from cluster.plan.scale import held_by, own
 from data import settings
 from data.errors import UserError
 from tests.bench.plan import held, held_since

@@ -19,9 +19,9 @@ from secrets import token_hex
 
 import pytest
 
-from cluster.checkup import collect
 from cluster.doctor import judge
-from cluster.verdict import Facts, Needs, Verdict
+from cluster.doctor.checkup import collect
+from cluster.doctor.verdict import Facts, Needs, Verdict
 
 CLOCK = """\
 import os, time
@@ -50,7 +50,7 @@ class Probes:
             "RANK": str(rank), "LOCAL_RANK": "0" if node else str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
         }  # fmt: skip
-        argv = [*within, sys.executable, "-P", "-m", "cluster.probe", str(self.folder), *words]
+        argv = [*within, sys.executable, "-P", "-m", "cluster.doctor.probe", str(self.folder), *words]
         log = (self.folder.parent / f"rank-{rank}.log").open("wb")
         with log:
             self.ranks.append(subprocess.Popen(argv, env=os.environ | variables | environment, stdout=log, stderr=log))

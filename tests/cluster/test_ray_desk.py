@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.ray_desk import Desk, End, LifeOrder
+from cluster.ray.desk import Desk, End, LifeOrder
 
 FIRST, SECOND = (LifeOrder(name, "/runs/x/logs/attempt-1", ()) for name in ("first", "second"))
 SOON_S = 5.0

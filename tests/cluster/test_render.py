@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import kuberay, provision, ray_launcher, ray_on_slurm
-from cluster.cluster_file import Cluster, read
+from cluster.provision import apply as provision
+from cluster.provision import kuberay, ray_launcher, ray_on_slurm
+from cluster.provision.cluster_file import Cluster, read
 from data.errors import UserError
 
 GOLDEN = Path(__file__).with_name("golden") / "clusters"

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import allocation, slurm_ranks
-from cluster.allocation import Allocation, Superseded
 from cluster.hold import Hold, hold
 from cluster.job import Job
-from cluster.slurm_client import Unanswered
-from cluster.slurm_ranks import SlurmRanks
+from cluster.slurm import allocation
+from cluster.slurm import ranks as slurm_ranks
+from cluster.slurm.allocation import Allocation, Superseded
+from cluster.slurm.client import Unanswered
+from cluster.slurm.ranks import SlurmRanks
 from cluster.supervisor import Life
 from tests.conftest import wait_until
 from trainer.claim import Writer

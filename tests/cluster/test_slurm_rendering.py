@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import slurm_fit
 from cluster.job import Job, command_job
 from cluster.on_slurm import TEMPLATES, Slurm
-from cluster.slurm_site import Container, Site, read_site
+from cluster.slurm import fit as slurm_fit
+from cluster.slurm.site import Container, Site, read_site
 from data import settings
 from data.errors import UserError
 from trainer.recipe import Recipe

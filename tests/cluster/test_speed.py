@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from cluster.speed import ALL_PAIRS, bus_bandwidth, rounds, slow
+from cluster.doctor.speed import ALL_PAIRS, bus_bandwidth, rounds, slow
 
 FAIR = 0.5
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.sweep import elements
+from cluster.slurm.sweep import elements
 from data.errors import UserError
 
 

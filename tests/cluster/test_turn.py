@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import submission, turn
-from cluster.allocation import Allocation
+from cluster import submission
 from cluster.hold import hold, holder
-from cluster.slurm_ranks import cause
-from cluster.turn import idle_turns, requeued_codes, take
+from cluster.slurm import turn
+from cluster.slurm.allocation import Allocation
+from cluster.slurm.ranks import cause
+from cluster.slurm.turn import idle_turns, requeued_codes, take
 from data.errors import UserError
 from trainer.claim import Held
 from trainer.record import Attempt, History
@@ -78,7 +79,7 @@ def test_an_element_of_an_array_has_the_name_that_sbatch_gave_it(monkeypatch: py
 
 def test_outside_of_a_job_a_turn_ends_with_2_and_says_why(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    words = [sys.executable, "-P", "-m", "cluster.turn", str(tmp_path), "--", "srun"]
+    words = [sys.executable, "-P", "-m", "cluster.slurm.turn", str(tmp_path), "--", "srun"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "SLURM_JOB_ID is not set" in done.stderr

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from data import settings
 from data.errors import UserError
+from tests.chaos import play
 from tests.ranks import alone
 from tests.trainer.saving import save
 from tests.trainer.test_checkpoint import together
-from trainer import checkpoint
+from trainer import checkpoint, record
 from trainer.checkpoint import (
     MOMENTS,
     WEIGHT,
@@ -31,9 +32,11 @@ from trainer.checkpoint import (
 from trainer.manifest import contradiction, file_of, joined, pieces
 from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
-from trainer.place import DIGEST
+from trainer.place import DIGEST, Folder
 from trainer.recipe import Recipe
+from trainer.run import Source
 from trainer.session import give_weights
+from trainer.verify import check_run
 
 NAME = folder_name(7, 2)
 SHAPES = {"embed.weight": (9, 4), "norm.weight": (5,), "scale": ()}
@@ -110,6 +113,46 @@ def test_an_edited_manifest_doesn_t_match_its_own_digest(folder):
     edit(folder, lambda manifest: manifest.update(attempt=3), renew=False)
     with pytest.raises(CorruptCheckpoint, match="doesn't match its own digest"):
         Checkpoint(folder)
+
+
+def other_weights(older: Path, newer: Path) -> None:
+    """A flipped bit, and digests that agree with it."""
+    path = newer / file_of(0)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    size, digest = Folder(newer).digest(path.name)
+    edit(newer, lambda m: m["files"].update({path.name: {"bytes": size, DIGEST: digest}}))
+
+
+def swapped(older: Path, newer: Path) -> None:
+    """Each with a manifest of the other's name."""
+    older.rename(older.with_name("between"))
+    newer.rename(older)
+    older.with_name("between").rename(newer)
+    for folder in (older, newer):
+        step = checkpoint.step_of(folder.name)
+        edit(folder, lambda m, folder=folder, step=step: m.update(name=folder.name, step=step))
+
+
+@pytest.mark.parametrize("change", [other_weights, swapped])
+def test_a_checkpoint_whose_manifest_is_another_than_the_record_names_is_found_and_not_gone_on_from(tmp_path, change):
+    """Everything in its folder agrees: only the record knows."""
+    run = tmp_path / "run"
+    play.attempt(run)
+    (run / "recipe.yaml").write_text(settings.dump(play.recipe()))
+    older, newer = (run / checkpoint.FOLDER / name for name in checkpoint.names(run)[-2:])
+    assert next(check_run(run)).equal
+    change(older, newer)
+    assert Checkpoint(newer).problems() == []
+    found = next(check_run(run))
+    said = f"{newer.name}: its manifest.json is not the one that the run's record names"
+    assert not found.equal
+    assert said in found.detail
+    with pytest.raises(UserError, match=said):
+        Source(run, None).checkpoint()
+    play.attempt(run, steps=play.STEPS + 3)
+    assert record.load(run).attempts[1].start["adopts"] == (older.name if change is other_weights else None)
 
 
 def test_spans_moved_to_where_they_are_not_are_refused_when_they_are_read(folder):

@@ -26,7 +26,7 @@ from trainer import checkpoint, disk, mirror, place, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint, Span, folder_name
 from trainer.place import BLOCK, PAGE, Folder, Place, Store, open_store, page_aligned
 from trainer.recipe import Recipe
-from trainer.run import open_run
+from trainer.run import dataset_path, open_run
 from trainer.verify import check_run
 
 
@@ -187,6 +187,26 @@ def test_what_somebody_puts_into_the_folders_of_a_run_disturbs_nobody_and_stays(
     play.attempt(run, chosen=play.recipe(play.STEPS + 3, **store))
     assert record.load(run).attempts[1].start["adopts"] == last.name
     assert strays and all(path.exists() for path in strays)
+
+
+def test_a_mounted_folder_as_store_that_can_not_flush_has_written_nothing(tmp_path, monkeypatch):
+    there, flushed, plain = open_store(f"file://{tmp_path}/store").child("run"), [], os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        plain(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    there.write("data", numbers(10))
+    assert flushed == [f"{tmp_path}/store/run/data", f"{tmp_path}/store/run", f"{tmp_path}/store", str(tmp_path)]
+
+    def broken(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(place.time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="Input/output error"):
+        there.write("more", numbers(10))
 
 
 def test_what_is_not_there_is_an_error_and_not_waited_for(somewhere, monkeypatch):
@@ -393,6 +413,29 @@ def test_a_run_whose_folder_is_gone_comes_back_from_its_store(stored):
     assert not mirror.restore(recipe(MORE), run)  # it has a record now
     play.attempt(run, chosen=recipe(MORE))
     _judge_far(recipe(MORE), run, [folder_name(9, 1)])
+
+
+def test_an_older_copy_of_the_folder_and_a_store_without_the_record_begin_nothing(stored):
+    run, recipe = stored
+    play.attempt(run, chosen=recipe(play.STEPS))
+    (run / "recipe.yaml").write_text(settings.dump(dataset_path(recipe(play.STEPS))))
+    older = Path(shutil.copytree(run, run.with_name("older"), symlinks=True))
+    play.attempt(run, chosen=recipe(MORE))
+    held = copies(recipe(MORE), run)
+    shutil.rmtree(run)
+    older.rename(run)
+    with pytest.raises(UserError, match=rf"holds {folder_name(MORE, 2)}, and the record of .* ends at attempt 1: the"):
+        open_run(recipe(play.STEPS), run)
+    shutil.rmtree(run)
+    assert mirror.restore(recipe(MORE), run)
+    mirror.refuse_older(recipe(MORE), run)
+    store = mirror.store_of(recipe(MORE), run)
+    assert store is not None
+    (Path(store.path) / "record" / folder_name(MORE, 2) / mirror.DIGESTS).unlink()
+    shutil.rmtree(run)
+    with pytest.raises(UserError, match=r"no whole copy of its record: restore .*attempts from a copy"):
+        open_run(recipe(play.STEPS), run)
+    assert copies(recipe(MORE), run).keys() == held.keys()
 
 
 def _judge_far(recipe: Recipe, run: Path, adopted: list[str]) -> None:

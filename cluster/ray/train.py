@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.job import Job
-from cluster.ray_worker import Work, work
+from cluster.ray.worker import Work, work
 
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",

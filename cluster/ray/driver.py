@@ -1,4 +1,4 @@
-"""The process of a Ray job: `python -P -m cluster.ray_driver RUN --job ID`, on the head node. It supervises the run.
+"""The process of a Ray job: `python -P -m cluster.ray.driver RUN --job ID`, on the head node. It supervises the run.
 
 It is the supervisor of every launcher, with ranks in workers of Ray Train. What it writes is the log of the Ray job;
 what the ranks write lies in the run's folder. It begins only where the run's folder names this very job: a folder of
@@ -19,8 +19,8 @@ from pathlib import Path
 from cluster import submission
 from cluster.hold import Hold, hold
 from cluster.job import USER_ERROR, Job, training_job
-from cluster.ray_metrics import Metered
-from cluster.ray_ranks import RayRanks
+from cluster.ray.metrics import Metered
+from cluster.ray.ranks import RayRanks
 from cluster.supervisor import Supervisor
 from data.errors import UserError
 from trainer import claim
@@ -33,7 +33,7 @@ LOOK_S = 0.2
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns 0 done, 75 stopped, 2 a user's mistake, 1 a fault."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.ray_driver", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster.ray.driver", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--job", required=True, help="the name under which it was submitted")
     parser.add_argument("--takeover", action="store_true", help="whoever holds the run is fenced, not respected")
@@ -108,7 +108,7 @@ def _connect(job: Job) -> None:
 
     ray.init(address="auto", logging_level=logging.WARNING)
     most = cluster_state.get_max_resources_from_cluster_config() or {}
-    from cluster.ray_train import per_rank
+    from cluster.ray.train import per_rank
 
     for name, amount in per_rank(job).items() if most else ():
         if amount * job.min_ranks > most.get(name, 0):

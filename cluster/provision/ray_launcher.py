@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from cluster.cluster_file import CLOUDS, Cluster, Head, Shared, Workers
+from cluster.provision.cluster_file import CLOUDS, Cluster, Head, Shared, Workers
 from data.errors import UserError
 
 SHIPPED = ("data", "trainer", "cluster", "slurm", "luban.py", "pyproject.toml", "README.md", "LICENSE")

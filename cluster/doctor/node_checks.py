@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from cluster.verdict import Facts, Needs, Verdict, node_name, nodes_of, ranks_on
+from cluster.doctor.verdict import Facts, Needs, Verdict, node_name, nodes_of, ranks_on
 from trainer.units import short, size
 
 SLOW_DISK = 50e6  # bytes/s; a checkpoint's part is written while training goes on, but not for ever

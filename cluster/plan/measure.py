@@ -2,7 +2,7 @@
 
 The engine, the model, the micro-batches and the accumulation are the recipe's; the tokens are random, one document a
 row, and the ranks are as many of the recipe's as this machine has GPUs or cores for. What a network between nodes adds
-isn't in it. `python -P -m cluster.measure REQUEST` is one rank.
+isn't in it. `python -P -m cluster.plan.measure REQUEST` is one rank.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import Job
-from cluster.memory import Setup
 from cluster.on_local import LocalRanks
+from cluster.plan.memory import Setup
 from cluster.supervisor import Life
 from data import settings
 from data.errors import UserError
@@ -67,8 +67,9 @@ def measure(setup: Setup, folder: Path) -> Measured:
         Path(asked["recipe"]).write_text(settings.dump(setup.recipe))
         request.write_text(json.dumps(asked))
         job = Job(
-            argv=(sys.executable, "-P", "-m", "cluster.measure", str(request)), run=Path(scratch), steps=WARM + TIMED,
-            ranks_per_node=ranks, environment=(("OMP_NUM_THREADS", str(setup.recipe.launch.threads)),),
+            argv=(sys.executable, "-P", "-m", "cluster.plan.measure", str(request)), run=Path(scratch),
+            steps=WARM + TIMED, ranks_per_node=ranks,
+            environment=(("OMP_NUM_THREADS", str(setup.recipe.launch.threads)),),
         )  # fmt: skip
         started = LocalRanks(job)
         deadline = time.monotonic() + LONGEST_S

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import submission
-from cluster.doctor import failed, judge, needs
+from cluster.doctor.judge import failed, judge, needs
+from cluster.doctor.probe import FACTS, FORMAT, VERSION
+from cluster.doctor.verdict import Facts, Verdict
 from cluster.hold import hold
 from cluster.job import STOPPED, Job, Launcher
 from cluster.launchers import scheduler
 from cluster.on_local import Local, LocalRanks
-from cluster.probe import FACTS, FORMAT, VERSION
 from cluster.supervisor import Supervisor
-from cluster.verdict import Facts, Verdict
 from data import settings
 from data.errors import UserError
 from trainer.recipe import Recipe
@@ -120,7 +120,7 @@ def probe_job(folder: Path, recipe: Recipe, quick: bool) -> Job:
     launch = recipe.launch
     words = ["--patience", f"{PATIENCE_S:g}", "--wandb", chosen_mode(recipe.log.wandb, os.environ)]
     return Job(
-        argv=(sys.executable, "-P", "-m", "cluster.probe", str(folder), *words, *(["--quick"] if quick else [])),
+        argv=(sys.executable, "-P", "-m", "cluster.doctor.probe", str(folder), *words, *(["--quick"] if quick else [])),
         run=folder,
         steps=1,
         nodes=launch.nodes,

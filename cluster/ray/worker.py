@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import USER_ERROR
-from cluster.ray_desk import End, LifeOrder
+from cluster.ray.desk import End, LifeOrder
 
 LOOK_S = 0.2
 SHARED_S = 10.0  # what a file system gets to show a file that another node has just written

@@ -8,7 +8,7 @@ import typer
 app = typer.Typer(help="Bring Ray clusters up and down: hosts by ssh, AWS, GCP, Kubernetes.", no_args_is_help=True)
 
 File = Annotated[
-    Path, typer.Argument(help="A cluster file; cluster/cluster_file.py is its manual.", show_default=False)
+    Path, typer.Argument(help="A cluster file; cluster/provision/cluster_file.py is its manual.", show_default=False)
 ]
 Command = Annotated[
     list[str] | None,
@@ -24,7 +24,7 @@ def up(
     restart: Annotated[bool, typer.Option("--restart", help="End it first, with everything that runs there.")] = False,
 ) -> None:
     """Bring a cluster up, or to what its file says now. The dashboard stays on loopback; a token is always asked."""
-    from cluster import provision
+    from cluster.provision import apply as provision
 
     if dry_run:
         typer.echo(provision.render(file), nl=False)
@@ -35,7 +35,7 @@ def up(
 @app.command()
 def status(file: File) -> None:
     """Which nodes are there, what they have, and how to reach them."""
-    from cluster import provision
+    from cluster.provision import apply as provision
 
     provision.status(file, typer.echo)
 
@@ -43,7 +43,7 @@ def status(file: File) -> None:
 @app.command()
 def down(file: File) -> None:
     """End a cluster and remove what it left: processes, token, key and configuration on its nodes."""
-    from cluster import provision
+    from cluster.provision import apply as provision
 
     provision.down(file, typer.echo)
 
@@ -51,7 +51,7 @@ def down(file: File) -> None:
 @app.command()
 def render(file: File, command: Command = None) -> None:
     """Print what `up` applies; with a command a RayJob (Kubernetes) or a batch script (Slurm) that runs it."""
-    from cluster import provision
+    from cluster.provision import apply as provision
 
     typer.echo(provision.render(file, command or ()), nl=False)
 
@@ -68,6 +68,6 @@ def check(
 
     The definition comes from the cluster: kubectl get crd rayclusters.ray.io -o yaml > CRD.yaml
     """
-    from cluster import provision
+    from cluster.provision import apply as provision
 
     provision.check(file, crd, command or (), typer.echo)

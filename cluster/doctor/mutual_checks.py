@@ -4,8 +4,8 @@ they talk; and what rank 0 alone needs."""
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from cluster.speed import FAIR, bus_bandwidth, slow
-from cluster.verdict import Facts, Needs, Verdict, node_name, node_of, nodes_of, numbered, rank_name
+from cluster.doctor.speed import FAIR, bus_bandwidth, slow
+from cluster.doctor.verdict import Facts, Needs, Verdict, node_name, node_of, nodes_of, numbered, rank_name
 from trainer.claim import STALE_S
 from trainer.units import short, size
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import fate
 from cluster.job import USER_ERROR, Job
-from cluster.ray_desk import End, LifeOrder, Sight, open_desk
+from cluster.ray.desk import End, LifeOrder, Sight, open_desk
 from cluster.supervisor import Life
 from trainer.signals import requested
 
@@ -149,7 +149,7 @@ class RayRanks:
 
     def _run(self) -> None:
         """Ray Train, in a thread of its own; its end is the end of the life that it had."""
-        from cluster.ray_train import fitting
+        from cluster.ray.train import fitting
 
         try:
             fitting(self._job, self._desk)()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cluster import mutual_checks as mutual
-from cluster import node_checks as node
-from cluster.verdict import Check, Facts, Needs, Verdict
+from cluster.doctor import mutual_checks as mutual
+from cluster.doctor import node_checks as node
+from cluster.doctor.verdict import Check, Facts, Needs, Verdict
 from trainer.recipe import Model, Recipe
 from trainer.units import printable
 

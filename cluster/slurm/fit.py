@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from cluster.job import Job
-from cluster.slurm_client import values
-from cluster.slurm_site import Site
+from cluster.slurm.client import values
+from cluster.slurm.site import Site
 
 FORMAT = "%P|%D|%c|%m|%G|%T|%f"
 """What `sinfo --exact` is asked for; `nodes` reads it."""

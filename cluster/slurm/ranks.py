@@ -26,10 +26,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster import fate
-from cluster.allocation import Allocation
 from cluster.hold import Hold, holder
 from cluster.job import Job
-from cluster.slurm_client import addresses
+from cluster.slurm.allocation import Allocation
+from cluster.slurm.client import addresses
 from cluster.supervisor import Life
 from data.errors import UserError
 from trainer import claim, record

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster import memory, pace
-from cluster.devices import Device, device
-from cluster.memory import Setup
-from cluster.pace import Pace
-from cluster.scale import Scale, scale
+from cluster.plan import memory, pace
+from cluster.plan.devices import Device, device
+from cluster.plan.memory import Setup
+from cluster.plan.pace import Pace
+from cluster.plan.scale import Scale, scale
 from data.errors import UserError
 from data.recipe import TokenizerTraining
 from trainer.recipe import Recipe
@@ -231,7 +231,7 @@ def suggest(recipe: Recipe, vocab_size: int, where: Device, limit: int, per_node
 
 def _pace(found: Plan, setup: Setup, where: Device, asked: Question) -> Pace | None:
     if asked.measure:
-        from cluster.measure import measure
+        from cluster.plan.measure import measure
         from trainer.run import home
 
         seen = measure(setup, home())

@@ -1,4 +1,4 @@
-"""One rank of the doctor: `python -P -m cluster.probe FOLDER`, with the five variables that a training rank reads.
+"""One rank of the doctor: `python -P -m cluster.doctor.probe FOLDER`, with the five variables of a training rank.
 
 It knows nothing of who started it, so what it finds is what a training rank there would meet. Its facts are written to
 FOLDER/facts/rank-R.json after every stage, so that one that never gets further has said how far it came; they also go
@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.gpus import gpus
+from cluster.doctor.gpus import gpus
 from data.publish import write_json
 from trainer.__main__ import speak_into
 
@@ -47,7 +47,7 @@ ASKED = b"t"
 
 def main() -> int:
     """Find out; returns 0 also where something is amiss, for that is a fact; 1 where the probe itself failed."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.probe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster.doctor.probe", description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder beside the runs; it is there already")
     parser.add_argument("--quick", action="store_true", help="no speeds of computing and talking, a small write")
     parser.add_argument("--patience", type=float, default=120.0, help="wait so long for the others, in seconds")
@@ -195,7 +195,7 @@ class Probe:
         self._hear("wrote")
         if self.quick or self.facts["cut"]:
             return
-        from cluster import speed
+        from cluster.doctor import speed
         from trainer.world import join, leave
 
         self.facts["speed"] = speed.measure(join(self.patience_s, self.store))
@@ -313,7 +313,7 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    digest, home = hashlib.sha256(), Path(__file__).parent.parent
+    digest, home = hashlib.sha256(), Path(__file__).parents[2]
     for path in sorted(path for part in ("data", "trainer", "cluster") for path in (home / part).rglob("*.py")):
         digest.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes())
     return found | {"code": digest.hexdigest()[:12]}

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from cluster.cluster_file import Cluster, Head, Workers
-from cluster.kuberay_schema import MANIFEST
+from cluster.provision.cluster_file import Cluster, Head, Workers
+from cluster.provision.kuberay_schema import MANIFEST
 from data.errors import UserError
 
 HEAD_CPUS, HEAD_MEMORY_GB = 2, 8

@@ -9,7 +9,7 @@ that needs no Ray, `luban pretrain --on slurm` is the shorter way.
 from collections.abc import Sequence
 from shlex import join, quote
 
-from cluster.cluster_file import Cluster
+from cluster.provision.cluster_file import Cluster
 from data.errors import UserError
 
 WAIT_S = 300

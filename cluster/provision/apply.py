@@ -23,9 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster import kuberay, ray_launcher, ray_on_slurm
-from cluster.cluster_file import CLOUDS, Cluster, read
-from cluster.ssh import Ssh, last_words, write_secret
+from cluster.provision import kuberay, ray_launcher, ray_on_slurm
+from cluster.provision.cluster_file import CLOUDS, Cluster, read
+from cluster.provision.ssh import Ssh, last_words, write_secret
 from data.errors import UserError
 from trainer.run import home
 
@@ -201,7 +201,7 @@ def _source(cluster: Cluster) -> Path | None:
     """The copy of Luban that is shipped."""
     if not ray_launcher.ships_source(cluster):
         return None
-    source = Path(__file__).resolve().parents[1]
+    source = Path(__file__).resolve().parents[2]
     if missing := [part for part in ray_launcher.SHIPPED if not (source / part).exists()]:
         raise UserError(
             f"this Luban was installed without its source ({missing[0]} is not beside it), so it can't be shipped: set "

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from cluster.memory import Setup
+from cluster.plan.memory import Setup
 from trainer import zero
 from trainer.manifest import file_of, pieces
 from trainer.models.shapes import Shapes, parameter_shapes

@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.memory import Setup
+from cluster.plan.memory import Setup
 from data.errors import UserError
 from trainer import jsonl, record
 from trainer.meters import flops_per_token

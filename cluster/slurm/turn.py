@@ -1,4 +1,4 @@
-"""One turn of a run in a Slurm job: what the batch script becomes. `python -P -m cluster.turn RUN -- srun ...`
+"""One turn of a run in a Slurm job: what the batch script becomes. `python -P -m cluster.slurm.turn RUN -- srun ...`
 
 It holds the run, sees its lives like any supervisor, and decides alone what becomes of the job. At the time limit or
 before a preemption (USR1) the ranks save and stop, and its last act is to queue the job again; Slurm then ends it at
@@ -23,7 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.allocation import Allocation
+    from cluster.slurm.allocation import Allocation
     from trainer.record import History
 
 QUEUED_S = 60.0  # for Slurm to end this process, once the job is requeued
@@ -47,15 +47,15 @@ class Asked:
 def main() -> int:
     """Take the turn; returns the exit code, if the job isn't requeued."""
     asked = Asked()
-    parser = argparse.ArgumentParser(prog="python -m cluster.turn", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster.slurm.turn", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--takeover", action="store_true", help="the first turn fences whoever holds the run")
     parser.add_argument("--no-requeue", action="store_true", help="end with 75 where the job would be queued again")
     parser.add_argument("--unrecorded", action="store_true", help="the ranks write no attempts, and begin once")
     parser.add_argument("command", nargs="+", help="starts the ranks of a life: srun ...")
     arguments = parser.parse_args()
-    from cluster.allocation import Allocation
-    from cluster.slurm_client import ask
+    from cluster.slurm.allocation import Allocation
+    from cluster.slurm.client import ask
     from data.errors import UserError
 
     allocation = None
@@ -108,7 +108,7 @@ def take(
     """
     from cluster.hold import hold, holder
     from cluster.job import STOPPED, training_job
-    from cluster.slurm_ranks import SlurmRanks, TooFewNodes
+    from cluster.slurm.ranks import SlurmRanks, TooFewNodes
     from cluster.supervisor import Supervisor
     from trainer import record
     from trainer.run import pin_ancestor, read_recipe

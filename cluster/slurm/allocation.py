@@ -13,7 +13,7 @@ The name is sbatch's, `17_2` for an element of an array: the number of the last 
 import os
 from dataclasses import dataclass
 
-from cluster.slurm_client import ask, values
+from cluster.slurm.client import ask, values
 from data.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Allocation:
         number = os.environ.get("SLURM_JOB_ID")
         if number is None:
             raise UserError(
-                "SLURM_JOB_ID is not set: cluster.turn is what a batch script runs; see luban ... --dry-run"
+                "SLURM_JOB_ID is not set: cluster.slurm.turn is what a batch script runs; see luban ... --dry-run"
             )
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         return cls(f"{array}_{task}" if array and task else number, int(os.environ.get("SLURM_RESTART_COUNT") or 0))

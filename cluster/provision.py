@@ -98,10 +98,11 @@ def up(file: Path, wait: bool, restart: bool, say: Say) -> int:
     elif _stands(cluster, file, text):
         say(f"cluster {cluster.name} is up already")
         return 0 if not wait or _joined(cluster, file, say) else 1
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # where the hosts' keys are kept
     if cluster.provider == "local":
         _check_hosts(cluster)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
     if not (folder / "token").exists():
         write_secret(folder / "token", secrets.token_hex(32))
     shutil.copyfile(file, folder / "cluster.yaml")
@@ -268,6 +269,7 @@ def _ray(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_TMPDIR": str(folder),  # where it keeps its state of the nodes
+        "TMPDIR": str(folder / "ray"),  # in /tmp it would leave a copy of the configuration, and trust one it finds
         "RAY_UP_enable_autoscaler_v2": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

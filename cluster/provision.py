@@ -44,6 +44,11 @@ def render(file: Path, command: Sequence[str] = ()) -> str:
         UserError: the file is wrong, or its provider knows no command.
     """
     cluster = read(file)
+    if _hands_over(command) and cluster.provider in ("slurm", "kubernetes"):
+        raise UserError(
+            "this command ends as soon as Ray has the run, and the cluster with it: give one that stays, such as -- sh "
+            f"-c 'luban pretrain RECIPE name=NAME --on ray=http://127.0.0.1:{DASHBOARD} && luban logs -f NAME'"
+        )
     if cluster.provider == "slurm":
         return ray_on_slurm.render(cluster, command)
     if cluster.provider == "kubernetes":
@@ -160,6 +165,13 @@ def down(file: Path, say: Say) -> None:
         )
     shutil.rmtree(folder)
     say(f"cluster {name} is down")
+
+
+def _hands_over(command: Sequence[str]) -> bool:
+    """Whether it only submits a run to Ray."""
+    on = [word for before, word in zip(["", *command], command, strict=False) if before == "--on"]
+    on += [word.removeprefix("--on=") for word in command if word.startswith("--on=")]
+    return any(word.partition("=")[0] == "ray" for word in on)
 
 
 def _only_with_nodes(cluster: Cluster) -> None:

@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster import submission
 from cluster.hold import holder
+from cluster.launchers import scheduler
 from data.errors import UserError
 from trainer import claim
 from trainer.units import printable
 
 POLL_S = 0.5
+QUEUE_S = 2.0  # between two questions to a scheduler
 TAIL = 1 << 16  # bytes from which the last lines are taken
 
 
@@ -21,12 +24,15 @@ def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, sa
         attempt: a number; None: the newest that has a log. A rollback goes on in the log of the attempt before it.
         rank: whose log.
         lines: so many last lines; 0: all of it.
-        follow: go on until the run ends; a new attempt's log is taken up by itself.
+        follow: go on until the run ends; a new attempt's log is taken up by itself. A run that waits at a scheduler
+            is waited for.
         say: takes each line.
 
     Raises:
         UserError: there is no such log.
     """
+    if follow and attempt is None:
+        _await_begin(run, rank, say)
     path = _log(run, attempt, rank)
     say(f"== {path}")
     offset = 0 if lines == 0 else _start_of_last(path, lines)
@@ -42,6 +48,19 @@ def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, sa
             path, offset = newest, 0
             say(f"== {path}")
         time.sleep(POLL_S)
+
+
+def _await_begin(run: Path, rank: int, say: Callable[[str], object]) -> None:
+    """While a run has no log yet and its job is still at a scheduler, wait. Raises UserError where that is silent."""
+    job, told = submission.read(run), None
+    while job and not any((run / "logs").glob(f"attempt-*/rank-{rank}.log")):
+        state = scheduler(job.on).state(job.id)
+        if state is None:
+            return
+        if state != told:
+            say(f"job {job.id} of {job.on} is {state}")
+        told = state
+        time.sleep(QUEUE_S)
 
 
 def _log(run: Path, attempt: int | None, rank: int) -> Path:

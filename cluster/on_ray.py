@@ -73,7 +73,9 @@ class OnRay:
                 submission.write(job.run, before.on, before.id)
             raise
         print(f"submitted {name} to {self._dashboard.address}")
-        print(f"it goes on without this command: luban status {job.run.name}, luban logs -f, luban stop")
+        if job.recorded:
+            verbs = ", ".join(f"luban {verb} {job.run.name}" for verb in ("status", "logs -f", "stop"))
+            print(f"it goes on without this command: {verbs}")
         return 0
 
     def state(self, id: str) -> str | None:

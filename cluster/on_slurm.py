@@ -17,7 +17,7 @@ from cluster.fate import mistake
 from cluster.hold import Hold
 from cluster.job import DONE, STOPPED, Job
 from cluster.slurm import fit as slurm_fit
-from cluster.slurm.client import Refused, ask, state, values
+from cluster.slurm.client import GONE, Refused, ask, state, values
 from cluster.slurm.site import Site
 from data.errors import UserError
 from data.publish import published
@@ -249,8 +249,18 @@ def job_of(after: str) -> str | None:
 
     Raises:
         UserError: there is no such run, or its job is over and it isn't done: what waits for it would wait for ever.
+            Or Slurm doesn't know the job: it would begin what waits for it at once, whatever became of that one.
     """
     if re.fullmatch(r"\d+(_\d+)?", after):
+        try:
+            ask("scontrol", "show", "job", after, "--oneliner")
+        except Refused as error:
+            if GONE not in str(error):
+                raise
+            raise UserError(
+                f"--after {after}: Slurm knows no such job, or no longer how it ended: name the run instead, or leave "
+                "--after out if it has ended well"
+            ) from None
         return after
     run = find(after)
     if finished(run):

@@ -50,6 +50,8 @@ def train(asked: Asked, say: Callable[[str], None]) -> int:
     Raises:
         UserError: a mistake in what was asked, or the launcher can't have room for it.
     """
+    if asked.array is not None and asked.on.partition("=")[0] != "slurm":
+        raise UserError(f"--array {asked.array}: only --on slurm makes a job array")
     plains, given = _recipes(asked)
     runs = {index: place(one, asked.file if asked.array is None else None) for index, one in plains.items()}
     recipes = {

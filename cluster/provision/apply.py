@@ -44,6 +44,11 @@ def render(file: Path, command: Sequence[str] = ()) -> str:
         UserError: the file is wrong, or its provider knows no command.
     """
     cluster = read(file)
+    if _hands_over(command) and cluster.provider in ("slurm", "kubernetes"):
+        raise UserError(
+            "this command ends as soon as Ray has the run, and the cluster with it: give one that stays, such as -- sh "
+            f"-c 'luban pretrain RECIPE name=NAME --on ray=http://127.0.0.1:{DASHBOARD} && luban logs -f NAME'"
+        )
     if cluster.provider == "slurm":
         return ray_on_slurm.render(cluster, command)
     if cluster.provider == "kubernetes":
@@ -98,10 +103,11 @@ def up(file: Path, wait: bool, restart: bool, say: Say) -> int:
     elif _stands(cluster, file, text):
         say(f"cluster {cluster.name} is up already")
         return 0 if not wait or _joined(cluster, file, say) else 1
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # where the hosts' keys are kept
     if cluster.provider == "local":
         _check_hosts(cluster)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
     if not (folder / "token").exists():
         write_secret(folder / "token", secrets.token_hex(32))
     shutil.copyfile(file, folder / "cluster.yaml")
@@ -159,6 +165,13 @@ def down(file: Path, say: Say) -> None:
         )
     shutil.rmtree(folder)
     say(f"cluster {name} is down")
+
+
+def _hands_over(command: Sequence[str]) -> bool:
+    """Whether it only submits a run to Ray."""
+    on = [word for before, word in zip(["", *command], command, strict=False) if before == "--on"]
+    on += [word.removeprefix("--on=") for word in command if word.startswith("--on=")]
+    return any(word.partition("=")[0] == "ray" for word in on)
 
 
 def _only_with_nodes(cluster: Cluster) -> None:
@@ -268,6 +281,7 @@ def _ray(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_TMPDIR": str(folder),  # where it keeps its state of the nodes
+        "TMPDIR": str(folder / "ray"),  # in /tmp it would leave a copy of the configuration, and trust one it finds
         "RAY_UP_enable_autoscaler_v2": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -19,7 +19,7 @@ WAIT_S = 300
 def render(cluster: Cluster, command: Sequence[str]) -> str:
     """The text for `sbatch`. Raises UserError where there is no command to run."""
     if not command:
-        raise UserError("on Slurm a Ray cluster lives as long as a command: luban cluster render FILE -- COMMAND ...")
+        raise UserError("on Slurm a Ray cluster lives as long as a command: give it at the end, as -- COMMAND ...")
     nodes, slurm = cluster.workers[0], cluster.slurm
     assert cluster.setup.environment
     directives = [

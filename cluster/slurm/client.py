@@ -62,7 +62,7 @@ def state(id: str) -> str | None:
         return None
     word, reason, nodes = lines[0].split("|", 2)
     if word == "PENDING":
-        return f"queued ({reason})"
+        return f"queued ({reason})" if reason != "None" else "queued"  # not looked at yet
     return f"{word.lower()} on {nodes}" if nodes else word.lower()
 
 

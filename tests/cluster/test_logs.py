@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import logs, submission
 from cluster.hold import hold
 from cluster.logs import show
 from data.errors import UserError
@@ -56,3 +57,28 @@ def test_following_shows_whole_lines_as_they_come_takes_up_the_next_attempt_and_
         assert said == [f"== {first}", "a", "half", f"== {second}", "b"]
     follower.join(timeout=5)
     assert not follower.is_alive()
+
+
+def test_following_a_run_that_is_still_queued_waits_for_its_first_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Queue:
+        states = iter(("queued (Resources)", "queued (Resources)", "running on n1"))
+
+        def state(self, id: str) -> str | None:
+            state = next(self.states, None)
+            if state == "running on n1":
+                write(tmp_path, 1, 0, "a\n")
+            return state
+
+    queue = Queue()
+    submission.write(tmp_path, "slurm", "17")
+    monkeypatch.setattr(logs, "scheduler", lambda on: queue)
+    monkeypatch.setattr(logs, "QUEUE_S", 0.01)
+    said: list[str] = []
+    show(tmp_path, None, 0, 0, True, said.append)
+    path = tmp_path / "logs" / "attempt-1" / "rank-0.log"
+    assert said == ["job 17 of slurm is queued (Resources)", "job 17 of slurm is running on n1", f"== {path}", "a"]
+    path.unlink()
+    with pytest.raises(UserError, match=r"no log of rank 0; there is none"):  # the job is over by now
+        show(tmp_path, None, 0, 0, True, said.append)

@@ -178,6 +178,10 @@ def test_a_refused_run_leaves_nothing_behind_and_ends_with_2(here: CommandLine) 
     assert "8 CPUs a node" in said
     assert "there is no run nobody" in here.pretrain("bad", "--after", "nobody", "--on", "slurm=site.yaml", code=2)
     assert "only --on slurm lets a job wait" in here.pretrain("bad", "--after", "17", code=2)
+    said = here.pretrain("bad", "--after", "999999", "--on", "slurm=site.yaml", code=2)
+    assert "--after 999999: Slurm knows no such job" in said  # sbatch itself would begin the run at once
+    said = here.pretrain("bad", "--array", "optimizer.lr=[1e-3]", code=2)
+    assert "--array optimizer.lr=[1e-3]: only --on slurm makes a job array" in said
     assert not here.run("bad").exists()
 
 

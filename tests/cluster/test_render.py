@@ -211,9 +211,18 @@ def test_kubernetes_without_kubectl_is_one_clear_error(tmp_path: Path) -> None:
 def test_slurm_is_rendered_with_a_command_and_not_brought_up(tmp_path: Path) -> None:
     assert "-- COMMAND" in luban(tmp_path, "render", str(GOLDEN / "slurm.yaml"), code=2)
     assert "lives as long as its job" in luban(tmp_path, "up", str(GOLDEN / "slurm.yaml"), code=2)
-    script = luban(tmp_path, "render", str(GOLDEN / "slurm.yaml"), "--", "luban", "pretrain", "--on", "ray", code=0)
-    assert script.rstrip().endswith("-- luban pretrain --on ray")
+    script = luban(tmp_path, "render", str(GOLDEN / "slurm.yaml"), "--", "python", "job.py", code=0)
+    assert script.rstrip().endswith("-- python job.py")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "slurm"])
+@pytest.mark.parametrize("on", [("--on", "ray"), ("--on=ray=http://127.0.0.1:8265",)])
+def test_a_command_that_only_submits_is_refused_where_the_cluster_ends_with_it(name: str, on: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="ends as soon as Ray has the run, and the cluster with it"):
+        provision.render(GOLDEN / f"{name}.yaml", ("luban", "pretrain", "own", *on))
+    stays = provision.render(GOLDEN / f"{name}.yaml", ("sh", "-c", "luban pretrain own --on ray && luban logs -f own"))
+    assert "&& luban logs -f own" in stays
 
 
 def test_a_key_that_is_missing_or_open_to_others_is_refused(tmp_path: Path) -> None:

@@ -292,12 +292,14 @@ def status(run: RunArgument) -> None:
 
     Reads nothing but its folder, from any machine that sees it, and asks the scheduler that it was handed to.
     """
+    from cluster import submission
     from cluster.standing import standing
     from trainer.console import status as describe
     from trainer.run import find
 
     found = find(run)
-    typer.echo(describe(found))
+    handed = submission.read(found)
+    typer.echo(describe(found, handed.words if handed else None))
     if job := standing(found):
         typer.echo(f"{'job':<10}  {job}")
 

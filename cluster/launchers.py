@@ -55,4 +55,5 @@ def slurm(on: str, after: str | None) -> "Slurm":
     name, _, site = on.partition("=")
     if name != "slurm":
         raise UserError(f"--on {on}: this command runs here, or as a job of its own with --on slurm[=SITE.yaml]")
-    return Slurm(read_site(Path(site) if site else None), job_of(after) if after else None)
+    file = Path(site).absolute() if site else None
+    return Slurm(read_site(file), job_of(after) if after else None, str(file) if file else None)

@@ -36,12 +36,13 @@ NETWORK_FILES = re.compile(r"nfs|lustre|gpfs|beegfs|ceph|gluster|panfs|weka|fuse
 class Slurm:
     """The launcher behind `--on slurm`, and the scheduler of what it has submitted."""
 
-    def __init__(self, site: Site, after: str | None = None):
+    def __init__(self, site: Site, after: str | None = None, file: str | None = None):
         """
         Args:
             after: the id of a job that must end well before this one may begin.
+            file: where `site` was read from.
         """
-        self.site, self.after = site, after
+        self.site, self.after, self.file = site, after, file
 
     def render(self, job: Job) -> str:
         """The batch script."""
@@ -156,7 +157,7 @@ class Slurm:
         id = _submitted(ask("sbatch", "--parsable", text=text, environment=_environment(text)))
         for end, job in jobs.items():
             try:
-                submission.write(job.run, ON, id + end)
+                submission.write(job.run, ON, id + end, self.file)
             except OSError as error:
                 self.cancel(id)
                 raise UserError(

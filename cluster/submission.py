@@ -26,6 +26,13 @@ class Submission:
     """The scheduler's name of it."""
     submitted: float
     """Unix time."""
+    site: str | None = None
+    """With Slurm, the site file it was submitted with."""
+
+    @property
+    def words(self) -> str:
+        """What `--on` must say to submit it again in the same way."""
+        return f"{self.on}={self.site}" if self.site else self.on
 
 
 class Scheduler(Protocol):
@@ -51,9 +58,9 @@ class Scheduler(Protocol):
         ...
 
 
-def write(run: Path, on: str, id: str) -> None:
+def write(run: Path, on: str, id: str, site: str | None = None) -> None:
     """Keep where a run was submitted."""
-    document = {"format": FORMAT, "version": VERSION, **asdict(Submission(on, id, time.time()))}
+    document = {"format": FORMAT, "version": VERSION, **asdict(Submission(on, id, time.time(), site))}
     with published(run / FILE) as draft:
         draft.write_text(json.dumps(document, indent=1) + "\n")
 

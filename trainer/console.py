@@ -180,8 +180,11 @@ def evaluation_figures(metrics: Mapping[str, float | None]) -> str:
     return ", ".join(parts)
 
 
-def status(run: Path) -> str:
+def status(run: Path, on: str | None = None) -> str:
     """The state of a run from its folder alone.
+
+    Args:
+        on: what `--on` was when it was started last; None: this machine.
 
     Raises:
         UserError: The folder holds no run, or its record is damaged.
@@ -213,7 +216,8 @@ def status(run: Path) -> str:
         held, where = history.checkpoints(), ""
     rows += [("saved", f"{name}, {size(sizes.get(name, 0))}{where}") for name in held]
     if state not in ("running", "done"):
-        rows.append(("go on", f"luban {'finetune' if recipe.ancestor else 'pretrain'} {run / 'recipe.yaml'}"))
+        again = f"luban {'finetune' if recipe.ancestor else 'pretrain'} {run / 'recipe.yaml'}"
+        rows.append(("go on", again + (f" --on {on}" if on else "")))
     shown, previous = [], None
     for name, text in rows:
         shown.append(f"{'' if name == previous else name:<10}  {text}")

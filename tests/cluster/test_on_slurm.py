@@ -95,7 +95,9 @@ def test_a_queued_job_is_told_respected_taken_over_and_cancelled(here: CommandLi
     assert slurm.job(first)["JobState"] == "CANCELLED"
     assert f"cancelled job {second} of slurm, which was queued" in here("stop", "queued")
     assert slurm.job(second)["JobState"] == "CANCELLED"
-    assert "over before it began an attempt" in here("status", "queued")
+    told = here("status", "queued")
+    assert "over before it began an attempt" in told
+    assert f"recipe.yaml --on slurm={here.home}/held.yaml" in told
 
 
 def test_a_job_waits_for_another_one_and_never_comes_when_that_failed(here: CommandLine, slurm: Loopback) -> None:

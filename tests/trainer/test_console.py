@@ -157,7 +157,8 @@ def test_status_tells_running_from_killed_by_the_heartbeat(fake_run):
     run.attempt()
     run.steps(1, 10)
     assert "demo: killed" in status(run.folder)
-    assert f"go on       luban pretrain {run.folder}/recipe.yaml" in status(run.folder)
+    assert f"go on       luban pretrain {run.folder}/recipe.yaml\n" in status(run.folder) + "\n"
+    assert f"luban pretrain {run.folder}/recipe.yaml --on slurm=s.yaml" in status(run.folder, "slurm=s.yaml")
     beat = run.folder / "attempts" / "0001.alive"
     beat.touch()
     assert "demo: running" in status(run.folder)

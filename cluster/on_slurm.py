@@ -64,7 +64,7 @@ class Slurm:
         site, inside = self.site, self.site.container
         host = shlex.quote(site.python or sys.executable)
         folder, task = str(job.run.absolute().with_name(name)), "-$SLURM_ARRAY_TASK_ID" if indices else ""
-        output = _directive(f"{folder}", "-%a/logs/slurm-%A_%a.log" if indices else "/logs/slurm-%j.log")
+        output = _directive(folder, "-%a/logs/slurm-%A_%a.log" if indices else "/logs/slurm-%j.log")
         return fill(
             "train.sbatch",
             what=what,
@@ -124,7 +124,7 @@ class Slurm:
         partition = slurm_fit.partition_of(self.site, there)
         if partition not in {node.partition for node in there}:
             return minutes  # `check` says what is wrong with it
-        told = slurm_fit.values(ask("scontrol", "show", "partition", partition, "--oneliner"))
+        told = values(ask("scontrol", "show", "partition", partition, "--oneliner"))
         return int(min(minutes, slurm_fit.minutes(told.get("MaxTime", "UNLIMITED"))))
 
     def submit(self, job: Job, held: Hold) -> int:

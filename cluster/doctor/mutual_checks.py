@@ -22,6 +22,7 @@ STAGES = {
 
 
 def check_ranks(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether every rank came, met the others and got to its end."""
     for each in facts:
         if "crashed" in each:
             mend = "see the rank's log; a probe that falls is a bug, or the network fell while it ran"
@@ -60,6 +61,7 @@ def check_ranks(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_shared(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether all nodes see one and the same run folder."""
     nodes = nodes_of(facts)
     path = nodes[0]["folder"]["path"] if nodes else ""
     mend = "put runs/ (LUBAN_HOME) on a file system that all nodes mount at the same path"
@@ -79,6 +81,7 @@ def check_shared(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_clock(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """How far the clocks of the nodes and of the file system are apart."""
     nodes = nodes_of(facts)
     mend = "run a time service (chrony, systemd-timesyncd) on all nodes and on the file server"
     apart = []
@@ -101,6 +104,7 @@ def check_clock(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_network(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether the nodes can connect to each other."""
     by_rank = {each["rank"]: each for each in facts}
     asked = [node for node in nodes_of(facts) if "unreached" in node]
     for node in asked:
@@ -118,6 +122,7 @@ def check_network(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_versions(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether all ranks have the same code and libraries."""
     facts = [each for each in facts if "versions" in each]
     all_names = sorted({name for each in facts for name in each["versions"]})
     bad = False
@@ -140,6 +145,7 @@ def check_versions(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_bandwidth(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Bus bandwidth of collectives over all ranks."""
     first = facts[0].get("speed")
     if facts[0].get("cut"):
         found = "not measured: some ranks don't reach each other, or have no GPU of their own"
@@ -156,6 +162,7 @@ def check_bandwidth(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_slow(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Which ranks or links hold up the others."""
     measured = [each for each in facts if "speed" in each]
     if len(measured) < max(2, facts[0]["world"]):
         return
@@ -178,6 +185,7 @@ def check_slow(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_wandb(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether rank 0 can reach Weights & Biases, where the recipe lets it."""
     found = facts[0].get("wandb")
     if not found:
         return

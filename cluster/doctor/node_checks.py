@@ -12,6 +12,7 @@ FOREIGN = 0.05  # of a GPU's memory, that others hold
 
 
 def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether torch sees as many GPUs as a node's ranks need, and whether the nodes' are alike."""
     nodes = nodes_of(facts)
     for node in nodes:
         if problem := node["gpus"]["problem"]:
@@ -46,6 +47,7 @@ def check_gpus(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_gpu_health(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Memory errors, clocks that are held down, and memory that others hold."""
     devices = [(node, device) for node in nodes_of(facts) for device in node["gpus"]["devices"]]
     bad = False
     for node, device in devices:
@@ -67,6 +69,7 @@ def check_gpu_health(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_machines(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """CPUs, memory, shared memory and open files of each node, against what its ranks ask for."""
     nodes = nodes_of(facts)
     bad = False
     for node in nodes:
@@ -92,6 +95,7 @@ def check_machines(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
 
 
 def check_disk(facts: Sequence[Facts], needs: Needs) -> Iterator[Verdict]:
+    """Whether the run folder takes writes, has room for the checkpoints to be kept, and is fast enough."""
     nodes = [node for node in nodes_of(facts) if node["folder"]["seen"]]
     bad = False
     for node in nodes:

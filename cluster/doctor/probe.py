@@ -153,10 +153,9 @@ class Probe:
         }
         try:
             self.store = meet(self.patience_s)
-            hello = {"host": self.facts["host"], "local_rank": self.local, "seen": None}
+            hello: dict[str, Any] = {"local_rank": self.local, "seen": self.folder.is_dir()}
             if self.local == 0:
                 hello |= {"nonce": self.facts["folder"].get("nonce"), "at": self._answer_others()}
-            hello["seen"] = self.folder.is_dir()
             self._tell("hello", hello)
             self.everyone = self._hear("hello")
             self.facts["meeting"] = {"at": at, "seconds": time.monotonic() - began, "error": None}

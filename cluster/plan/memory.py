@@ -262,7 +262,7 @@ class _Gradients:
         """Bytes by category now."""
         bucket = 0
         if self.open and self.s.stage in (1, 2):
-            elements = self.s.bucket * (2 if self.s.gpu else 1) if self.s.gpu else self.most
+            elements = 2 * self.s.bucket if self.s.gpu else self.most
             bucket = self.s.width * elements
         return {"gradients": self.s.width * self.whole + self.mine + self.earlier, "buckets": bucket}
 

@@ -102,6 +102,7 @@ def hours(recipe: Recipe, run: Path | None = None, step_s: float | None = None) 
     Args:
         run: its folder; its own speed counts where it has trained on as many ranks, and the updates it has behind it.
         step_s: seconds of an update, stated or measured elsewhere; it comes before the run's own.
+
     Returns:
         None where nobody knows how long an update takes.
     """

@@ -23,7 +23,10 @@ def up(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the least workers have joined.")] = True,
     restart: Annotated[bool, typer.Option("--restart", help="End it first, with everything that runs there.")] = False,
 ) -> None:
-    """Bring a cluster up, or to what its file says now. The dashboard stays on loopback; a token is always asked."""
+    """Bring a cluster up; one that is up as its file says is left alone, a changed file needs --restart.
+
+    Kubernetes applies a changed file by itself. The dashboard stays on loopback, and a token is always asked for.
+    """
     from cluster.provision import apply as provision
 
     if dry_run:

@@ -243,8 +243,9 @@ def _hosts(cluster: Cluster) -> list[str]:
 
 
 def _check_hosts(cluster: Cluster) -> None:
+    without = "there is no rsync, which files are copied with"
     problems = [
-        f"{host}: {last_words(done) if done.returncode == 255 else 'there is no rsync, which files are copied with'}"
+        f"{host}: {last_words(done) if done.returncode in (124, 255) else without}"  # these two: it didn't answer
         for host, done in _ssh(cluster).everywhere(_hosts(cluster), "command -v rsync >/dev/null", 30).items()
         if done.returncode
     ]

@@ -49,7 +49,7 @@ class Sight:
 
 
 class Desk:
-    """The actor; its methods are for `ray_ranks` (driver), `ray_worker` (workers) and `ray_train` (controller)."""
+    """The actor; its methods are for `ranks.py` (driver), `worker.py` (workers) and `train.py` (controller)."""
 
     def __init__(self) -> None:
         self._life: LifeOrder | None = None

@@ -4,6 +4,7 @@ They are read from the run's folder, like everything that is shown of a run. Not
 barrier of all workers, and drops figures that come without a checkpoint of Ray's own.
 """
 
+from pathlib import Path
 from typing import Any
 
 from cluster.supervisor import Watcher
@@ -13,7 +14,7 @@ from trainer import jsonl, record
 class Metered:
     """Another watcher, and the newest figures to Ray."""
 
-    def __init__(self, watcher: Watcher, run: Any):
+    def __init__(self, watcher: Watcher, run: Path):
         self._watcher, self._run = watcher, run
         self._gauges: dict[str, Any] = {}
         path = run / record.METRICS

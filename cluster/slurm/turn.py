@@ -132,7 +132,7 @@ def take(
         try:
             code = supervisor.run()
         except TooFewNodes as error:
-            print(f"{error}", flush=True)
+            print(error, flush=True)
             return STOPPED, True
         history = record.load(run)
         begun = supervisor.life.first if supervisor.life else max(record.numbers(run), default=0) + 1

@@ -214,8 +214,11 @@ def evaluate(
             typer.echo(chosen.render_command(job), nl=False)
             return
         raise typer.Exit(chosen.submit_command(job))
+    from data.errors import UserError
     from trainer.scores import evaluate_run
 
+    if dry_run:
+        raise UserError("--dry-run prints the job that --on slurm would submit; here nothing is submitted")
     typer.echo(evaluate_run(run, dataset, rows, generations))
 
 

@@ -47,11 +47,12 @@ class OnRay:
         return json.dumps({"address": self._dashboard.address, **request(job, "JOB")}, indent=2) + "\n"
 
     def check(self, job: Job) -> None:
-        """Raises UserError where the cluster is out of reach, refuses the token, or can't have room for the job."""
+        """Raises UserError where the cluster is out of reach or open to anybody, or can't have room for the job."""
         self._dashboard.check_version()
         if self._dashboard.is_open():
-            print(
-                f"beware: the Ray cluster at {self._dashboard.address} runs code for anybody, with or without a token"
+            raise UserError(
+                f"the Ray cluster at {self._dashboard.address} runs code for anybody, with or without a token: start "
+                "it with RAY_AUTH_MODE=token, or reach it over loopback (ssh -L 8265:127.0.0.1:8265 HEAD)"
             )
         if problem := shortage(job, self._dashboard.nodes()):
             if not self._dashboard.grows():

@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests s
 from tests.corpora import texts
 from trainer import jsonl
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+
 MODEL = (
     "model.context=64", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2",
     "model.num_key_value_heads=1",

@@ -154,3 +154,4 @@ def test_unknown_points_and_launchers_are_refused(straight: CommandLine, refused
     assert "finetune needs --from RUN" in refused("finetune")
     assert "steps with one: 12, 16, 24" in straight("evaluate", "straight@4", code=2)
     assert "after the @ comes a step" in straight("evaluate", "straight@five", code=2)
+    assert "here nothing is submitted" in straight("evaluate", "straight", "--dry-run", code=2)

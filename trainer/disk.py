@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 IN_MEMORY = {"tmpfs", "ramfs"}
@@ -38,7 +39,8 @@ def takes_direct(folder: Path) -> bool:
     except OSError as error:
         return error.errno != errno.EINVAL
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses even what isn't there
+            probe.unlink(missing_ok=True)
     return True
 
 
@@ -78,5 +80,6 @@ def _probe(folder: Path) -> list[str]:
         return [f"{folder} can't flush or rename files ({error}); checkpoints are not safe here"]
     finally:
         for path in (probe, target):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
     return []

@@ -345,7 +345,7 @@ def wandb_facts(mode: str) -> dict[str, Any]:
 
         url, key = Session(wandb, Path(), Recipe(), {}, {}).credentials()
         return {"mode": mode, "url": url, "key": bool(key), "error": unreachable(url) if key else None}
-    except BaseException as error:  # wandb raises SystemExit too
+    except (Exception, SystemExit) as error:  # wandb raises that, too
         return {"mode": mode, "url": None, "key": False, "error": f"{type(error).__name__}: {str(error)[:200]}"}
 
 

@@ -94,7 +94,10 @@ def up(file: Path, wait: bool, restart: bool, say: Say) -> int:
     _only_with_nodes(cluster)
     text = render(file)
     if cluster.provider == "kubernetes":
+        if restart:
+            raise UserError("--restart: on Kubernetes, luban cluster down FILE ends a cluster, and up makes it anew")
         say(_kubectl(cluster, "apply", "-f", "-", document=text))
+        say(f"the operator brings it up: luban cluster status {file}")
         return 0
     _check_tools(cluster)
     folder = _folder(cluster)
@@ -258,7 +261,8 @@ def _end_hosts(cluster: Cluster) -> None:
     place, name = ray_launcher.home(cluster), cluster.name
     marks = f"{cluster.shared.path}/.luban-{name}" if cluster.shared else ""
     command = (
-        f"{ray_launcher.environment(cluster)}/bin/ray stop --grace-period 20 >/dev/null 2>&1; code=$?; "
+        f"code=0; ray={ray_launcher.environment(cluster)}/bin/ray; "  # not there where `up` failed early
+        'if [ -x "$ray" ]; then "$ray" stop --grace-period 20 >/dev/null 2>&1; code=$?; fi; '
         f"rm -f {place}/token ~/ray_bootstrap_config.yaml ~/ray_bootstrap_key.pem {marks} "
         f"${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.state ${{RAY_TMPDIR:-/tmp}}/ray/cluster-{name}.lock; "
         f"rmdir {place} ~/.luban 2>/dev/null; exit $code"

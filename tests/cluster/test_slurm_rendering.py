@@ -25,7 +25,7 @@ JOB = Job(
 )  # fmt: skip
 GPUS = replace(JOB, nodes=8, ranks_per_node=4, min_ranks=32, gpus_per_rank=1, memory_gb=60.0, time_limit_minutes=720)
 PYTHON = "/shared/venv/bin/python"
-IMAGE = Container(image="nvcr.io#nvidia/pytorch:25.10-py3", runtime="pyxis", mounts=("/data:/mnt",))
+IMAGE = Container(image="registry.example#lab/luban:1", runtime="pyxis", mounts=("/data:/mnt",))
 CASES = {
     "plain": (Slurm(Site(python=PYTHON)), JOB),
     "site": (

@@ -143,7 +143,8 @@ def at_rest(setup: Setup) -> dict[str, int]:
         held["buckets"] = width * (setup.bucket if setup.gpu else _fullest(setup))
         if setup.ranks > 1:
             limit = setup.told["zero_optimization"]["stage3_param_persistence_threshold"]
-            held["gathered"] = width * sum(c for c in setup.trained.values() if c <= limit)
+            fetched_once = (setup.trained | setup.frozen).values()  # and kept, the small ones
+            held["gathered"] = width * sum(count for count in fetched_once if count <= limit)
     elif stage == 1 and setup.bf16 and setup.accumulated_in == FP32:  # DeepSpeed then takes another optimizer
         held["gradients"] = FP32 * flat
     return {name: count for name, count in held.items() if count}

@@ -41,6 +41,8 @@ class Job:
     """After which a scheduler ends it, to go on in another turn; 0: the scheduler's own."""
     environment: tuple[tuple[str, str], ...] = ()
     """Added to a rank's environment."""
+    pip: tuple[str, ...] = ()
+    """What Ray is to install for it."""
     max_restarts: int = 3
     """Faults without a new checkpoint in between, after which it ends."""
     backoff_s: float = 1.0
@@ -107,6 +109,7 @@ def training_job(run: Path, recipe: Recipe, takeover: bool = False) -> Job:
         memory_gb=launch.memory_gb,
         time_limit_minutes=launch.time_limit_minutes,
         environment=(("OMP_NUM_THREADS", str(launch.threads)),),
+        pip=launch.pip,
         max_restarts=launch.max_restarts,
         backoff_s=launch.backoff_s,
         last_s=90.0 + (STORE_S if recipe.checkpoint.store else 0.0),

@@ -1,8 +1,9 @@
 """`--on ray[=ADDRESS]`: a Ray job whose driver supervises the run, with ranks in workers of Ray Train.
 
 What is submitted is this installation's own code (the packages `data`, `trainer` and `cluster`, as `py_modules`), so
-that a cluster runs what the person has before him; what the code depends on is the nodes' own. No secret is submitted:
-what ranks need, such as WANDB_API_KEY, they take from the environment that Ray was started in.
+that a cluster runs what the person has before him; what the code depends on is the nodes' own, or is named by
+`launch.pip`, which Ray installs for the job. No secret is submitted: what ranks need, such as WANDB_API_KEY, they take
+from the environment that Ray was started in.
 """
 
 import json
@@ -126,6 +127,7 @@ def request(job: Job, name: str) -> dict[str, Any]:
             "py_modules": [str(Path(__file__).parent.parent / package) for package in PACKAGES],
             "excludes": ["__pycache__"],
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            **({"pip": list(job.pip)} if job.pip else {}),
         },
         "metadata": {
             "run": run,

@@ -179,6 +179,9 @@ class Launch(Section):
     time_limit_minutes: Free[int] = Field(default=0, ge=0)
     """Slurm ends a job after this long, in minutes; it saves before that and is queued again. 0: what the updates that
     are left take at the run's own speed, and some more; where that isn't known yet, the partition's own."""
+    pip: Free[tuple[str, ...]] = ()
+    """With Ray: what its nodes lack, as pip names it (torch==2.13.0, a wheel's URL); Ray installs it for the job alone,
+    in its runtime environment. None: the nodes have all that Luban needs."""
     max_restarts: Free[int] = Field(default=3, ge=0)
     """Restarts after a fault without a new checkpoint in between; then the run ends with an error."""
     backoff_s: Free[float] = Field(default=1.0, ge=0)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_render_is_exactly_what_is_submitted() -> None:
     text = OnRay().render(JOB)
     assert text.replace(str(Path(on_ray.__file__).parents[1]), "CODE") == GOLDEN
     assert {"address": "http://127.0.0.1:8265", **on_ray.request(JOB, "JOB")} == json.loads(text)
+
+
+def test_what_nodes_lack_is_installed_by_the_runtime_environment() -> None:
+    named = on_ray.request(replace(JOB, pip=("sentencepiece==0.2.*", "xxhash")), "JOB")["runtime_env"]
+    assert named.pop("pip") == ["sentencepiece==0.2.*", "xxhash"]
+    assert named == on_ray.request(JOB, "JOB")["runtime_env"]  # nothing otherwise
 
 
 def test_a_dry_run_asks_nobody_and_needs_no_token() -> None:

@@ -19,8 +19,8 @@ from secrets import token_hex
 
 import pytest
 
-from cluster.doctor import judge
 from cluster.doctor.checkup import collect
+from cluster.doctor.judge import judge
 from cluster.doctor.verdict import Facts, Needs, Verdict
 
 CLOCK = """\

@@ -12,10 +12,15 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child before it becomes another program: a signal to it when the parent is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
 def main() -> None:
     """Never returns."""
     parent, argv = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it went before the line above
         sys.exit(1)
     os.execvp(argv[0], argv)

@@ -6,21 +6,20 @@ Ranks that are left over by a fault write their stacks to their logs before they
 supervisor.
 """
 
-import ctypes
 import os
 import shlex
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 from cluster import fate
 from cluster.hold import Hold
 from cluster.job import USER_ERROR, Job
+from cluster.leash import die_with_parent
+from cluster.ports import free_port
 from cluster.supervisor import Life, Supervisor
 from data.errors import UserError
 
-PR_SET_PDEATHSIG = 1
 MOST_RANKS = 1024
 
 
@@ -60,7 +59,7 @@ class LocalRanks:
     def start(self, life: Life) -> None:
         """Spawn them. Raises OSError where a log can't be written or there is no room for a process."""
         self._life, self._ranks, self._fallen = life, [], None
-        port = str(_free_port())
+        port = str(free_port())
         for rank in range(self._job.ranks):
             environment = os.environ | _variables(self._job, rank, port) | dict(self._job.environment)
             with (life.logs / f"rank-{rank}.log").open("ab") as log:
@@ -129,11 +128,6 @@ class LocalRanks:
         return self._life.logs / f"rank-{rank}.log"
 
 
-def die_with_parent() -> None:
-    """In a child before it becomes another program: TERM when the parent is gone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _variables(job: Job, rank: int, port: str) -> dict[str, str]:
     return {
         "RANK": str(rank),
@@ -142,9 +136,3 @@ def _variables(job: Job, rank: int, port: str) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -28,23 +28,29 @@ def file_of(rank: int) -> str:
     return f"spans-{rank:05d}.safetensors"
 
 
-def joined(pieces: Iterable[tuple[int, int, int]]) -> list[list[int]]:
-    """(first element, elements, rank) of one parameter as runs."""
+def times_of(run: Sequence[int]) -> int:
+    """Of how many pieces a run is."""
+    return run[3] if len(run) > 3 else 1
+
+
+def joined(runs: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Pieces (first element, elements, rank) or runs of one parameter, in as few runs as there can be."""
     found: list[list[int]] = []
-    for start, count, rank in sorted(pieces):
+    for run in sorted(runs, key=lambda run: run[0]):
+        start, count, rank = run[:3]
         if found:
             first, each, owner, times = found[-1]
             if count == each and start == first + each * times and rank == owner + times:
-                found[-1][3] += 1
+                found[-1][3] += times_of(run)
                 continue
-        found.append([start, count, rank, 1])
+        found.append([start, count, rank, times_of(run)])
     return [run if run[3] > 1 else run[:3] for run in found]
 
 
 def pieces(runs: Iterable[Sequence[int]], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
     """(first element, elements, rank) of the pieces of `runs` that hold any of the elements [start, stop)."""
-    for first, count, rank, *more in runs:
-        times = more[0] if more else 1
+    for run in runs:
+        (first, count, rank), times = run[:3], times_of(run)
         low = max(0, (start - first) // count)
         high = times if stop is None else min(times, -(-(stop - first) // count))
         yield from ((first + count * number, count, rank + number) for number in range(low, high))
@@ -123,8 +129,8 @@ def _wrong_spans(name: str, shape: tuple[int, ...], runs: list[list[int]], liste
         listed: the ranks that have a file, ascending.
     """
     at, taken = 0, []  # ranks [from, to) that hold a piece
-    for start, count, rank, *more in runs:
-        times = more[0] if more else 1
+    for run in runs:
+        (start, count, rank), times = run[:3], times_of(run)
         last = rank + times
         low, high = bisect_left(listed, rank), bisect_left(listed, last)
         if times < 1 or high - low != times:

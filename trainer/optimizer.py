@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from data.errors import UserError
+from trainer.models.shapes import decays
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -21,15 +22,10 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weigh
     A group without parameters is left out.
     """
     learning = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    decayed = [parameter for name, parameter in learning if decays(name, parameter)]
-    kept = [parameter for name, parameter in learning if not decays(name, parameter)]
+    decayed = [parameter for name, parameter in learning if decays(name, parameter.dim())]
+    kept = [parameter for name, parameter in learning if not decays(name, parameter.dim())]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, except embeddings."""
-    return parameter.dim() >= 2 and "embed" not in name
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from trainer import sizes, zero
-from trainer.models.shapes import parameter_shapes
+from trainer.models.shapes import grouped, parameter_shapes
 from trainer.recipe import Recipe
 from trainer.shape import Shape
 
@@ -60,15 +60,16 @@ class Setup:
     def of(cls, recipe: Recipe, vocab_size: int, ranks: int, gpu: bool) -> "Setup":
         """The recipe on so many ranks, on GPUs or on CPUs."""
         shape, bf16 = Shape.of(recipe, ranks), recipe.engine.bf16(gpu)
-        elements = {name: prod(dims) for name, dims in parameter_shapes(recipe.model, vocab_size).items()}
+        shapes = parameter_shapes(recipe.model, vocab_size)
+        elements = {name: prod(dims) for name, dims in shapes.items()}
         learns = {name for name in elements if _learns(name, recipe.train.trainable)}
         trained = {name: count for name, count in elements.items() if name in learns}
-        decayed = tuple(count for name, count in trained.items() if _decays(name))
-        kept = tuple(count for name, count in trained.items() if not _decays(name))
         learning = sum(trained.values())
         told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, learning, gpu)
         frozen = {name: count for name, count in elements.items() if name not in learns}
-        groups = tuple(group for group in (decayed, kept) if group)
+        groups = tuple(
+            tuple(elements[name] for name in group) for group in grouped({name: shapes[name] for name in trained})
+        )
         return cls(recipe, vocab_size, ranks, shape, bf16, gpu, trained, frozen, groups, told)
 
     @property
@@ -346,10 +347,6 @@ def _sum(*parts: dict[str, int]) -> dict[str, int]:
 
 def _learns(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _decays(name: str) -> bool:
-    return "embed" not in name and "norm" not in name
 
 
 def _kept_blocks(setup: Setup) -> int:

@@ -10,8 +10,8 @@ from math import prod
 
 from cluster.plan.memory import Setup
 from trainer import zero
-from trainer.manifest import file_of, pieces
-from trainer.models.shapes import Shapes, parameter_shapes
+from trainer.manifest import file_of, joined, pieces, times_of
+from trainer.models.shapes import Shapes, grouped, parameter_shapes
 from trainer.place import DIGEST
 
 HEX = "0" * 32  # of a file's digest, 128 bits
@@ -66,33 +66,13 @@ def _cut(size: int, part: int, at: int) -> list[list[int]]:
     whole, rest = divmod(size - first, part)
     rank = at // part
     parts = [[0, first, rank], [first, part, rank + 1, whole], [first + whole * part, rest, rank + 1 + whole]]
-    return joined_runs([run for run in parts if run[1] and (len(run) < 4 or run[3])])
-
-
-def joined_runs(runs: list[list[int]]) -> list[list[int]]:
-    """Neighbours of equal size as one run, and runs of one without their number."""
-    found: list[list[int]] = []
-    for start, count, rank, *more in runs:
-        times = more[0] if more else 1
-        if found and found[-1][1] == count:
-            found[-1][3] += times
-        else:
-            found.append([start, count, rank, times])
-    return [run if run[3] > 1 else run[:3] for run in found]
-
-
-def named_groups(setup: Setup, shapes: Shapes) -> list[Shapes]:
-    """The optimizer's groups with their names, the parameters that train alone."""
-    left = {name: shapes[name] for name in setup.trained}
-    decayed = {name: shape for name, shape in left.items() if "embed" not in name and len(shape) > 1}
-    kept = {name: shape for name, shape in left.items() if name not in decayed}
-    return [group for group in (decayed, kept) if group]
+    return joined([run for run in parts if run[1] and (len(run) < 4 or run[3])])
 
 
 def held_by(setup: Setup, ranks: int, stage: int | None = None) -> dict[str, list[list[int]]]:
     """The runs of every parameter, as a manifest has them, of `setup`'s model on so many ranks."""
     shapes = parameter_shapes(setup.recipe.model, setup.vocab_size)
-    groups = named_groups(setup, shapes)
+    groups = grouped({name: shapes[name] for name in setup.trained})
     return dict(runs_of(setup.stage if stage is None else stage, groups, ranks))
 
 
@@ -107,8 +87,9 @@ def opened(saved: dict[str, list[list[int]]], wanted: dict[str, list[list[int]]]
 
 def own(runs: list[list[int]], rank: int) -> Iterator[tuple[int, int]]:
     """(first element, elements) of the pieces of `rank`."""
-    for start, count, first, *more in runs:
-        if first <= rank < first + (more[0] if more else 1):
+    for run in runs:
+        start, count, first = run[:3]
+        if first <= rank < first + times_of(run):
             yield start + (rank - first) * count, count
 
 
@@ -125,7 +106,7 @@ def scale(setup: Setup) -> Scale:
     spans = sum(len(str(run)) + 2 for found in runs.values() for run in found)
     return Scale(
         ranks=ranks, files=ranks + 2, manifest_bytes=ranks * file + named + spans + 400,
-        pieces=sum(run[3] if len(run) > 3 else 1 for found in runs.values() for run in found), runs=entries,
+        pieces=sum(times_of(run) for found in runs.values() for run in found), runs=entries,
         opened=opened(runs, runs, 0), opened_half=opened(runs, held_by(setup, half), 0),
         start_bytes=1500 + ranks * len(RANK_LINE), sockets=GLOO_GROUPS * (ranks - 1), logs=ranks,
     )  # fmt: skip

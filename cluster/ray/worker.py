@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import USER_ERROR
+from cluster.ports import free_port
 from cluster.ray.desk import End, LifeOrder
 
 LOOK_S = 0.2
@@ -60,7 +61,7 @@ def work(config: dict[str, Any]) -> None:
         if first:
             life: Any = ray.get(given.desk.take.remote(group, size))
             address = ray.util.get_node_ip_address()
-            message = (group, life, address, _free_port(address))
+            message = (group, life, address, free_port(address))
         told: Any = broadcast_from_rank_zero(message)
         group, life, address, port = told
         if life == "over":
@@ -170,9 +171,3 @@ def _by_interface(address: str) -> dict[str, str]:
                 wanted = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
                 return {variable: os.environ.get(variable, value) for variable, value in wanted.items()}
     return {}
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]

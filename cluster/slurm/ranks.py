@@ -18,7 +18,6 @@ killed in torchrun's words, in `srun.log` beside them.
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from cluster import fate
 from cluster.hold import Hold, holder
 from cluster.job import Job
+from cluster.ports import free_port
 from cluster.slurm.allocation import Allocation
 from cluster.slurm.client import addresses
 from cluster.supervisor import Life
@@ -84,7 +84,7 @@ class SlurmRanks:
         environment = {name: value for name, value in os.environ.items() if name not in STALE} | {
             "LUBAN_LIFE": life.name,
             "LUBAN_ADDRESSES": " ".join(places),
-            "LUBAN_PORT": str(_free_port(places[0])),
+            "LUBAN_PORT": str(free_port(places[0])),
         }
         size = [f"--nodes={len(places)}", f"--ntasks={len(places)}"]
         if len(places) < self._job.nodes:
@@ -249,10 +249,3 @@ def _ranks_here(life: str) -> list[int]:
             if f"\0--life\0{life}\0".encode() in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
     return found
-
-
-def _free_port(address: str) -> int:
-    """On this node, which is the first: a fresh one for each life."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]

@@ -5,6 +5,18 @@ from trainer.recipe import Model
 Shapes = dict[str, tuple[int, ...]]
 
 
+def decays(name: str, dimensions: int) -> bool:
+    """Whether weight decay applies to a parameter: to matrices, except embeddings (`trainer/optimizer.py` says why)."""
+    return dimensions >= 2 and "embed" not in name
+
+
+def grouped(learning: Shapes) -> list[Shapes]:
+    """The optimizer's groups of the parameters that learn: those that decay, then the others; none that is empty."""
+    decayed = {name: shape for name, shape in learning.items() if decays(name, len(shape))}
+    kept = {name: shape for name, shape in learning.items() if name not in decayed}
+    return [group for group in (decayed, kept) if group]
+
+
 def parameter_shapes(model: Model, vocab_size: int) -> Shapes:
     """Shape of each parameter, in the order of `Decoder(model, vocab_size).named_parameters()`."""
     hidden, inner = model.hidden_size, model.mlp_size

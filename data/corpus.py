@@ -6,23 +6,24 @@ JSON lines alike): enough for four workers that clean and hash at 13 MB/s each. 
 reads what those left and isn't bound by it.
 """
 
-import gzip
 import io
-import json
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data import tables
 from data.errors import UserError
 from data.recipe import Source
+from data.squad import GROUP, squad_rows
 
 _INSTALLED = {"site-packages", "dist-packages"}
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
-_JSON_LINES = ("**/*.jsonl", "**/*.jsonl.gz")
+_BRACES = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,23 @@ class Document:
     """Name of its source."""
     text: str | None
     """None: it is not text (NUL bytes, or bytes that don't decode)."""
-    completion: str | None = None
-    """The second field of a prompt_completion line."""
     size: int = 0
     """Bytes on disk, for a document that is not text."""
+    fields: Mapping[str, Any] | None = None
+    """A row for a task: what its columns hold, without those that the row lacks."""
+    where: str = ""
+    """A row's file and line, for messages."""
+    problem: tuple[str, str] | None = None
+    """Why a row can't be used, if it can't: the rule it breaks, and what is wrong."""
+    group: str = ""
+    """What a row belongs to, if to anything: documents of one group go to the same split."""
 
     @property
     def bytes(self) -> int:
-        """UTF-8 bytes of its text, or its size where it has none."""
-        return self.size if self.text is None else len(self.text.encode()) + len((self.completion or "").encode())
+        """UTF-8 bytes of its text or of a row's texts, or its size where it has none."""
+        if self.fields is not None:
+            return _text_bytes(self.fields)
+        return self.size if self.text is None else len(self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ def documents(sources: Sequence[Source]) -> Iterator[Document]:
             yield from _from_dataset(source)
             continue
         for file in input_files(source):
-            if source.kind == "jsonl":
-                yield from _json_lines(source, file)
+            if source.kind in (*tables.KINDS, "lines", "squad"):
+                yield from _rows(source, file)
             elif source.kind == "text":
                 yield from _cut_file(source, file)
             else:
@@ -90,16 +99,22 @@ def input_files(source: Source) -> list[InputFile]:
         root = Path(sysconfig.get_path("stdlib"))
         found = (path for path in root.rglob("*.py") if not _INSTALLED.intersection(path.parts))
         return _named(source, root, found)
+    if source.kind == "lines":
+        for path in source.files.values():
+            if not path.expanduser().is_file():
+                raise UserError(f"source {source.label}: {path} is not a file")
+        return [InputFile(f"{source.label}/{name}", path.expanduser()) for name, path in source.files.items()]
     path = _path(source)
-    if source.kind == "text" or (source.kind == "jsonl" and path.is_file()):
+    if source.kind == "text" or (source.kind in (*tables.KINDS, "squad") and path.is_file()):
         if not path.is_file():
             what = "is a folder; use kind: folder" if path.is_dir() else "doesn't exist"
             raise UserError(f"source {source.label}: {path} {what}")
         return [InputFile(source.label, path)]
     if not path.is_dir():
-        what = "is a file; use kind: text or jsonl" if path.exists() else "doesn't exist"
+        what = "is a file; use kind: text, jsonl, csv ..." if path.exists() else "doesn't exist"
         raise UserError(f"source {source.label}: {path} {what}")
-    globs = source.glob or (_JSON_LINES if source.kind == "jsonl" else ("**/*",))
+    ending = "json" if source.kind == "squad" else source.kind
+    globs = source.glob or (("**/*",) if source.kind == "folder" else (f"**/*.{ending}", f"**/*.{ending}.gz"))
     files = _named(source, path, {found for glob in globs for found in path.glob(glob)})
     if not files:
         raise UserError(f"source {source.label}: no file in {path} matches {', '.join(globs)}")
@@ -196,34 +211,72 @@ def _end_of_part(text: str, wanted: int, slack: int) -> int:
     return text.find("\n", wanted) + 1 or len(text)
 
 
-def _json_lines(source: Source, file: InputFile) -> Iterator[Document]:
-    wanted = [field for field in (source.text_field, source.completion_field) if field is not None]
-    number = 0
-    with gzip.open(file.path, "rb") if file.path.suffix == ".gz" else file.path.open("rb") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    texts = _fields(line, wanted, f"{file.path}:{number}")
-                    text, completion = texts[0], texts[1] if len(texts) > 1 else None
-                    whole = all(_is_text(held) for held in texts)
-                    id_ = f"{file.id}:{number:09d}"
-                    yield Document(id_, source.label, text if whole else None, completion, len(line))
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise UserError(f"cannot read {file.path} after line {number}: {error}") from None
+def _rows(source: Source, file: InputFile) -> Iterator[Document]:
+    """Rows as documents: with the text of one column, or with the fields of the columns that a task reads."""
+    if source.kind == "squad":
+        for row in squad_rows(file.path):
+            where = f"{file.path}:{row.line} ({row.values['place']})"
+            id_ = f"{file.id}#{row.values['id']}"
+            yield Document(
+                id_, source.label, None, fields=row.values, where=where, group=f"{file.id}#{row.values[GROUP]}"
+            )
+        return
+    if source.kind == "lines":
+        if file.path != next(iter(source.files.values())).expanduser():
+            return  # all files are read together, with the first
+        found = tables.aligned({name: path.expanduser() for name, path in source.files.items()})
+        name = source.label
+    else:
+        found, name = tables.rows(file.path, source.kind, source.header), file.id
+    for row in found:
+        where = f"{file.path}:{row.line}"
+        id_ = f"{name}:{row.line:09d}"
+        if source.columns:
+            fields, problem = (
+                ({}, ("unreadable_row", row.problem)) if row.problem else _picked(row.values, source.columns)
+            )
+            yield Document(id_, source.label, None, fields=fields, where=where, problem=problem)
+        else:
+            text = _text_column(row, source.text_field, where)
+            yield Document(
+                id_, source.label, text if _is_text(text) else None, size=len(text.encode("utf-8", "replace"))
+            )
 
 
-def _fields(line: bytes, wanted: list[str], where: str) -> list[str]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not a JSON line: {error}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where} should hold a JSON object, not {type(record).__name__}")
-    for field in wanted:
-        if not isinstance(record.get(field), str):
-            seen = f"is {type(record[field]).__name__}, not a string" if field in record else "is not there"
-            raise UserError(f"{where}: field {field!r} {seen}. Its fields: {', '.join(map(str, record))}")
-    return [record[field] for field in wanted]
+def _text_column(row: tables.Row, column: str, where: str) -> str:
+    if row.problem:
+        raise UserError(f"{where} {row.problem}")
+    if not isinstance(row.values.get(column), str):
+        seen = f"is {type(row.values[column]).__name__}, not a string" if column in row.values else "is not there"
+        raise UserError(f"{where}: field {column!r} {seen}. Its fields: {', '.join(map(str, row.values))}")
+    return row.values[column]
+
+
+def _picked(
+    values: Mapping[str, Any], columns: Mapping[str, str | tuple[str, ...]]
+) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """What the declared columns hold, and the problem where the row lacks one."""
+    picked: dict[str, Any] = {}
+    for name, column in columns.items():
+        asked = column if isinstance(column, tuple) else _BRACES.findall(column) or (column,)
+        missing = [each for each in asked if values.get(each) is None]
+        if missing:
+            return {}, ("missing_column", f"has no {missing[0]!r} for {name}; it has {', '.join(map(str, values))}")
+        if isinstance(column, tuple):
+            picked[name] = [values[each] for each in column]
+        elif "{" in column:
+            picked[name] = _BRACES.sub(lambda found: str(values[found[1]]), column).strip()
+        else:
+            picked[name] = values[column]
+    return picked, None
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "replace"))
+    if isinstance(value, Mapping):
+        return sum(map(_text_bytes, value.values()))
+    return sum(map(_text_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _is_text(text: str) -> bool:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.settings import Fixed, Free, Section
+from data.tables import KINDS as TABLES
+from data.tasks.task import Task
 
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,9 +21,13 @@ Count = Annotated[int, Field(ge=0)]
 class Source(Section):
     """One place that documents come from."""
 
-    kind: Fixed[Literal["stdlib", "text", "folder", "jsonl", "dataset"]]
+    kind: Fixed[
+        Literal["stdlib", "text", "folder", "jsonl", "json", "csv", "tsv", "parquet", "lines", "squad", "dataset"]
+    ]
     """stdlib: the running Python's standard library; text: one file, cut into documents; folder: a file is a
-    document; jsonl: a line is a document (.gz too); dataset: one split of a dataset built before."""
+    document; jsonl, json (a list of objects), csv, tsv (without quotes), parquet: a row is a document (.gz too);
+    lines: line-aligned files, a line of all is a row; squad: questions of SQuAD JSON; dataset: one split of a dataset
+    built before."""
     name: Fixed[str] = ""
     """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
     path: Fixed[Path | None] = None
@@ -30,9 +36,17 @@ class Source(Section):
     """Which files of a folder, relative to it; none: every one (jsonl: `**/*.jsonl` and `**/*.jsonl.gz`). Names
     that begin with a dot are passed over."""
     text_field: Fixed[str] = "text"
-    """JSONL: the field that holds the text (in task prompt_completion: the prompt)."""
-    completion_field: Fixed[str | None] = None
-    """JSONL, task prompt_completion: the field that holds the completion."""
+    """Kinds with rows, in a dataset of text: the column that holds the text."""
+    columns: Fixed[dict[str, str | tuple[str, ...]]] = Field(default={})
+    """Kinds with rows, in a dataset of examples: what the task reads -> the file's column, such as
+    `{text: sentence, label: label}`; a text with columns in braces, such as `"{instruction}\\n{input}"`; or a list of
+    columns, for several references. task.kind says what each task reads."""
+    header: Fixed[tuple[str, ...]] = ()
+    """csv, tsv: names of the columns, where the file's first line doesn't hold them."""
+    files: Fixed[dict[str, Path]] = Field(default={})
+    """lines: column -> file, such as `{source: train.en.gz, target: train.de.gz}`; it takes no `path`."""
+    into: Fixed[Literal["train", "valid", "heldout"] | None] = None
+    """The split that all its documents go to, for a corpus with splits of its own; null: by `split`'s shares."""
     split: Fixed[Literal["train", "valid", "heldout"]] = "train"
     """A dataset source's split. Its heldout documents were seen by no model trained on the dataset."""
     document_characters: Fixed[Count] = 16384
@@ -42,12 +56,24 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _path_where_one_is_needed(self) -> "Source":
-        if self.kind != "stdlib" and self.path is None:
+        if (self.kind == "lines") != bool(self.files):
+            raise ValueError(
+                "a source of kind lines, and no other, needs `files`, such as {source: a.en, target: a.de}"
+            )
+        if self.kind not in ("stdlib", "lines") and self.path is None:
             raise ValueError(f"a source of kind {self.kind} needs a path")
+        if self.kind == "lines" and (self.path is not None or not self.name):
+            raise ValueError("a source of kind lines takes `files` and a `name`, and no path")
         if self.kind == "stdlib" and self.path is not None:
             raise ValueError("a stdlib source takes no path: it is the running Python's. Use kind: folder")
-        if self.glob and self.kind not in ("folder", "jsonl"):
-            raise ValueError(f"a source of kind {self.kind} takes no glob: only folder and jsonl do")
+        if self.glob and self.kind not in ("folder", *TABLES):
+            raise ValueError(f"a source of kind {self.kind} takes no glob: only folder, {', '.join(TABLES)} do")
+        if self.columns and self.kind not in (*TABLES, "lines"):
+            raise ValueError(f"a source of kind {self.kind} has no columns: only {', '.join(TABLES)} and lines do")
+        if self.header and self.kind not in ("csv", "tsv"):
+            raise ValueError("header names the columns of a csv or tsv without a first line of names")
+        if self.into and self.kind == "dataset":
+            raise ValueError("a source of kind dataset takes no `into`: its documents keep their own sources' names")
         if "\n" in self.label or self.label.strip("/.") == "":
             raise ValueError(f"a source can't be called {self.label!r}; give it a name")
         return self
@@ -130,20 +156,6 @@ class TokenizerTraining(Section):
     then. A model that goes on from another needs that one's."""
 
 
-class Task(Section):
-    """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""
-
-    kind: Fixed[Literal["docstring", "prompt_completion"]] = "docstring"
-    """docstring: from Python source, a function without its docstring -> the docstring's first paragraph;
-    prompt_completion: two declared fields of each JSON line."""
-    max_tokens: Fixed[Annotated[int, Field(ge=8)]] = 512
-    """Longer examples are dropped: `example_too_long`."""
-    min_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1
-    """Examples with a shorter completion are dropped: `completion_too_short`."""
-    max_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1000
-    """Examples with a longer completion are dropped: `completion_too_long`."""
-
-
 class DatasetRecipe(Section):
     """A whole dataset."""
 
@@ -183,16 +195,23 @@ class DatasetRecipe(Section):
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":
-        wants_fields = self.kind == "examples" and self.task.kind == "prompt_completion"
         for number, source in enumerate(self.sources):
-            if wants_fields and (source.kind != "jsonl" or source.completion_field is None):
+            if self.kind == "text":
+                if source.columns or source.kind in ("lines", "squad"):
+                    raise ValueError(
+                        f"sources.{number} has columns for a task: it needs kind: examples (a dataset of text has one "
+                        "column, text_field)"
+                    )
+                continue
+            if self.task.kind not in ("docstring", "prompt_completion"):
+                raise ValueError(f"task.kind {self.task.kind} can't be built yet")
+            reads_text = self.task.kind == "docstring"
+            if (self.task.kind == "qa") != (source.kind == "squad"):
+                raise ValueError(f"task qa reads sources of kind squad and no other task does: see sources.{number}")
+            if not reads_text and source.kind not in (*TABLES, "lines", "squad"):
                 raise ValueError(
-                    f"task prompt_completion reads JSON lines: sources.{number} must have kind: jsonl and a "
-                    "completion_field"
+                    f"task {self.task.kind} reads rows: sources.{number} must be of kind {', '.join(TABLES)} or lines, "
+                    "with its columns"
                 )
-            if not wants_fields and source.completion_field is not None:
-                raise ValueError(
-                    f"sources.{number}.completion_field means something only with kind: examples and "
-                    "task.kind: prompt_completion"
-                )
+            self.task.check_columns(source.columns, f"sources.{number}")
         return self

@@ -36,6 +36,9 @@ class Rows:
     """(rows, length) uint8 for examples: bit 0, the token is in the loss; the rest, its field. None for text."""
     positions: np.ndarray
     """(rows,) int64; -1 for a filler row."""
+    targets: np.ndarray | None = None
+    """(documents, columns) int32 or float32: what each document that `starts` tells of is to predict beside tokens,
+    row after row; None where the dataset has no targets."""
 
 
 def layout(index: Index, context: int) -> Layout:
@@ -64,6 +67,7 @@ class LocalReader:
         self.index, self.order = index, order
         self.length = context + 1
         self._opened: dict[int, tuple[MappedShard, list[int]]] = {}
+        self._targets: dict[int, np.ndarray] = {}
         self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -94,7 +98,18 @@ class LocalReader:
                 tokens[slot, end - begin :] = 0
             tokens[slot, : end - begin] = mapped.tokens(begin, end)
             lengths[slot] = end - begin
-        return Rows(tokens, lengths, tuple(starts), use, positions)
+        real = positions >= 0
+        return Rows(tokens, lengths, tuple(starts), use, positions, self._targets_of(shards[real], firsts[real]))
+
+    def _targets_of(self, shards: np.ndarray, documents: np.ndarray) -> np.ndarray | None:
+        """The targets of documents, given by shard and number in it."""
+        if self.index.targets is None:
+            return None
+        for shard in set(shards.tolist()) - self._targets.keys():
+            self._targets[shard] = self._open(shard)[0].targets(self.index.targets)
+        found = [self._targets[shard][document] for shard, document in zip(shards.tolist(), documents, strict=True)]
+        width = len(self.index.targets.names)
+        return np.array(found, self.index.targets.dtype).reshape(-1, width)
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from data.publish import published, write_json
-from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
+from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry, Targets
 
 BLOCK_TOKENS = 1 << 20
 SHARD_TOKENS = 1 << 22
@@ -40,6 +40,10 @@ class TokenDocument:
     """xxh3_128 of that text, hex."""
     uses: np.ndarray | None = None
     """uint8, one a token; only in a dataset of examples."""
+    targets: np.ndarray | None = None
+    """1-D, what it is to predict beside tokens; only where the dataset has targets."""
+    about: str | None = None
+    """JSON, what an evaluation needs beside the tokens; only in a dataset of examples."""
 
 
 def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> list[slice]:
@@ -87,9 +91,11 @@ def write_shard(
         tar = _TarBlocks(file, np.dtype(dtype), first_block, block_tokens)
         for document in documents:
             values = (document.id, document.source, tar.tokens, len(document.tokens))
-            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=True):
+            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=False):
                 columns[key].append(value)
-            tar.add(document.tokens, document.uses)
+            if document.about is not None:
+                columns.setdefault("about", []).append(document.about)
+            tar.add(document)
         sha256, size = tar.close()
     _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
     text_bytes = sum(columns["bytes"])
@@ -112,6 +118,7 @@ def write_split(
     kind: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     block_tokens: int = BLOCK_TOKENS,
+    targets: Targets | None = None,
 ) -> Index:
     """Write a whole split from documents in memory, in their order, in this process.
 
@@ -124,7 +131,7 @@ def write_split(
         name = shard_name(split, number)
         shards.append(write_shard(folder, name, documents[part], dtype, first_block, block_tokens))
         first_block += shards[-1].samples
-    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards))
+    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards), targets)
     write_index(index, folder.name)
     return index
 
@@ -160,12 +167,18 @@ class _TarBlocks:
         self._pending: list[tuple[np.ndarray, np.ndarray | None]] = []
         self._pending_tokens = 0
         self._starts: list[int] = []
+        self._targets: list[np.ndarray] = []
+        self._no_targets: np.ndarray | None = None  # [0, columns], where documents have any
         self.tokens = 0
         self.blocks: list[Block] = []
 
-    def add(self, tokens: np.ndarray, uses: np.ndarray | None) -> None:
+    def add(self, document: TokenDocument) -> None:
+        tokens = document.tokens
         self._starts.append(self._pending_tokens)
-        self._pending.append((tokens, uses))
+        self._pending.append((tokens, document.uses))
+        if document.targets is not None:
+            self._targets.append(document.targets)
+            self._no_targets = document.targets[None][:0]
         self._pending_tokens += len(tokens)
         self.tokens += len(tokens)
         while self._pending_tokens >= self._block_tokens:
@@ -190,6 +203,9 @@ class _TarBlocks:
             uses = np.concatenate([part for _, part in self._pending if part is not None]).astype(USE_DTYPE)
             members["use.npy"] = uses[:count]
             rest_uses = uses[count:]
+        if self._no_targets is not None:
+            inside, self._targets = self._targets[: len(starts)], self._targets[len(starts) :]
+            members["tgt.npy"] = np.stack(inside) if inside else self._no_targets
         encoded = {name: _npy(array) for name, array in members.items()}
         offset = self._tar.tarstream.offset
         places = {}
@@ -197,7 +213,8 @@ class _TarBlocks:
             places[name] = offset + _TAR_HEADER + len(encoded[name]) - members[name].nbytes
             offset += _TAR_HEADER + -(-len(encoded[name]) // _TAR_HEADER) * _TAR_HEADER
         self._tar.write({"__key__": f"{self._key:09d}", **encoded})
-        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), places.get("use.npy", -1)))
+        others = (places.get("use.npy", -1), places.get("tgt.npy", -1))
+        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), *others))
         self._key += 1
         self._starts = [start - count for start in self._starts if start >= count]
         self._pending_tokens -= count

@@ -87,7 +87,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
     """The document as items to keep; what is dropped goes to `said`. A text is an item without completion."""
     size = document.bytes
     if document.text is None:
-        said.drops.append(Drop("read", "not_text", document.id, size))
+        said.drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
     text = normalise(document.text)
     completion = None if document.completion is None else normalise(document.completion)

@@ -18,8 +18,11 @@ from data.corpus import Document
 from data.dedup import band_keys, exact_digest
 from data.recipe import DatasetRecipe
 from data.shard_writer import TokenDocument
-from data.shards import token_dtype
-from data.tasks import Example, example_uses, join_example, make_examples
+from data.shards import USE_DTYPE, token_dtype, use_value
+from data.tasks.encode import encode_examples
+from data.tasks.example import Example
+from data.tasks.make import make_examples
+from data.tasks.task import Task
 from data.tokenizer import Tokenizer
 
 
@@ -68,9 +71,9 @@ def prepare(chunk: int, documents: Sequence[Document], work: Path, recipe: Datas
     with text_file(work, chunk).open("wb") as file:
         for document in documents:
             for item in _kept(document, recipe, said):
-                prompt, completion = item.prompt.encode(), item.completion.encode()
+                prompt, completion = (text.encode() for _, text in item.texts)
                 file.write(prompt + completion)
-                whole = f"{item.prompt}\n{item.completion}" if recipe.kind == "examples" else item.prompt
+                whole = item.text if recipe.kind == "examples" else item.texts[0][1]
                 said.ids.append(item.id)
                 said.origins.append(item.origin)
                 said.sources.append(item.source)
@@ -86,20 +89,19 @@ def prepare(chunk: int, documents: Sequence[Document], work: Path, recipe: Datas
 def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Example]:
     """The document as items to keep; what is dropped goes to `said`. A text is an item without completion."""
     size = document.bytes
-    if document.text is None:
+    if document.text is None and document.fields is None:
         said.drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
-    text = normalise(document.text)
-    completion = None if document.completion is None else normalise(document.completion)
-    document = replace(document, text=text, completion=completion)
-    rule = fault(text, recipe.clean) if completion is None else None
-    if rule:
-        said.drops.append(Drop("clean", rule, document.id, size))
-        return []
+    if document.text is not None:
+        document = replace(document, text=normalise(document.text))
+        rule = fault(document.text or "", recipe.clean)
+        if rule:
+            said.drops.append(Drop("clean", rule, document.id, size))
+            return []
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
-        return [Example(document.id, document.id, document.source, text, "")]
+        return [Example(document.id, document.id, document.source, (("text", document.text or ""), ("text", "")))]
     made = make_examples(document, recipe.task)
     if made is None:
         said.drops.append(Drop("examples", f"not_for_{recipe.task.kind}", document.id, document.bytes))
@@ -107,8 +109,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
     kept = []
     for example in made:
         if example.fault:
-            size = len(example.prompt.encode()) + len(example.completion.encode())
-            said.drops.append(Drop("examples", example.fault, example.id, size))
+            said.drops.append(Drop("examples", example.fault, example.id, example.text_bytes or size))
         else:
             kept.append(example)
     return kept
@@ -138,14 +139,18 @@ def encode(
     tokenizer = _tokenizer(work, fingerprint)
     content = text_file(work, chunk).read_bytes()
     prompts = [content[item.offset : item.offset + item.prompt_bytes].decode() for item in items]
-    encoded = tokenizer.encode_many(prompts)
     if examples:
         ends = [item.offset + item.prompt_bytes for item in items]
         parts = [content[end : end + item.completion_bytes] for end, item in zip(ends, items, strict=True)]
-        completions = tokenizer.encode_many([part.decode() for part in parts])
-        whole = [join_example(tokenizer, *pair) for pair in zip(encoded, completions, strict=True)]
-        prompt_tokens = [len(prompt) + 1 for prompt in encoded]
+        made = [
+            Example("", "", "", (("prompt", prompt), ("completion", part.decode())))
+            for prompt, part in zip(prompts, parts, strict=True)
+        ]
+        rows = encode_examples(made, tokenizer, Task(max_tokens=1 << 30), ())
+        whole = rows.tokens
+        prompt_tokens = [int((use == use_value("prompt", in_loss=False)).sum()) for use in rows.uses]
     else:
+        encoded = tokenizer.encode_many(prompts)
         whole = [np.append(tokens, np.int32(tokenizer.eos_id)) for tokens in encoded]
         prompt_tokens = [0] * len(whole)
     lengths = [0 if examples and len(tokens) > max_tokens else len(tokens) for tokens in whole]
@@ -183,5 +188,8 @@ def gathered(placed: Sequence[Placed], work: Path, dtype: np.dtype, examples: bo
         if place.chunk not in maps:
             maps[place.chunk] = np.memmap(token_file(work, place.chunk), dtype, "r")
         tokens = maps[place.chunk][place.first : place.first + place.tokens]
-        uses = example_uses(place.prompt_tokens, place.tokens) if examples else None
+        uses = None
+        if examples:
+            uses = np.full(place.tokens, use_value("completion", in_loss=True), USE_DTYPE)
+            uses[: place.prompt_tokens] = use_value("prompt", in_loss=False)
         yield TokenDocument(place.id, place.source, tokens, place.text_bytes, place.digest, uses)

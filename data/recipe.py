@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.settings import Fixed, Free, Section
-from data.source import Source
+from data.source import TABLES, Source
+from data.tasks.task import Task
 
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -89,20 +90,6 @@ class TokenizerTraining(Section):
     then. A model that goes on from another needs that one's."""
 
 
-class Task(Section):
-    """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""
-
-    kind: Fixed[Literal["docstring", "prompt_completion"]] = "docstring"
-    """docstring: from Python source, a function without its docstring -> the docstring's first paragraph;
-    prompt_completion: two declared fields of each JSON line."""
-    max_tokens: Fixed[Annotated[int, Field(ge=8)]] = 512
-    """Longer examples are dropped: `example_too_long`."""
-    min_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1
-    """Examples with a shorter completion are dropped: `completion_too_short`."""
-    max_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1000
-    """Examples with a longer completion are dropped: `completion_too_long`."""
-
-
 class DatasetRecipe(Section):
     """A whole dataset."""
 
@@ -153,16 +140,23 @@ class DatasetRecipe(Section):
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":
-        wants_fields = self.kind == "examples" and self.task.kind == "prompt_completion"
         for number, source in enumerate(self.sources):
-            if wants_fields and (source.kind != "jsonl" or source.completion_field is None):
+            if self.kind == "text":
+                if source.columns or source.kind in ("lines", "squad"):
+                    raise ValueError(
+                        f"sources.{number} has columns for a task: it needs kind: examples (a dataset of text has one "
+                        "column, text_field)"
+                    )
+                continue
+            if self.task.kind not in ("docstring", "prompt_completion"):
+                raise ValueError(f"task.kind {self.task.kind} can't be built yet")
+            reads_text = self.task.kind == "docstring"
+            if (self.task.kind == "qa") != (source.kind == "squad"):
+                raise ValueError(f"task qa reads sources of kind squad and no other task does: see sources.{number}")
+            if not reads_text and source.kind not in (*TABLES, "lines", "squad"):
                 raise ValueError(
-                    f"task prompt_completion reads JSON lines: sources.{number} must have kind: jsonl and a "
-                    "completion_field"
+                    f"task {self.task.kind} reads rows: sources.{number} must be of kind {', '.join(TABLES)} or lines, "
+                    "with its columns"
                 )
-            if not wants_fields and source.completion_field is not None:
-                raise ValueError(
-                    f"sources.{number}.completion_field means something only with kind: examples and "
-                    "task.kind: prompt_completion"
-                )
+            self.task.check_columns(source.columns, f"sources.{number}")
         return self

@@ -36,7 +36,11 @@ KINDS = ("text", "examples")
 START_DTYPE = np.dtype("<u4")
 USE_DTYPE = np.dtype("u1")
 IN_LOSS = 0x01
-FIELDS = ("prompt", "completion")
+FIELDS = (
+    *("prompt", "completion", "text", "text_a", "text_b", "question", "context", "source", "target"),
+    *("system", "user", "assistant"),
+)
+"""What a token of an example may belong to."""
 _READ_BYTES = 1 << 22
 
 

@@ -18,11 +18,10 @@ from data.settings import Fixed, Free, Section
 
 Count = Annotated[int, Field(ge=0)]
 Place = Annotated[str, BeforeValidator(lambda held: os.fspath(held) if isinstance(held, os.PathLike) else held)]
-TABLES = ("csv", "tsv", "parquet")
-ROWS = ("jsonl", *TABLES)
-"""Kinds of named fields, a row a document."""
-_SEVERAL = ("folder", "html", "warc", "webdataset", *ROWS)
-_DECODED = ("text", "folder", "html", "webdataset", *ROWS)
+TABLES = ("jsonl", "json", "csv", "tsv", "parquet")
+"""Kinds of named columns, a row a document."""
+_SEVERAL = ("folder", "html", "warc", "webdataset", "squad", *TABLES)
+_DECODED = ("text", "folder", "html", "warc", "webdataset", "lines", *TABLES)
 _WILD = re.compile(r"[*?\[{]")
 
 
@@ -30,12 +29,16 @@ class Source(Section):
     """One place that documents come from."""
 
     kind: Fixed[
-        Literal["stdlib", "text", "folder", "jsonl", "csv", "tsv", "parquet", "html", "warc", "webdataset", "dataset"]
-    ]
+        Literal[
+            "stdlib", "text", "folder", "jsonl", "json", "csv", "tsv", "parquet", "lines", "squad", "html", "warc",
+            "webdataset", "dataset",
+        ]
+    ]  # fmt: skip
     """stdlib: the running Python's standard library; text: a file, cut into documents; folder: a file is a document;
-    jsonl, csv, tsv, parquet: a row is a document; html: a page is a document, its main text taken out; warc: the same
-    for each HTML response in a web archive; webdataset: a sample of a tar is a document; dataset: one split of a
-    dataset built before. Compressed files (.gz, .zst, .bz2, .xz) are read as what they hold."""
+    jsonl, json (a list of objects), csv, tsv, parquet: a row is a document; lines: line-aligned files, a line of all is
+    a row; squad: questions of SQuAD JSON; html: a page is a document, its main text taken out; warc: the same for each
+    HTML response in a web archive; webdataset: a sample of a tar is a document; dataset: one split of a dataset built
+    before. Compressed files (.gz, .zst, .bz2, .xz) are read as what they hold."""
     name: Fixed[str] = ""
     """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
     path: Fixed[Place | None] = None
@@ -46,17 +49,23 @@ class Source(Section):
     """Which files of a folder, relative to it; none: those with the kind's usual suffixes (folder: every one). Names
     that begin with a dot are passed over."""
     text_field: Fixed[str] = "text"
-    """The column or JSON field that holds the text (in task prompt_completion: the prompt). webdataset: a sample's text
-    is its `.txt` member, else this field of its `.json` one."""
-    completion_field: Fixed[str | None] = None
-    """Task prompt_completion: the column or field that holds the completion."""
-    columns: Fixed[tuple[str, ...]] = ()
-    """csv and tsv: the names of the columns, in a file whose first line is a row; none: the first line names them."""
+    """In a dataset of text: the column or JSON field that holds it. webdataset: a sample's text is its `.txt` member,
+    else this field of its `.json` one."""
+    columns: Fixed[dict[str, str | tuple[str, ...]]] = Field(default={})
+    """Kinds with rows, in a dataset of examples: what the task reads -> the file's column, such as
+    `{text: sentence, label: label}`; a text with columns in braces, such as `"{instruction}\\n{input}"`; or a list of
+    columns, for several references. task.kind says what each task reads."""
+    header: Fixed[tuple[str, ...]] = ()
+    """csv, tsv: names of the columns, where the file's first line doesn't hold them."""
+    files: Fixed[dict[str, Place]] = Field(default={})
+    """lines: column -> file, such as `{source: train.en.gz, target: train.de.gz}`; it takes no `path`."""
+    into: Fixed[Literal["train", "valid", "heldout"] | None] = None
+    """The split that all its documents go to, for a corpus with splits of its own; null: by `split`'s shares."""
     quoted: Fixed[bool | None] = None
     """csv and tsv: whether quotation marks enclose fields (RFC 4180); null: csv yes, tsv no."""
     on_bad_row: Fixed[Literal["error", "drop"]] = "error"
-    """A row that isn't one (bad JSON, another number of columns, no text in the field): error names file and line and
-    ends the build; drop counts it as `bad_row`."""
+    """A row that isn't one (bad JSON, another number of cells, no text in `text_field`): error names file and line and
+    ends the build; drop counts it as `bad_row`. In a dataset of examples task.on_bad_row says."""
     encoding: Fixed[str] = "utf-8"
     """Of the text in files without a byte order mark (UTF-8, -16 and -32 marks are honoured); html and warc take what a
     page declares first. Undecodable documents are dropped as `not_text`, never mended."""
@@ -106,18 +115,24 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _settings_of_its_kind(self) -> "Source":
-        if self.kind != "stdlib" and self.path is None:
+        if (self.kind == "lines") != bool(self.files):
+            raise ValueError("kind lines, and no other, needs `files`, such as {source: a.en, target: a.de}")
+        if self.kind == "lines" and (self.path is not None or not self.name):
+            raise ValueError("a source of kind lines takes `files` and a `name`, and no path")
+        if self.kind not in ("stdlib", "lines") and self.path is None:
             raise ValueError(f"a source of kind {self.kind} needs a path")
         if self.kind == "stdlib" and self.path is not None:
             raise ValueError("a stdlib source takes no path: it is the running Python's. Use kind: folder")
         for name, kinds in (
-            ("glob", _SEVERAL), ("columns", ("csv", "tsv")), ("quoted", ("csv", "tsv")),
-            ("on_bad_row", (*ROWS, "webdataset")), ("encoding", (*_DECODED, "warc")),
+            ("glob", _SEVERAL), ("columns", (*TABLES, "lines")), ("header", ("csv", "tsv")), ("quoted", ("csv", "tsv")),
+            ("on_bad_row", (*TABLES, "webdataset")), ("encoding", _DECODED),
         ):  # fmt: skip
             if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
                 raise ValueError(f"a source of kind {self.kind} takes no {name}: only {', '.join(kinds)} do")
-        if len(set(self.columns)) < len(self.columns):
-            raise ValueError(f"columns names one of {', '.join(self.columns)} twice")
+        if len(set(self.header)) < len(self.header):
+            raise ValueError(f"header names a column twice: {', '.join(self.header)}")
+        if self.into and self.kind == "dataset":
+            raise ValueError("a source of kind dataset takes no `into`: its documents keep their own sources' names")
         if not self.name and self.path is not None and self.several:
             raise ValueError(f"a source of several files needs a name: {redacted(self.path)}")
         if "\n" in self.label or self.label.strip("/.") == "":
@@ -127,6 +142,10 @@ class Source(Section):
     @field_serializer("path", when_used="json")
     def _without_secrets(self, path: Any) -> Any:
         return path if path is None else redacted(path)
+
+    @field_serializer("files", when_used="json")
+    def _files_without_secrets(self, files: dict[str, str]) -> dict[str, str]:
+        return {name: redacted(path) for name, path in files.items()}
 
     @cached_property
     def label(self) -> str:

@@ -9,7 +9,8 @@ from data.errors import UserError
 from data.order import Order
 from data.reader import LocalReader, layout, longest_document
 from data.shards import Index
-from data.tasks import encode_prompt
+from data.tasks.task import Task
+from data.tasks.template import encode_prompt
 from data.tokenizer import Tokenizer
 from trainer.recipe import Recipe
 
@@ -44,7 +45,7 @@ class Inputs:
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
         if self.dataset.kind == "examples":
-            return encode_prompt(self.tokenizer, text).tolist()
+            return encode_prompt(self.tokenizer, text, Task(**self.dataset.info["recipe"]["task"])).tolist()
         return self.tokenizer.encode(text).tolist() or [self.tokenizer.eos_id]
 
     @cached_property

@@ -1,8 +1,8 @@
 """Documents, streamed from where they are: files, folders, tables, web pages, archives, earlier datasets, URLs.
 
 Each module here is one idea: `files` finds and opens, `compression` and `encodings` turn bytes into text, `texts`,
-`rows`, `web`, `tars` are the formats, `sampling` says how much is taken. Everything streams: what is in memory is one
-document and some buffers, whatever the corpus.
+`tables`, `squad`, `web`, `tars` are the formats, `rows` makes documents of rows, `sampling` says how much is taken.
+Everything streams: what is in memory is one document and some buffers, whatever the corpus.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from data.corpus.document import Document
 from data.corpus.files import InputFile, input_files
 from data.corpus.fingerprint import fingerprint
-from data.corpus.rows import row_documents
+from data.corpus.rows import aligned_documents, row_documents, squad_documents
 from data.corpus.sampling import capped, sampled
 from data.corpus.tars import tar_file
 from data.corpus.texts import cut_file, whole_file
 from data.corpus.web import html_file, warc_file
 from data.errors import UserError
 from data.remote import redacted
-from data.source import Source
+from data.source import TABLES, Source
 
 __all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files"]
 
@@ -25,10 +25,8 @@ _READERS: dict[str, Callable[[Source, InputFile], Iterator[Document]]] = {
     "stdlib": whole_file,
     "folder": whole_file,
     "text": cut_file,
-    "jsonl": row_documents,
-    "csv": row_documents,
-    "tsv": row_documents,
-    "parquet": row_documents,
+    **dict.fromkeys(TABLES, row_documents),
+    "squad": squad_documents,
     "html": html_file,
     "warc": warc_file,
     "webdataset": tar_file,
@@ -54,6 +52,9 @@ def documents(sources: Sequence[Source]) -> Iterator[Document]:
 def _all(source: Source) -> Iterator[Document]:
     if source.kind == "dataset":
         yield from _from_dataset(source)
+        return
+    if source.kind == "lines":
+        yield from aligned_documents(source, input_files(source))
         return
     for file in input_files(source):
         yield from _READERS[source.kind](source, file)

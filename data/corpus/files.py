@@ -25,6 +25,8 @@ from data.source import Source
 _INSTALLED = {"site-packages", "dist-packages"}
 _USUAL = {
     "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "squad": (".json",),
     "csv": (".csv",),
     "tsv": (".tsv",),
     "html": (".html", ".htm"),
@@ -50,6 +52,11 @@ class InputFile:
         return (urlsplit(self.path).path if is_url(self.path) else self.path).rpartition("/")[2]
 
     @property
+    def remote(self) -> bool:
+        """Whether it lies behind a URL."""
+        return is_url(self.path)
+
+    @property
     def shown(self) -> str:
         """How messages call it."""
         return redacted(self.path)
@@ -70,6 +77,14 @@ def input_files(source: Source) -> list[InputFile]:
         root = Path(sysconfig.get_path("stdlib"))
         found = (path for path in root.rglob("*.py") if not _INSTALLED.intersection(path.parts))
         return _in_folder(source, root, found)
+    if source.kind == "lines":
+        for path in source.files.values():
+            if not is_url(path) and not Path(path).expanduser().is_file():
+                raise UserError(f"source {source.label}: {path} is not a file")
+        return [
+            InputFile(f"{source.label}/{name}", path if is_url(path) else str(Path(path).expanduser()))
+            for name, path in source.files.items()
+        ]
     try:
         files = _remote_files(source) if source.remote else _local_files(source)
     except OSError as error:
@@ -118,7 +133,7 @@ def reading(source: Source, file: InputFile) -> Iterator[None]:
 
 def raw(source: Source, file: InputFile) -> Any:
     """The file's bytes as they lie there, as a stream that can seek. Raises OSError."""
-    return open_stream(file.path, source.patience) if is_url(file.path) else Path(file.path).open("rb", buffering=0)
+    return open_stream(file.path, source.patience) if file.remote else Path(file.path).open("rb", buffering=0)
 
 
 def _local_files(source: Source) -> list[InputFile]:
@@ -128,7 +143,7 @@ def _local_files(source: Source) -> list[InputFile]:
         return _named(source, {found.removeprefix(fixed).lstrip("/"): found for found in _expanded(source, str(path))})
     if path.is_file():
         if source.kind == "folder":
-            raise UserError(f"source {source.label}: {path} is a file; use kind: text or jsonl")
+            raise UserError(f"source {source.label}: {path} is a file; use kind: text, jsonl, csv ...")
         return [InputFile(source.label, str(path))]
     if not path.is_dir():
         raise UserError(f"source {source.label}: {path} doesn't exist")
@@ -190,7 +205,7 @@ def _stored_files(source: Source, url: str) -> list[InputFile]:
         patterns = [fsspec.core.url_to_fs(plain)[1] for plain in _braces(source, str(source.path))]
     elif files.isfile(path):
         if source.kind == "folder":
-            raise UserError(f"source {source.label}: {redacted(url)} is a file; use kind: text or jsonl")
+            raise UserError(f"source {source.label}: {redacted(url)} is a file; use kind: text, jsonl, csv ...")
         return [InputFile(source.label, url)]
     elif not files.isdir(path):
         raise UserError(f"source {source.label}: {redacted(url)} doesn't exist")

@@ -36,11 +36,9 @@ def fingerprint(sources: Sequence[Source]) -> dict[str, dict[str, int | str]]:
 
 def _marks(source: Source, files: Sequence[InputFile]) -> Iterator[tuple[str, int]]:
     """(what tells its content, bytes) of each file."""
-    if not source.remote:
-        yield from (_digest(source, file) for file in files)
-        return
-    for file, seen in zip(files, looked_up(source, files), strict=True):
-        yield _said(seen) or _digest(source, file)
+    said = iter(looked_up(source, [file for file in files if file.remote]))
+    for file in files:
+        yield (_said(next(said)) if file.remote else None) or _digest(source, file)
 
 
 def _said(seen: Seen) -> tuple[str, int] | None:

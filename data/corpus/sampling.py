@@ -6,14 +6,13 @@ the reading: the first so many that the share left.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from data.corpus.document import Document
 from data.source import Source
 
 
 def sampled(source: Source, documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents; those outside the share without their text, as `not_sampled`."""
+    """The documents; those outside the share without what they hold, as `not_sampled`."""
     if source.weight == 1:
         yield from documents
         return
@@ -21,20 +20,20 @@ def sampled(source: Source, documents: Iterable[Document]) -> Iterator[Document]
 
     limit = source.weight * 2.0**64
     for document in documents:
-        if xxhash.xxh3_64_intdigest(f"weight\0{document.id}".encode()) < limit:
+        if document.fault or xxhash.xxh3_64_intdigest(f"weight\0{document.id}".encode()) < limit:
             yield document
         else:
-            yield replace(document, text=None, completion=None, size=document.bytes, fault="not_sampled")
+            yield Document(document.id, document.source, None, document.bytes, "not_sampled")
 
 
 def capped(source: Source, documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents until those with text reach `max_documents` or would exceed `max_bytes`."""
+    """The documents until those without a fault reach `max_documents` or would exceed `max_bytes`."""
     if source.max_documents is None and source.max_bytes is None:
         yield from documents
         return
     count = size = 0
     for document in documents:
-        if document.text is not None:
+        if document.fault is None:
             count, size = count + 1, size + document.bytes
             if source.max_bytes is not None and size > source.max_bytes:
                 return

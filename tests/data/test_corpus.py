@@ -75,10 +75,9 @@ def test_json_lines_are_read_by_field(tmp_path, suffix):
     content = "\n\n".join(json.dumps(line) for line in lines).encode()
     path = tmp_path / f"x.jsonl{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
-    got = read(kind="jsonl", path=path, name="q", text_field="q", completion_field="a")
-    assert [(d.text, d.completion) for d in got] == [("what", "that"), ("中文\n", "x"), (None, None), (None, None)]
+    got = read(kind="jsonl", path=path, name="q", text_field="q")
+    assert [d.text for d in got] == ["what", "中文\n", None, None]
     assert got[1].id == "q:000000003"
-    assert read(kind="jsonl", path=path, text_field="q")[0].completion is None
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_a_cut_gzip_file_is_an_error_that_names_it(tmp_path):
         ({"kind": "jsonl", "path": "gone.jsonl"}, r"gone\.jsonl doesn't exist"),
         ({"kind": "folder", "path": "gone"}, "gone doesn't exist"),
         ({"kind": "text", "path": "."}, "is a folder; use kind: folder"),
-        ({"kind": "folder", "path": "a.txt"}, "is a file; use kind: text or jsonl"),
+        ({"kind": "folder", "path": "a.txt"}, "is a file; use kind: text, jsonl"),
         ({"kind": "folder", "path": ".", "glob": ["*.md", "*.rst"]}, r"no file in .* matches \*\.md, \*\.rst"),
     ],
 )

@@ -448,7 +448,7 @@ def _at_home(recipe: Any) -> Any:
         return _home() / path if path is not None and not path.exists() and (_home() / path).exists() else path
 
     sources = tuple(
-        source.model_copy(update={"path": place(source.path)}) if source.kind == "dataset" else source
+        source.model_copy(update={"path": str(place(source.local))}) if source.kind == "dataset" else source
         for source in recipe.sources
     )
     tokenizer = recipe.tokenizer.model_copy(update={"reuse": place(recipe.tokenizer.reuse)})

@@ -134,8 +134,9 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
-    """The settings that decide the bytes: all but the number of workers."""
-    return recipe.model_dump(mode="json", exclude={"workers"})
+    """The settings that decide the bytes: all but how many work at it and how long a server is waited for."""
+    free = {"workers": True, "sources": {"__all__": {"timeout_s", "tries"}}}
+    return recipe.model_dump(mode="json", exclude=free)
 
 
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
     """The document as items to keep; what is dropped goes to `said`. A text is an item without completion."""
     size = document.bytes
     if document.text is None and document.fields is None:
-        said.drops.append(Drop("read", "not_text", document.id, size))
+        said.drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
     if document.text is not None:
         document = replace(document, text=normalise(document.text))

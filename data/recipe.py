@@ -10,78 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.settings import Fixed, Free, Section
-from data.tables import KINDS as TABLES
+from data.source import TABLES, Source
 from data.tasks.task import Task
 
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class Source(Section):
-    """One place that documents come from."""
-
-    kind: Fixed[
-        Literal["stdlib", "text", "folder", "jsonl", "json", "csv", "tsv", "parquet", "lines", "squad", "dataset"]
-    ]
-    """stdlib: the running Python's standard library; text: one file, cut into documents; folder: a file is a
-    document; jsonl, json (a list of objects), csv, tsv (without quotes), parquet: a row is a document (.gz too);
-    lines: line-aligned files, a line of all is a row; squad: questions of SQuAD JSON; dataset: one split of a dataset
-    built before."""
-    name: Fixed[str] = ""
-    """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
-    path: Fixed[Path | None] = None
-    """The file or folder, relative to the working directory. A stdlib source needs none."""
-    glob: Fixed[tuple[str, ...]] = ()
-    """Which files of a folder, relative to it; none: every one (jsonl: `**/*.jsonl` and `**/*.jsonl.gz`). Names
-    that begin with a dot are passed over."""
-    text_field: Fixed[str] = "text"
-    """Kinds with rows, in a dataset of text: the column that holds the text."""
-    columns: Fixed[dict[str, str | tuple[str, ...]]] = Field(default={})
-    """Kinds with rows, in a dataset of examples: what the task reads -> the file's column, such as
-    `{text: sentence, label: label}`; a text with columns in braces, such as `"{instruction}\\n{input}"`; or a list of
-    columns, for several references. task.kind says what each task reads."""
-    header: Fixed[tuple[str, ...]] = ()
-    """csv, tsv: names of the columns, where the file's first line doesn't hold them."""
-    files: Fixed[dict[str, Path]] = Field(default={})
-    """lines: column -> file, such as `{source: train.en.gz, target: train.de.gz}`; it takes no `path`."""
-    into: Fixed[Literal["train", "valid", "heldout"] | None] = None
-    """The split that all its documents go to, for a corpus with splits of its own; null: by `split`'s shares."""
-    split: Fixed[Literal["train", "valid", "heldout"]] = "train"
-    """A dataset source's split. Its heldout documents were seen by no model trained on the dataset."""
-    document_characters: Fixed[Count] = 16384
-    """A text source is cut at blank lines into documents of about so many characters; 0: the file is one."""
-    licence: Fixed[str] = "unknown"
-    """Recorded in the dataset, not interpreted."""
-
-    @model_validator(mode="after")
-    def _path_where_one_is_needed(self) -> "Source":
-        if (self.kind == "lines") != bool(self.files):
-            raise ValueError(
-                "a source of kind lines, and no other, needs `files`, such as {source: a.en, target: a.de}"
-            )
-        if self.kind not in ("stdlib", "lines") and self.path is None:
-            raise ValueError(f"a source of kind {self.kind} needs a path")
-        if self.kind == "lines" and (self.path is not None or not self.name):
-            raise ValueError("a source of kind lines takes `files` and a `name`, and no path")
-        if self.kind == "stdlib" and self.path is not None:
-            raise ValueError("a stdlib source takes no path: it is the running Python's. Use kind: folder")
-        if self.glob and self.kind not in ("folder", *TABLES):
-            raise ValueError(f"a source of kind {self.kind} takes no glob: only folder, {', '.join(TABLES)} do")
-        if self.columns and self.kind not in (*TABLES, "lines"):
-            raise ValueError(f"a source of kind {self.kind} has no columns: only {', '.join(TABLES)} and lines do")
-        if self.header and self.kind not in ("csv", "tsv"):
-            raise ValueError("header names the columns of a csv or tsv without a first line of names")
-        if self.into and self.kind == "dataset":
-            raise ValueError("a source of kind dataset takes no `into`: its documents keep their own sources' names")
-        if "\n" in self.label or self.label.strip("/.") == "":
-            raise ValueError(f"a source can't be called {self.label!r}; give it a name")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name that reports and ids use."""
-        return self.name or (self.path.resolve().name if self.path else self.kind)
 
 
 class Clean(Section):
@@ -167,6 +101,8 @@ class DatasetRecipe(Section):
     """Another seed deals documents to splits anew and shuffles them anew."""
     sources: Fixed[tuple[Source, ...]] = (Source(kind="stdlib", licence="PSF-2.0"),)
     """Where the documents come from."""
+    allowed_licences: Fixed[tuple[str, ...]] = ()
+    """Refuse a source whose `licence` is none of these, `unknown` included; none: any will do."""
     clean: Clean = Clean()
     """Quality rules."""
     dedup: Dedup = Dedup()
@@ -192,6 +128,15 @@ class DatasetRecipe(Section):
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}, so their documents' ids clash; set `name` on one")
         return sources
+
+    @model_validator(mode="after")
+    def _licences_are_allowed(self) -> "DatasetRecipe":
+        allowed = self.allowed_licences
+        strange = [source for source in self.sources if allowed and source.licence not in allowed]
+        if strange:
+            said = ", ".join(f"{source.label} is {source.licence!r}" for source in strange)
+            raise ValueError(f"allowed_licences are {', '.join(allowed)}, but source {said}")
+        return self
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":

@@ -217,7 +217,7 @@ def test_an_empty_corpus_says_what_became_of_it(tmp_path):
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="there was none to begin with"):
+    with pytest.raises(UserError, match=r"source none\.jsonl: there is no document in"):
         build(folder_recipe(folder, sources=(Source(kind="jsonl", path=tmp_path / "none.jsonl"),)), tmp_path / "out")
 
 

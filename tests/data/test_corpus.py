@@ -85,8 +85,8 @@ def test_json_lines_are_read_by_field(tmp_path, suffix):
     [
         ("{bad", r"x\.jsonl:2 is not a JSON line"),
         ("[1]", r"x\.jsonl:2 should hold a JSON object, not list"),
-        ('{"txt": "x"}', r"x\.jsonl:2: field 'text' is not there. Its fields: txt"),
-        ('{"text": 3}', r"x\.jsonl:2: field 'text' is int, not a string"),
+        ('{"txt": "x"}', r"x\.jsonl:2 has no field 'text'. Its fields: txt. Did you mean 'txt'\?"),
+        ('{"text": 3}', r"x\.jsonl:2 has no text in 'text': it is int"),
     ],
 )
 def test_a_bad_json_line_is_named_by_file_and_line(tmp_path, line, match):
@@ -99,7 +99,7 @@ def test_a_cut_gzip_file_is_an_error_that_names_it(tmp_path):
     content = gzip.compress(b"".join(b'{"text": "%d"}\n' % number for number in range(5000)))
     for bad in (content[: len(content) // 2], b"not gzip"):
         (tmp_path / "x.jsonl.gz").write_bytes(bad)
-        with pytest.raises(UserError, match=r"cannot read .*x\.jsonl\.gz after line \d+"):
+        with pytest.raises(UserError, match=r"cannot read .*x\.jsonl\.gz: "):
             read(kind="jsonl", path=tmp_path / "x.jsonl.gz")
 
 

@@ -1,18 +1,20 @@
 """Questions of SQuAD JSON (versions 1.1 and 2.0; XQuAD has the same form), each with its context and its line."""
 
-import gzip
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
+from data.corpus.encodings import decode
+from data.corpus.files import InputFile
+from data.corpus.tables import Row
+from data.corpus.texts import content_of
 from data.errors import UserError
-from data.tables import Row
+from data.source import Source
 
 GROUP = "article"
 """The value that tells which article a question belongs to."""
 
 
-def squad_rows(path: Path) -> Iterator[Row]:
+def squad_rows(source: Source, file: InputFile) -> Iterator[Row]:
     """One row a question: id, article, question, context, answers [{text, answer_start}], is_impossible.
 
     The line is that of the question's id in the file (in a file of one line, the path in the JSON says more: it is
@@ -21,17 +23,21 @@ def squad_rows(path: Path) -> Iterator[Row]:
     Raises:
         UserError: the file can't be read or isn't of that form.
     """
+    content, size = content_of(source, file)
+    if content is None:
+        raise UserError(
+            f"source {source.label}: {file.shown} has {size:,} bytes, and SQuAD JSON is held whole: raise "
+            f"max_document_bytes ({source.max_document_bytes:,})"
+        )
+    text, path = decode(content), file.shown
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            text = file.read().decode("utf-8-sig")
-        said = json.loads(text)
-        articles = said["data"]
+        articles = json.loads(text or "")["data"]
         if not isinstance(articles, list):
             raise TypeError("data is not a list")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{path} is not SQuAD JSON ({{"data": [{{"paragraphs": ...}}]}}): {error}') from None
+        said = error if text else "it is not UTF-8"
+        raise UserError(f'{path} is not SQuAD JSON ({{"data": [{{"paragraphs": ...}}]}}): {said}') from None
+    text = text or ""
     at, line = 0, 1
     for a, article in enumerate(articles):
         for p, paragraph in enumerate(_list(article, "paragraphs", path, f"data[{a}]")):
@@ -56,7 +62,7 @@ def squad_rows(path: Path) -> Iterator[Row]:
                 )
 
 
-def _list(held: object, name: str, path: Path, place: str) -> list:
+def _list(held: object, name: str, path: str, place: str) -> list:
     inside = held.get(name) if isinstance(held, dict) else None
     if not isinstance(inside, list):
         raise UserError(f"{path}: {place} has no list {name!r}: this is not SQuAD JSON")

@@ -1,0 +1,140 @@
+"""Web pages, as HTML files or as the responses in WARC archives: their main text, by resiliparse (10 MB/s a core).
+
+A page's text is decoded as its byte order mark says, else the server's header, else its own meta element, else the
+source's `encoding`; names of encodings mean what browsers take them for. A page that doesn't decode is dropped as
+`not_text`: guessing gets one in some hundred wrong, quietly.
+
+A response's id ends with its record id and its URL, so that a document can be asked for by either.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from data.corpus.document import Document
+from data.corpus.encodings import decode_exactly, marked
+from data.corpus.files import InputFile, unpacked
+from data.corpus.texts import content_of
+from data.errors import UserError
+from data.source import Source
+
+_META = re.compile(rb"<meta[^>]{1,400}?charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
+_HEAD = 4096  # bytes in which a charset is looked for; browsers look at 1024
+_HTTP_HEADER = (
+    b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n"
+)
+_HTML = ("text/html", "application/xhtml+xml")
+
+
+def html_file(source: Source, file: InputFile) -> Iterator[Document]:
+    """The main text of a page."""
+    content, size = content_of(source, file)
+    if content is None:
+        yield Document(file.id, source.label, None, size=size, fault="too_large")
+    else:
+        yield _page(source, file.id, content, None)
+
+
+def warc_file(source: Source, file: InputFile) -> Iterator[Document]:
+    """The main text of each response of status 200 that is HTML.
+
+    Raises:
+        UserError: cut, damaged, or not an archive.
+    """
+    _need("fastwarc")
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    seen = False
+    with unpacked(source, file) as stream:
+        for record in ArchiveIterator(_Forward(stream), record_types=WarcRecordType.any_type, parse_http=False):
+            seen = True
+            wanted = record.record_type == WarcRecordType.response and record.is_http
+            yield from _response(source, file, record, wanted)
+        if not seen:
+            raise EOFError("it holds no WARC record")
+
+
+def _response(source: Source, file: InputFile, record: Any, wanted: bool) -> Iterator[Document]:
+    """The page in a record, if it is one. fastwarc takes a cut record for a short one, so bytes are counted."""
+    from fastwarc.warc import WarcRecord
+
+    size, limit = record.content_length, source.max_document_bytes
+    number = (record.record_id or "").removeprefix("<urn:uuid:").removesuffix(">")
+    if not number:
+        raise EOFError("it ends in the header of a record, or one has no id")
+    block = record.reader.read() if wanted and size <= limit else None
+    read = len(block) if block is not None else record.reader.consume()
+    if read != size:
+        raise EOFError(f"its record {number} ends after {read:,} of {size:,} bytes")
+    if not wanted:
+        return
+    id_ = f"{file.id}:{number}:{record.headers.get('WARC-Target-URI', '')}"
+    if block is None:
+        yield Document(id_, source.label, None, size=size, fault="too_large")
+        return
+    try:
+        # A record of its own: after an error in this one the archive's iterator ends as if nothing were left.
+        answer = WarcRecord.from_bytes(_HTTP_HEADER % size + block)
+        answer.parse_http(auto_decode="all")
+        page = answer.reader.read(limit + 1) if _is_page(answer) else None
+    except OSError:  # neither HTTP nor what its encoding says: a bad page, not a bad archive
+        yield Document(id_, source.label, None, size=size, fault="not_text")
+        return
+    if page is not None and len(page) > limit:
+        yield Document(id_, source.label, None, size=len(page), fault="too_large")
+    elif page is not None:
+        yield _page(source, id_, page, answer.http_charset)
+
+
+def _is_page(record: Any) -> bool:
+    headers = record.http_headers
+    return headers is not None and headers.status_code == 200 and record.http_content_type in _HTML
+
+
+class _Forward:
+    """A stream as fastwarc wants it: it asks for the position by seeking, which others refuse."""
+
+    closed = False
+
+    def __init__(self, stream: io.BufferedReader):
+        self._stream, self._at = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._at += len(piece)
+        return piece
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        """The stream is its opener's to close."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if (offset, whence) not in ((0, io.SEEK_CUR), (self._at, io.SEEK_SET)):
+            raise io.UnsupportedOperation("a stream only goes forward")
+        return self._at
+
+
+def _page(source: Source, id_: str, content: bytes, charset: str | None) -> Document:
+    _need("resiliparse")
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import map_encoding_to_html5
+
+    encoding, begin = marked(content[:4], "")
+    if not encoding:
+        meta = _META.search(content, 0, _HEAD)
+        declared = charset or (meta and meta.group(1).decode()) or ""
+        encoding = map_encoding_to_html5(declared, fallback_utf8=False) or source.encoding
+    text = decode_exactly(content[begin:], encoding)
+    if text is None:
+        return Document(id_, source.label, None, size=len(content), fault="not_text")
+    return Document(id_, source.label, extract_plain_text(text, main_content=True))
+
+
+def _need(library: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(library) is None:
+        raise UserError(f"web pages are read with {library}, which isn't installed: pip install 'luban[web]'")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import USE_DTYPE, use_value
+from data.shards import USE_DTYPE, Targets, use_value
 from data.tasks.cut import kept_tokens
 from data.tasks.example import Example
 from data.tasks.part import Part, control_id
@@ -22,19 +22,11 @@ from data.tasks.window import windows
 from data.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The columns of a dataset's targets, one row of them an example."""
-
-    names: tuple[str, ...]
-    dtype: str
-
-
 def targets_of(task: Task) -> Targets | None:
     """What the examples of a task are to predict beside tokens; None: nothing."""
     if task.kind in ("classification", "pair"):
-        return Targets(("label",), "<f4" if task.regression else "<i4")
-    return Targets(("start", "end"), "<i4") if task.kind == "qa" else None
+        return Targets(("label",), np.dtype("<f4" if task.regression else "<i4"))
+    return Targets(("start", "end"), np.dtype("<i4")) if task.kind == "qa" else None
 
 
 @dataclass

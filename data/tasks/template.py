@@ -22,6 +22,15 @@ def is_causal(task: Task) -> bool:
     return task.layout in CAUSAL and not (task.kind in _HEADS and task.layout == "decoder")
 
 
+def controls(task: Task) -> tuple[str, ...]:
+    """What the template's control pieces do."""
+    if task.kind == "chat":
+        return ("eos",) if task.layout == "chatml" else ("system", "user", "assistant", "end", "eos")
+    if task.layout in ("encoder", "decoder") and task.kind in (*_HEADS, "qa"):
+        return ("cls", "sep")
+    return ("eos",) if task.layout == "encoder_decoder" else ("completion", "eos")
+
+
 def parts_of(example: Example, task: Task) -> list[Part]:
     """The parts of an example, of a kind other than qa, whose windows `encode` lays out by tokens."""
     if task.kind == "chat":

@@ -96,7 +96,7 @@ def test_a_pair_may_be_scored_by_a_number(tokenizer, examples_of):
     task = Task(kind="pair", regression=True)
     examples = examples_of(task, **MRPC)
     encoded = encode_examples(examples, tokenizer, task, ())
-    assert targets_of(task).dtype == "<f4"
+    assert targets_of(task).dtype == np.float32
     assert {target for (target,) in encoded.targets} == {0.0, 1.0}
 
 

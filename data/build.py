@@ -68,7 +68,7 @@ def build(
                 "files": digests(out),
             },
         )
-    for line in ("dropped:", *(pipeline.ledger.lines() or ["  nothing"])):
+    for line in ("changed and dropped:", *(pipeline.ledger.lines() or ["  nothing"])):
         progress.say(line)
     progress.say(f"{out}: {len(columns):,} documents in {time.monotonic() - began:.1f} s")
     return load_dataset(out)

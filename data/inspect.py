@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.account import account_lines
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.ledger import drop_lines
 from data.shards import FIELDS, IN_LOSS, SPLITS, MappedShard
 from data.tokenizer import EOS
 
@@ -85,7 +85,7 @@ def _stage_lines(dataset: Dataset) -> list[str]:
         for stage in stages
     ]
     head = f"{'stage':<13}{'documents in':>14}{'out':>12}{'bytes in':>16}{'out':>16}"
-    return [head, *lines, "dropped:", *(drop_lines(stages) or ["  nothing"])]
+    return [head, *lines, "changed and dropped:", *(account_lines(stages) or ["  nothing"])]
 
 
 def _length_lines(dataset: Dataset, split: str) -> list[str]:

@@ -27,6 +27,7 @@ from data.progress import Progress
 from data.recipe import DatasetRecipe
 from data.shard_writer import plan_shards, shard_name, write_index, write_shard
 from data.shards import SPLITS, Index, ShardEntry, token_dtype
+from data.tally import Tally
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import train
 from data.workplace import in_order
@@ -221,7 +222,11 @@ class Pipeline:
         text = (read[0] - len(drops["read"]), read[1] - sum(drop.bytes for drop in drops["read"]))
         clean = (sum(part.cleaned for part in parts), sum(part.cleaned_bytes for part in parts))
         self.ledger.add("read", read, text, drops["read"])
-        self.ledger.add("clean", text, clean, drops["clean"])
+        changes: dict[str, Tally] = {}
+        for part in parts:
+            for rule, tally in part.changes.items():
+                changes.setdefault(rule, Tally()).merge(tally)
+        self.ledger.add("clean", text, clean, drops["clean"], changes)
         if self.recipe.kind == "examples":
             self.ledger.add("examples", clean, (len(columns), int(columns.bytes.sum())), drops["examples"])
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -56,33 +57,6 @@ class Source(Section):
     def label(self) -> str:
         """The name that reports and ids use."""
         return self.name or (self.path.resolve().name if self.path else self.kind)
-
-
-class Clean(Section):
-    """Which documents are dropped for what they are. null switches a rule off; each drop is counted by rule."""
-
-    min_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 20
-    """Fewer characters other than white space than this: `too_short`."""
-    max_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 8_000_000
-    """More characters than this: `too_long`."""
-    max_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 100_000
-    """A line with more characters than this (minified code, embedded data): `long_line`."""
-    max_mean_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 5_000
-    """More characters a non-empty line on average than this: `long_lines`. A paragraph a line is well below."""
-    min_letters: Fixed[Share | None] = 0.4
-    """A smaller share of letters of any script among the characters that aren't white space: `few_letters`."""
-    max_digits: Fixed[Share | None] = 0.3
-    """A larger share of digits among the characters that aren't white space: `many_digits`."""
-    max_table_lines: Fixed[Share | None] = 0.6
-    """In a document of 50 lines or more, a larger share of lines that hold only numbers, byte escapes and
-    punctuation: `data_table`."""
-    max_repeated_lines: Fixed[Share | None] = 0.6
-    """In a document of 20 lines or more, a larger share of its characters in repetitions of earlier lines:
-    `repeated_lines`."""
-    max_control_characters: Fixed[Share | None] = 0.001
-    """A larger share of control characters (tab, newline and form feed aside): `control_characters`."""
-    max_replacement_characters: Fixed[Share | None] = 0.001
-    """A larger share of U+FFFD, left where a decoder gave up: `broken_encoding`."""
 
 
 class Dedup(Section):

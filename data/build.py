@@ -64,7 +64,7 @@ def build(
                 **_origin(recipe, given),
                 "stages": pipeline.ledger.to_json(),
                 **_counts(columns, tokenized, indexes),
-                "tokenizer": describe_tokenizer(tokenizer),
+                "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
             },
         )

@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.origin import is_remote
 from data.remote import Access, Remote, open_remote
 from data.shards import SPLITS, Index, MappedShard
-from data.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+from data.tokenizer import Tokenizer
 
 FORMAT = "luban-dataset"
 VERSION = 1
@@ -239,29 +239,36 @@ def _read(folder: Path) -> Any:
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `dataset.json` says of its tokenizer."""
     return {
+        "make": tokenizer.make,
         "fingerprint": tokenizer.fingerprint,
-        "model_sha256": hashlib.sha256(tokenizer.model).hexdigest(),
         "vocab_size": tokenizer.vocab_size,
         "padded_vocab_size": tokenizer.padded_vocab_size,
-        "files": [MODEL_FILE, JSON_FILE],
+        "special": tokenizer.special,
+        "losses": list(tokenizer.losses),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files().items()},
     }
 
 
 def _check_tokenizer(dataset: Dataset) -> None:
     """Compare bytes first: parsing the model is only needed to say what differs."""
-    path = dataset.folder / MODEL_FILE
     recorded = dataset.info["tokenizer"]
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the dataset's tokenizer {path}: {error.strerror or error}") from None
-    if found == recorded["model_sha256"]:
+    differing = []
+    for name, digest in recorded["files"].items():
+        path = dataset.folder / name
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read the dataset's tokenizer {path}: {error.strerror or error}") from None
+        if found != digest:
+            differing.append(name)
+    if not differing:
         return
     fingerprint = dataset.tokenizer().fingerprint
     if fingerprint != recorded["fingerprint"]:
         raise UserError(
-            f"{path} is not the tokenizer that made these shards: its fingerprint is {fingerprint[:12]}, theirs "
-            f"{recorded['fingerprint'][:12]}. Put the right one back, or rebuild the dataset."
+            f"{', '.join(differing)} in {dataset.folder} is not the tokenizer that made these shards: its fingerprint "
+            f"is {fingerprint[:12]}, theirs {recorded['fingerprint'][:12]}. Put the right one back, or rebuild the "
+            "dataset."
         )
 
 

@@ -96,12 +96,17 @@ class TokenizerTraining(Section):
     vocab_size: Fixed[Annotated[int, Field(ge=512, le=1_000_000)]] = 32768
     """Pieces, control and byte pieces included; fewer if the text has no more to merge."""
     sample_bytes: Fixed[Annotated[int, Field(ge=1)]] = 100_000_000
-    """Train on at most so many bytes of documents, picked by hash. Training takes some 15 times that in memory."""
+    """Train on at most so many bytes of documents, picked by hash, each source by its share; a long document gives its
+    beginning. Training takes some 15 times that in memory."""
     character_coverage: Fixed[Annotated[float, Field(gt=0, le=1)]] = 0.9995
     """Share of the characters seen that get a piece of their own; the others are written as bytes."""
     reuse: Fixed[Path | None] = None
-    """A dataset folder, or a tokenizer.model, whose tokenizer is taken as it is; the settings above don't matter
-    then. A model that goes on from another needs that one's."""
+    """A tokenizer that is taken as it is: a dataset's folder, a Hugging Face model's, a SentencePiece model or a
+    tokenizer.json; the settings above don't matter then. A model that goes on from another needs that one's. One that
+    changes text is taken too; the build says how many of a sample of documents don't come back whole."""
+    special: Fixed[dict[str, str]] = Field(default_factory=dict)
+    """With reuse: which of its pieces stand for eos, pad, bos, mask, completion and whatever else a template asks for,
+    where the files beside it don't say, such as {eos: "[SEP]"}. No text yields these pieces."""
 
 
 class Task(Section):

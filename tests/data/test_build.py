@@ -369,8 +369,12 @@ def test_the_tokenizer_learns_from_the_train_split_only(tmp_path):
 
 def test_training_the_tokenizer_alone_gives_the_one_that_the_build_has(small_recipe, small_dataset, tmp_path):
     tokenizer = train_tokenizer(small_recipe, tmp_path / "tokenizer")
-    assert tokenizer.model == small_dataset.tokenizer().model
-    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["tokenizer.json", "tokenizer.model"]
+    assert tokenizer.content == small_dataset.tokenizer().content
+    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
     with pytest.raises(UserError, match="is a dataset, which has its tokenizer"):
         train_tokenizer(small_recipe, small_dataset.folder)
 

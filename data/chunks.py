@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.clean import fault, normalise
+from data.clean.document import Change, clean, combined, mend
 from data.corpus import Document
 from data.dedup import band_keys, exact_digest
 from data.recipe import DatasetRecipe
 from data.shard_writer import TokenDocument
 from data.shards import USE_DTYPE, token_dtype, use_value
+from data.tally import Tally
 from data.tasks.encode import encode_examples
 from data.tasks.example import Example
 from data.tasks.make import make_examples
@@ -34,6 +35,8 @@ class Drop:
     rule: str
     id: str
     bytes: int
+    excerpt: str = ""
+    """What was there, where that can be shown."""
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Prepared:
     completion_bytes: list[int] = field(default_factory=list)
     keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
     drops: list[Drop] = field(default_factory=list)
+    changes: dict[str, Tally] = field(default_factory=dict)
+    """What the rules changed in kept documents, by rule in the order they run."""
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
@@ -93,11 +98,15 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
         said.drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
     if document.text is not None:
-        document = replace(document, text=normalise(document.text))
-        rule = fault(document.text or "", recipe.clean)
-        if rule:
-            said.drops.append(Drop("clean", rule, document.id, size))
+        cleaned = clean(document.text, recipe.clean)
+        if cleaned.text is None:
+            said.drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.excerpt))
             return []
+        document, changes = replace(document, text=cleaned.text), cleaned.changes
+    else:
+        document, changes = _mended(document, recipe)
+    for change in changes:
+        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.excerpt)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
@@ -113,6 +122,16 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
         else:
             kept.append(example)
     return kept
+
+
+def _mended(document: Document, recipe: DatasetRecipe) -> tuple[Document, tuple[Change, ...]]:
+    """A row whose fields of text are mended; where answers are places in another field, the task sees to it."""
+    fields, changes = dict(document.fields or {}), []
+    for name, held in fields.items() if not document.group else ():
+        if isinstance(held, str):
+            fields[name], made = mend(held, recipe.clean)
+            changes += made
+    return replace(document, fields=fields), combined(changes)
 
 
 @dataclass(frozen=True)

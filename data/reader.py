@@ -9,13 +9,14 @@ nothing asks a reader where it is.
 import queue
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from data.order import Layout, Order
+from data.layout import Layout
+from data.order import Order
 from data.shards import Index, MappedShard
 
 T = TypeVar("T")
@@ -36,9 +37,6 @@ class Rows:
     """(rows, length) uint8 for examples: bit 0, the token is in the loss; the rest, its field. None for text."""
     positions: np.ndarray
     """(rows,) int64; -1 for a filler row."""
-    targets: np.ndarray | None = None
-    """(documents, columns) int32 or float32: what each document that `starts` tells of is to predict beside tokens,
-    row after row; None where the dataset has no targets."""
 
 
 def layout(index: Index, context: int) -> Layout:
@@ -57,79 +55,108 @@ def longest_document(index: Index) -> int:
     return longest
 
 
-class LocalReader:
-    """Reads rows by position from mapped shards. One per thread that reads.
+class OpenShard(Protocol):
+    """What a reader needs of a shard, wherever its bytes are; token numbers count from the shard's first token."""
 
-    An example longer than the context and one is cut there; `longest_document` tells beforehand.
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop), of the shard's dtype."""
+        ...
+
+    def uses(self, start: int, stop: int) -> np.ndarray:
+        """Their use bytes (uint8)."""
+        ...
+
+    def document_starts(self) -> np.ndarray:
+        """First token of every document of the shard, ascending (int64)."""
+        ...
+
+
+def mapped(index: Index, shard: int) -> OpenShard:
+    """A shard on a local disk, memory-mapped. Raises UserError where it is missing or of another size."""
+    return MappedShard(index.folder, index.shards[shard], index.dtype)
+
+
+class LocalReader:
+    """Reads rows by position from shards that `open_shard` gives random access to. One per thread that reads.
+
+    An example longer than the context and one is cut there; `longest_document` tells beforehand. The rows read together
+    are as wide as the longest of their stages' row lengths.
     """
 
-    def __init__(self, index: Index, order: Order, context: int):
-        self.index, self.order = index, order
+    def __init__(self, indexes: Index | Sequence[Index], order: Order, context: int,
+                 open_shard: Callable[[Index, int], OpenShard] = mapped):  # fmt: skip
+        """
+        Args:
+            indexes: of the order's sources, in their order.
+            context: of the model; a row has one token more, unless its stage has shorter ones.
+            open_shard: opens the shard of that number; each is opened once.
+        """
+        self.indexes = (indexes,) if isinstance(indexes, Index) else tuple(indexes)
+        self.order = order
         self.length = context + 1
-        self._opened: dict[int, tuple[MappedShard, list[int]]] = {}
-        self._targets: dict[int, np.ndarray] = {}
-        self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._lengths = np.array(
+            [walk.layout.stride + 1 if walk.layout.stride else self.length for walk in order.walks]
+        )
+        self._open_shard = open_shard
+        self._opened: dict[tuple[int, int], tuple[OpenShard, list[int]]] = {}
+        self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions` (int64; -1 gives a filler row)."""
-        tokens = np.empty((len(positions), self.length), np.int64)
+        walks, shards, firsts = self._places(positions)
+        real = positions >= 0
+        width = int(self._lengths[walks[real]].max(initial=self._lengths.min()))
+        tokens = np.empty((len(positions), width), np.int64)
         lengths = np.zeros(len(positions), np.int64)
-        use = np.zeros(tokens.shape, np.uint8) if self.index.kind == "examples" else None
+        use = np.zeros(tokens.shape, np.uint8) if self.indexes[0].kind == "examples" else None
         starts = []
-        shards, firsts = self._places(positions)
-        for slot, (position, shard, start) in enumerate(
-            zip(positions.tolist(), shards.tolist(), firsts.tolist(), strict=True)
+        for slot, (position, walk, shard, start) in enumerate(
+            zip(positions.tolist(), walks.tolist(), shards.tolist(), firsts.tolist(), strict=True)
         ):
             if position < 0:
                 tokens[slot] = 0
                 starts.append(np.empty(0, np.int64))
                 continue
-            mapped, documents = self._open(shard)
+            source = self.order.walks[walk].source
+            opened, documents = self._open(source, shard)
             if use is None:
-                begin, end = start, start + self.length
+                begin, end = start, start + int(self._lengths[walk])
                 inside = documents[bisect_right(documents, begin) : bisect_left(documents, end)]
                 starts.append(np.array([0, *(document - begin for document in inside)], np.int64))
             else:
                 begin = documents[start]
-                end = documents[start + 1] if start + 1 < len(documents) else self.index.shards[shard].tokens
+                entry = self.indexes[source].shards[shard]
+                end = documents[start + 1] if start + 1 < len(documents) else entry.tokens
                 end = min(end, begin + self.length)
-                use[slot, : end - begin] = mapped.uses(begin, end)
+                use[slot, : end - begin] = opened.uses(begin, end)
                 starts.append(np.zeros(1, np.int64))
-                tokens[slot, end - begin :] = 0
-            tokens[slot, : end - begin] = mapped.tokens(begin, end)
+            tokens[slot, : end - begin] = opened.tokens(begin, end)
+            tokens[slot, end - begin :] = 0
             lengths[slot] = end - begin
-        real = positions >= 0
-        return Rows(tokens, lengths, tuple(starts), use, positions, self._targets_of(shards[real], firsts[real]))
+        return Rows(tokens, lengths, tuple(starts), use, positions)
 
-    def _targets_of(self, shards: np.ndarray, documents: np.ndarray) -> np.ndarray | None:
-        """The targets of documents, given by shard and number in it."""
-        if self.index.targets is None:
-            return None
-        for shard in set(shards.tolist()) - self._targets.keys():
-            self._targets[shard] = self._open(shard)[0].targets(self.index.targets)
-        found = [self._targets[shard][document] for shard, document in zip(shards.tolist(), documents, strict=True)]
-        width = len(self.index.targets.names)
-        return np.array(found, self.index.targets.dtype).reshape(-1, width)
-
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
-        shard, start = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
+    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(walk, shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
+        walk, shard, start = (np.zeros(len(positions), np.int64) for _ in range(3))
         real = positions >= 0
         for number in np.unique(positions[real] // RESOLVED):
-            if self._chunk is None or self._chunk[0] != number:
-                found = self.order.places(np.arange(number * RESOLVED, (number + 1) * RESOLVED))
-                self._chunk = (int(number), found.shard, found.start)
             mine = real & (positions // RESOLVED == number)
             offset = positions[mine] - number * RESOLVED
-            shard[mine], start[mine] = self._chunk[1][offset], self._chunk[2][offset]
-        return shard, start
+            if self._chunk is None or self._chunk[0] != number or offset.max() >= len(self._chunk[1]):
+                stop = (int(number) + 1) * RESOLVED
+                if self.order.end is not None:  # what lies behind it can't be resolved, unless it is asked for
+                    stop = max(min(stop, self.order.end), int(positions[mine].max()) + 1)
+                found = self.order.places(np.arange(number * RESOLVED, stop))
+                self._chunk = (int(number), found.walk, found.shard, found.start)
+            walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
+        return walk, shard, start
 
-    def _open(self, shard: int) -> tuple[MappedShard, list[int]]:
-        """A shard's map and where its documents start, as a list: bisecting an array costs five times as much."""
-        if shard not in self._opened:
-            mapped = MappedShard(self.index.folder, self.index.shards[shard], self.index.dtype)
-            self._opened[shard] = (mapped, mapped.document_starts().tolist())
-        return self._opened[shard]
+    def _open(self, source: int, shard: int) -> tuple[OpenShard, list[int]]:
+        """A shard and where its documents start, as a list: bisecting an array costs five times as much."""
+        if (source, shard) not in self._opened:
+            opened = self._open_shard(self.indexes[source], shard)
+            self._opened[source, shard] = (opened, opened.document_starts().tolist())
+        return self._opened[source, shard]
 
 
 class Prefetch(Generic[T]):

@@ -1,311 +1,281 @@
-"""A file behind a URL as a stream of bytes that can be trusted: whole, the same from start to end, or an error.
+"""A dataset somewhere else, opened: its small files come at once, what belongs to one shard when it is asked for.
 
-http(s) is read with the standard library, everything else through fsspec. A connection that breaks, hangs or ends
-early is taken up again where it broke (`Range`), after a wait that doubles; a server without ranges is read from the
-start and what is known already is skipped. The length that was announced must arrive, and a file that changes
-meanwhile (ETag, else date) is an error. Seeking works, so that Parquet's footer can be read first.
-
-A URL may carry credentials; `redacted` is how it may be shown.
+The folder in the cache is a dataset's folder, partly filled: `dataset.json` is fetched each time, and its digest names
+the folder; it vouches for every other file (sha256), the indexes for the shards. A file there under its name is whole.
 """
 
-import base64
-import http.client
-import io
+import errno
+import hashlib
+import json
+import os
 import re
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-_PROGRESS = 1 << 20  # bytes after which earlier failures are forgiven
-_LONGEST_WAIT_S = 30.0
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
-_VERSIONS = (
-    "ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "mtime", "updated",
-    "created",
-)  # fmt: skip
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
-T = TypeVar("T")
+from data.errors import UserError
+from data.fetching import fetch
+from data.origin import Origin, open_origin
+from data.patience import Damaged, Patience, to_stderr
+from data.shard_cache import Held, NoRoom, ShardCache, default_cache, part_of
+from data.shards import ShardEntry
+from data.sums import CHUNK, Sums, sums_name
 
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server."""
-
-    timeout_s: float = 60.0
-    """For a connection, and for each next piece of data."""
-    tries: int = 6
-    """In a row without a megabyte of progress."""
-    backoff_s: float = 0.5
-    """Before the second try; doubled each time, 30 s at most."""
-
-
-PATIENT = Patience()
+FILE = "dataset.json"
+ORIGINS = "origins"
+POLL_S = 0.05
+NO_ROOM_S = 60.0  # for somebody to let go of a shard
+_OF_A_SHARD = re.compile(r"(?:train|valid|heldout)-\d+\.")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a server says of a file."""
+class Access:
+    """How remote datasets are fetched, and kept on this node."""
 
-    size: int | None
-    """Bytes; None: it doesn't say."""
-    version: str
-    """ETag, digest or date, the first that there is; empty: none."""
-
-
-class RemoteError(OSError):
-    """A file behind a URL that can't be read; the message names it, redacted, and says how often it was tried."""
+    cache: Path = field(default_factory=default_cache)
+    cache_bytes: int = 50 * 10**9
+    streams: int = 4
+    """Shards that a process downloads at a time."""
+    patience: Patience = field(default_factory=Patience)
 
 
-class _Lasting(OSError):
-    """An answer that asking again won't change."""
+class Remote:
+    """The files of one dataset, at its origin and in the cache. Safe to use from several threads."""
 
+    def __init__(self, origin: Origin, folder: Path, files: dict[str, str], access: Access):
+        self.origin, self.folder, self.access = origin, folder, access
+        self.shards = ShardCache(access.cache, access.cache_bytes)
+        self._files = files
+        self._checked: dict[str, int] = {}  # inode of each shard of the cache that this process has read whole
+        self.fetched = 0
+        """Bytes of whole shards that this process downloaded."""
 
-def is_url(path: str) -> bool:
-    """Whether it names something that isn't a path: `https://...`, `s3://...`, `memory://...`."""
-    return "://" in path
+    def file(self, name: str) -> Path:
+        """A file other than a shard, in the cache.
 
+        Raises:
+            UserError: the dataset has none of that name, or another than it was written with.
+            Unreachable: it can't be had for now.
+        """
+        path = self.folder / name
+        if name not in self._files:
+            raise UserError(f"{name} is missing from {self.origin.name}")
+        if not path.exists():
+            place(path, self._content(name))
+        return path
 
-def redacted(url: str) -> str:
-    """The URL without passwords, tokens and signatures: user and query values become `***`."""
-    if not is_url(url):
-        return url
-    without_user = re.sub(r"(?<=://)[^/?#@]*@", "***@", url)
-    return re.sub(r"([?&][^=&#]*=)[^&#]*", r"\1***", without_user)
+    def small_files(self) -> list[str]:
+        """Names of all files that don't belong to one shard."""
+        return [name for name in self._files if not _OF_A_SHARD.match(name)]
 
-
-def look(url: str, patience: Patience = PATIENT) -> Seen:
-    """The size and version of a file, in one request.
-
-    Raises:
-        RemoteError: it isn't there, isn't allowed, or the server doesn't answer.
-    """
-    if not url.startswith(("http://", "https://")):
-        return _tried(lambda: _seen(_file_system(url), url), url, patience)
-
-    def ask() -> Seen:
-        # HEAD is refused by servers of signed URLs, so: the first byte.
+    def sums(self, entry: ShardEntry) -> Sums:
+        """The digests of a shard's chunks."""
         try:
-            with _ask(url, patience, "bytes=0-0") as answer:
-                return _announced(answer)
-        except urllib.error.HTTPError as error:
-            if error.code == 416 and error.headers.get("Content-Range", "").endswith("/0"):
-                return Seen(0, _version(error.headers))
+            return Sums.load(self.file(sums_name(entry.url)), entry.file_size)
+        except ValueError as error:
+            raise UserError(f"{sums_name(entry.url)} of {self.origin.name} doesn't fit its shard: {error}") from None
+
+    def held(self, entry: ShardEntry) -> Held | None:
+        """A whole shard of the cache, locked against eviction and read once against its sums; None: it isn't there.
+
+        One that the disk has changed is said, and removed.
+        """
+        held = self.shards.hold(self.folder, entry)
+        if held is None:
+            return None
+        inode = os.fstat(held.descriptor).st_ino
+        if self._checked.get(entry.url) != inode:
+            if not self._is_whole(held, entry):
+                to_stderr(f"{held.path} has other bytes than when it was fetched: it is fetched again")
+                held.path.unlink(missing_ok=True)
+                held.release()
+                return None
+            self._checked[entry.url] = inode
+        return held
+
+    def download(self, entry: ShardEntry, stop: threading.Event | None = None) -> Held | None:
+        """Fetch a whole shard into the cache; None where another process is at it.
+
+        Raises:
+            NoRoom: all that the cache holds is in use.
+            UserError: the shard isn't there or isn't what was written, or the disk is full.
+            Unreachable: it can't be had for now; what came stays for the next try.
+            Stopped: `stop` was set.
+        """
+        part = self.shards.begin(self.folder, entry)
+        if part is None:
+            return None
+        try:
+            if (self.folder / entry.url).exists():  # another process was faster
+                part.path.unlink(missing_ok=True)
+                part.release()
+                return self.held(entry)
+            self._fill(part, entry, stop)
+            held = self.shards.publish(part, self.folder, entry)
+            self._checked[entry.url] = os.fstat(held.descriptor).st_ino
+            return held
+        except BaseException as error:
+            if isinstance(error, UserError):
+                part.path.unlink(missing_ok=True)
+            part.release()
             raise
 
-    return _tried(ask, url, patience)
+    def whole(self, entry: ShardEntry) -> Held:
+        """A shard, from the cache or through it; waits for it. Raises as `download`."""
+        patience = time.monotonic() + NO_ROOM_S
+        while True:
+            held = self.held(entry)
+            if held is not None:
+                return held
+            try:
+                held = self.download(entry)
+                if held is not None:
+                    return held
+                patience = time.monotonic() + NO_ROOM_S
+            except NoRoom:
+                if time.monotonic() > patience:
+                    raise
+            time.sleep(POLL_S)
 
+    def problem(self, entry: ShardEntry) -> str | None:
+        """Read a shard whole, from the cache or else from its origin without keeping it; what is wrong with it."""
+        try:
+            held = self.shards.hold(self.folder, entry)
+            if held is None:
+                fetch(self.origin, entry, self.sums(entry), self.access.patience)
+                return None
+            try:
+                return None if self._is_whole(held, entry) else f"{held.path} has other bytes than when it was fetched"
+            finally:
+                held.release()
+        except (UserError, OSError) as error:
+            return str(error)
 
-def open_stream(
-    url: str,
-    patience: Patience = PATIENT,
-    expected: Seen | None = None,
-    start: int = 0,
-) -> "Stream":
-    """The bytes of a file from `start` on.
+    def damaged_file(self, name: str) -> str | None:
+        """Fetch or re-read a file other than a shard; what is wrong with it."""
+        try:
+            path = self.file(name)
+        except (UserError, OSError) as error:
+            return str(error)
+        good = hashlib.sha256(path.read_bytes()).hexdigest() == self._files[name]
+        return None if good else f"{path} is not the file that was fetched"
 
-    Args:
-        expected: what `look` said; None: what the first answer says.
+    def part(self, entry: ShardEntry, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop) of a shard that some process of this node is downloading; None: they haven't come."""
+        try:
+            with part_of(self.folder, entry).open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), stop - start, start)
+        except FileNotFoundError:
+            return None
+        return data if len(data) == stop - start else None
 
-    Raises:
-        RemoteError: here or while reading: absent, refused, short, changed, or out of patience.
-    """
-    opener = _open_http if url.startswith(("http://", "https://")) else _open_fsspec
-    return Stream(url, opener, patience, expected, start)
-
-
-class Stream(io.RawIOBase):
-    """A remote file, read from front to back or by seeking; see the module for what it bears with."""
-
-    def __init__(
-        self, url: str, opener: Callable[..., Any], patience: Patience, expected: Seen | None, start: int
-    ) -> None:
-        self._url, self._open, self._patience = url, opener, patience
-        self._seen, self._at = expected, start
-        self._source: Any = None
-        self._failures = 0
-        self._failed_at = start
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            offset += self.size()
-        elif whence == io.SEEK_CUR:
-            offset += self._at
-        if offset != self._at:
-            self._drop()
-            self._at = offset
-        return offset
-
-    def size(self) -> int:
-        """Bytes in all. Raises RemoteError where the server doesn't say."""
-        if self._seen is None:
-            self._seen = look(self._url, self._patience)
-        if self._seen.size is None:
-            raise RemoteError(f"{redacted(self._url)}: the server doesn't say how long it is")
-        return self._seen.size
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._seen is not None and self._seen.size is not None and self._at >= self._seen.size:
-            return 0
+    def _fill(self, part: Held, entry: ShardEntry, stop: threading.Event | None) -> None:
         while True:
             try:
-                if self._source is None:
-                    self._source, seen = self._open(self._url, self._patience, self._at)
-                    self._same(seen)
-                piece = self._source.read(len(view))
-                whole = None if self._seen is None else self._seen.size
-                if not piece and whole is not None and self._at < whole:
-                    raise OSError(f"it ended after {self._at:,} of {whole:,} bytes")
-            except Exception as error:  # each store's library has exceptions of its own
-                self._fail(error)
-                continue
-            view[: len(piece)] = piece
-            self._at += len(piece)
-            if self._at - self._failed_at >= _PROGRESS:
-                self._failures = 0
-            return len(piece)
+                self.fetched += fetch(self.origin, entry, self.sums(entry), self.access.patience, part.descriptor, stop)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if not self.shards.evict_one():
+                    raise UserError(
+                        f"the disk of the cache {self.access.cache} is full, and {entry.url} takes "
+                        f"{entry.file_size / 1e9:.2f} GB: make room, or set data.cache"
+                    ) from None
 
-    def close(self) -> None:
-        self._drop()
-        super().close()
+    def _is_whole(self, held: Held, entry: ShardEntry) -> bool:
+        sums, at = self.sums(entry), 0
+        if os.fstat(held.descriptor).st_size != entry.file_size:
+            return False
+        while at < entry.file_size:
+            data = os.pread(held.descriptor, 16 * CHUNK, at)
+            if not data or sums.wrong(at, data) is not None:
+                return False
+            at += len(data)
+        return True
 
-    def _same(self, seen: Seen) -> None:
-        """The file is the one that was looked at, or that reading began with."""
-        if self._seen is None:
-            self._seen = seen
-        for was, now in ((self._seen.size, seen.size), (self._seen.version, seen.version)):
-            if was is not None and was != "" and now is not None and was != now:
-                raise _Lasting(f"it changed while it was read: {was} before, {now} now")
+    def _content(self, name: str) -> bytes:
+        def attempt(_: int) -> bytes:
+            data = read_whole(self.origin, name)
+            if hashlib.sha256(data).hexdigest() != self._files[name]:
+                raise Damaged(
+                    f"{name} from {self.origin.name} is not the file that was written (its sha256 differs): copy the "
+                    "dataset again from where it was built"
+                )
+            return data
 
-    def _fail(self, error: Exception) -> None:
-        self._drop()
-        self._failures += 1
-        self._failed_at = self._at
-        _give_up_or_wait(error, self._failures, self._url, self._patience)
-
-    def _drop(self) -> None:
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
+        return self.access.patience.insist(f"{name} from {self.origin.name}", attempt)
 
 
-def _tried(ask: Callable[[], T], url: str, patience: Patience) -> T:
-    failures = 0
-    while True:
+def open_remote(url: str, access: Access) -> tuple[dict[str, Any], Remote]:
+    """Fetch what describes a dataset: (content of its `dataset.json`, its files). Whether it fits is not looked at.
+
+    Raises:
+        UserError: there is no dataset at that URL, or a file of it is another than was written.
+        Unreachable: it can't be had for now.
+    """
+    origin = open_origin(url, access.patience)
+
+    def attempt(_: int) -> tuple[bytes, dict[str, Any]]:
+        data = read_whole(origin, FILE)
         try:
-            return ask()
-        except Exception as error:  # each store's library has exceptions of its own
-            failures += 1
-            _give_up_or_wait(error, failures, url, patience)
+            info = json.loads(data)
+        except ValueError as error:
+            raise Damaged(f"{FILE} from {origin.name} is not JSON: {error}") from None
+        if not isinstance(info, dict) or not isinstance(info.get("files", {}), dict):
+            raise UserError(f"{FILE} from {origin.name} doesn't describe a dataset")
+        return data, info
 
-
-def _give_up_or_wait(error: Exception, failures: int, url: str, patience: Patience) -> None:
-    said = f"{type(error).__name__}: {error}".replace(url, redacted(url))
-    wait = min(patience.backoff_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
-    lasting = isinstance(error, _LASTING)
-    if isinstance(error, _Lasting):
-        said, lasting = str(error), True
-    elif isinstance(error, urllib.error.HTTPError):
-        said, lasting = f"the server answers {error.code} {error.reason}", error.code not in _PASSING
-        after = error.headers.get("Retry-After", "")
-        error.close()
-        wait = min(float(after), _LONGEST_WAIT_S) if after.isdigit() else wait
-    elif isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
-        said = f"no answer for {patience.timeout_s:g} s"
-    elif isinstance(error, urllib.error.URLError):
-        said = str(error.reason)
-    elif isinstance(error, ImportError):
-        said = f"its protocol needs a package that isn't installed ({error})"
-    elif type(error) is OSError:
-        said = str(error)
-    if lasting:
-        raise RemoteError(f"{redacted(url)}: {said}") from None
-    if failures >= patience.tries:
-        raise RemoteError(f"{redacted(url)}: {said} (tried {failures} times)") from None
-    time.sleep(wait)
-
-
-def _ask(url: str, patience: Patience, wanted: str | None) -> http.client.HTTPResponse:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")))
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        # Unredirected: another host must not be told.
-        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(pair).decode()}")
-    if wanted is not None:
-        request.add_header("Range", wanted)
-    return urllib.request.urlopen(request, timeout=patience.timeout_s)
-
-
-def _announced(answer: http.client.HTTPResponse) -> Seen:
-    if answer.status == 206:
-        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        size = answer.headers.get("Content-Length", "")
-    return Seen(int(size) if size.isdigit() else None, _version(answer.headers))
-
-
-def _version(headers: Any) -> str:
-    return headers.get("ETag") or headers.get("Last-Modified") or ""
-
-
-def _open_http(url: str, patience: Patience, start: int) -> tuple[http.client.HTTPResponse, Seen]:
-    answer = _ask(url, patience, f"bytes={start}-" if start else None)
-    seen = _announced(answer)
-    if seen.size is None and answer.headers.get("Transfer-Encoding", "").lower() != "chunked":
-        answer.close()
-        raise _Lasting("the server announces neither a length nor chunks, so a cut could not be told from the end")
-    if answer.status == 206:
-        begins = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-        if begins != str(start):
-            answer.close()
-            raise _Lasting(f"asked for bytes from {start} on, the server sends them from {begins or '?'} on")
-        return answer, seen
-    left = start
-    while left:
-        piece = answer.read(min(left, _PROGRESS))
-        if not piece:
-            raise OSError(f"it ended before byte {start:,}")
-        left -= len(piece)
-    return answer, seen
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
-
+    data, info = access.patience.insist(f"{FILE} from {origin.name}", attempt)
+    name = re.sub(r"[^\w.-]", "_", str(info.get("name", "dataset")))[:40]
+    folder = access.cache / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
     try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ValueError as error:
-        raise _Lasting(str(error)) from None
+        place(folder / FILE, data)
+        place(_remembered(url, access.cache), folder.name.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the cache {access.cache}: {error.strerror or error}: set data.cache"
+        ) from None
+    remote = Remote(origin, folder, info.get("files", {}), access)
+    for file in remote.small_files():
+        remote.file(file)
+    return info, remote
 
 
-def _seen(place: tuple[Any, str], url: str) -> Seen:
-    files, path = place
-    about = files.info(path)
-    if about.get("type") == "directory":
-        raise _Lasting("it is a folder")
-    version = next((str(about[name]) for name in _VERSIONS if about.get(name) is not None), "")
-    return Seen(about.get("size"), version)
+def known_info(url: str, cache: Path) -> dict[str, Any] | None:
+    """The `dataset.json` of a URL that was opened on this node before, without asking the network."""
+    try:
+        folder = cache / _remembered(url, cache).read_text("utf-8")
+        return json.loads((folder / FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
-def _open_fsspec(url: str, patience: Patience, start: int) -> tuple[Any, Seen]:
-    files, path = _file_system(url)
-    seen = _seen((files, path), url)
-    file = files.open(path, "rb")
-    if start:
-        file.seek(start)
-    return file, seen
+def read_whole(origin: Origin, name: str) -> bytes:
+    """A whole file of an origin."""
+    incoming, parts = origin.open(name), []
+    try:
+        while piece := incoming.read():
+            parts.append(piece)
+    finally:
+        incoming.close()
+    return b"".join(parts)
+
+
+def place(path: Path, data: bytes) -> None:
+    """Make a file appear whole; several processes may do the same at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def _remembered(url: str, cache: Path) -> Path:
+    return cache / ORIGINS / hashlib.sha256(url.encode()).hexdigest()[:32]

@@ -8,12 +8,14 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from data.remote import Patience, is_url, redacted
+from data.errors import UserError
+from data.origin import is_remote, refuse_secrets
+from data.patience import Patience
 from data.settings import Fixed, Free, Section
 
 Count = Annotated[int, Field(ge=0)]
@@ -22,7 +24,8 @@ TABLES = ("jsonl", "json", "csv", "tsv", "parquet")
 """Kinds of named columns, a row a document."""
 _SEVERAL = ("folder", "html", "warc", "webdataset", "squad", *TABLES)
 _DECODED = ("text", "folder", "html", "warc", "webdataset", "lines", *TABLES)
-_WILD = re.compile(r"[*?\[{]")
+WILD = re.compile(r"[*?\[]|(?<!\$)\{")
+"""Where a path becomes a pattern; `${NAME}` is a variable of the environment."""
 
 
 class Source(Section):
@@ -43,8 +46,8 @@ class Source(Section):
     """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
     path: Fixed[Place | None] = None
     """The file or folder, relative to the working directory, or its URL (https://, s3://, any that fsspec knows). Also
-    several: `data/*/x.jsonl.gz`, `https://host/part-{000..127}.jsonl.zst` (http lists no folder: use braces). What a
-    URL holds of credentials is not recorded. A stdlib source needs none."""
+    several: `data/*/x.jsonl.gz`, `https://host/part-{000..127}.jsonl.zst` (http lists no folder: use braces). A
+    password or signature is written as `${NAME}`, a variable of the environment. A stdlib source needs no path."""
     glob: Fixed[tuple[str, ...]] = ()
     """Which files of a folder, relative to it; none: those with the kind's usual suffixes (folder: every one). Names
     that begin with a dot are passed over."""
@@ -129,30 +132,29 @@ class Source(Section):
         ):  # fmt: skip
             if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
                 raise ValueError(f"a source of kind {self.kind} takes no {name}: only {', '.join(kinds)} do")
+        for place in (self.path, *self.files.values()):
+            if place is not None and place.startswith("pipe:"):
+                raise ValueError("a source can't be a pipe: run the command first, or serve what it gives by a URL")
+            try:
+                refuse_secrets(place or "")
+            except UserError as error:
+                raise ValueError(str(error)) from None
         if len(set(self.header)) < len(self.header):
             raise ValueError(f"header names a column twice: {', '.join(self.header)}")
         if self.into and self.kind == "dataset":
             raise ValueError("a source of kind dataset takes no `into`: its documents keep their own sources' names")
         if not self.name and self.path is not None and self.several:
-            raise ValueError(f"a source of several files needs a name: {redacted(self.path)}")
+            raise ValueError(f"a source of several files needs a name: {self.path}")
         if "\n" in self.label or self.label.strip("/.") == "":
             raise ValueError(f"a source can't be called {self.label!r}; give it a name")
         return self
-
-    @field_serializer("path", when_used="json")
-    def _without_secrets(self, path: Any) -> Any:
-        return path if path is None else redacted(path)
-
-    @field_serializer("files", when_used="json")
-    def _files_without_secrets(self, files: dict[str, str]) -> dict[str, str]:
-        return {name: redacted(path) for name, path in files.items()}
 
     @cached_property
     def label(self) -> str:
         """The name that reports and ids use."""
         if self.name or self.path is None:
             return self.name or self.kind
-        if is_url(self.path):
+        if is_remote(self.path):
             return PurePosixPath(urlsplit(self.path).path).name or urlsplit(self.path).netloc.rpartition("@")[2]
         return self.local.resolve().name
 
@@ -165,7 +167,7 @@ class Source(Section):
     @property
     def remote(self) -> bool:
         """Whether `path` is a URL (file:// is a path)."""
-        return self.path is not None and is_url(self.path) and not self.path.startswith("file://")
+        return self.path is not None and is_remote(self.path) and not self.path.startswith("file://")
 
     @property
     def several(self) -> bool:
@@ -173,11 +175,11 @@ class Source(Section):
         if self.path is None:
             return False
         if not self.remote:
-            return bool(_WILD.search(self.path)) and not self.local.exists()
+            return bool(WILD.search(self.path)) and not self.local.exists()
         place = self.path.partition("?")[0] if self.path.startswith(("http://", "https://")) else self.path
-        return bool(_WILD.search(place))
+        return bool(WILD.search(place))
 
     @property
     def patience(self) -> Patience:
         """How long its server is waited for."""
-        return Patience(self.timeout_s, self.tries)
+        return Patience(self.tries, self.timeout_s)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from data.order import key
+from data.permutation import key
 from trainer import checkpoint, claim, goodput, record
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint

@@ -16,7 +16,6 @@ from data.corpus.tars import tar_file
 from data.corpus.texts import cut_file, whole_file
 from data.corpus.web import html_file, warc_file
 from data.errors import UserError
-from data.remote import redacted
 from data.source import TABLES, Source
 
 __all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files"]
@@ -46,7 +45,7 @@ def documents(sources: Sequence[Source]) -> Iterator[Document]:
             seen = True
             yield document
         if not seen:
-            raise UserError(f"source {source.label}: there is no document in {redacted(source.path or '')}")
+            raise UserError(f"source {source.label}: there is no document in {source.path}")
 
 
 def _all(source: Source) -> Iterator[Document]:
@@ -67,5 +66,10 @@ def _from_dataset(source: Source) -> Iterator[Document]:
     if dataset.kind != "text":
         raise UserError(f"source {source.label}: {dataset.folder} holds examples; only a dataset of text is a source")
     tokenizer = dataset.tokenizer()
+    if tokenizer.losses:
+        raise UserError(
+            f"source {source.label}: the tokenizer of {dataset.folder} {', '.join(tokenizer.losses)}, so its documents "
+            "can't be read back as they were. Use what that dataset was built from."
+        )
     for row, tokens in dataset.documents(source.split):
         yield Document(row.id, row.source, tokenizer.decode_bytes(tokens).decode())

@@ -18,10 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.corpus.compression import BROKEN, SUFFIXES, decompressed
+from data.corpus.remote import Stream, look
 from data.errors import UserError
-from data.remote import RemoteError, Seen, is_url, look, open_stream, redacted
-from data.source import Source
+from data.origin import About, Secrets, is_remote
+from data.patience import Unreachable
+from data.source import WILD, Source
 
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _INSTALLED = {"site-packages", "dist-packages"}
 _USUAL = {
     "jsonl": (".jsonl", ".ndjson"),
@@ -34,7 +37,6 @@ _USUAL = {
     "webdataset": (".tar",),
 }
 _AT_ONCE = 16  # requests for sizes
-_WILD = re.compile(r"[*?\[{]")
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,17 @@ class InputFile:
     @property
     def name(self) -> str:
         """Its last part, by whose suffix it is read."""
-        return (urlsplit(self.path).path if is_url(self.path) else self.path).rpartition("/")[2]
+        return (urlsplit(self.path).path if is_remote(self.path) else self.path).rpartition("/")[2]
 
     @property
     def remote(self) -> bool:
         """Whether it lies behind a URL."""
-        return is_url(self.path)
+        return is_remote(self.path)
 
     @property
     def shown(self) -> str:
         """How messages call it."""
-        return redacted(self.path)
+        return self.path
 
 
 def input_files(source: Source) -> list[InputFile]:
@@ -79,10 +81,10 @@ def input_files(source: Source) -> list[InputFile]:
         return _in_folder(source, root, found)
     if source.kind == "lines":
         for path in source.files.values():
-            if not is_url(path) and not Path(path).expanduser().is_file():
+            if not is_remote(path) and not Path(path).expanduser().is_file():
                 raise UserError(f"source {source.label}: {path} is not a file")
         return [
-            InputFile(f"{source.label}/{name}", path if is_url(path) else str(Path(path).expanduser()))
+            InputFile(f"{source.label}/{name}", path if is_remote(path) else str(Path(path).expanduser()))
             for name, path in source.files.items()
         ]
     try:
@@ -91,11 +93,11 @@ def input_files(source: Source) -> list[InputFile]:
         raise UserError(f"source {source.label}: {error.strerror or error}") from None
     if not files:
         said = f" matches {', '.join(_globs(source))}" if not source.several else ""
-        raise UserError(f"source {source.label}: no file in {redacted(str(source.path))}{said or ' is there'}")
+        raise UserError(f"source {source.label}: no file in {source.path!s}{said or ' is there'}")
     return files
 
 
-def looked_up(source: Source, files: Iterable[InputFile]) -> list[Seen]:
+def looked_up(source: Source, files: Iterable[InputFile]) -> list[About]:
     """The size and version of remote files, in their order.
 
     Raises:
@@ -104,7 +106,7 @@ def looked_up(source: Source, files: Iterable[InputFile]) -> list[Seen]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             return list(pool.map(lambda file: look(file.path, source.patience), files))
-        except RemoteError as error:
+        except OSError as error:
             raise UserError(f"source {source.label}: cannot read {error}") from None
 
 
@@ -124,7 +126,7 @@ def reading(source: Source, file: InputFile) -> Iterator[None]:
     """Around what reads an input file: an error there is the input's, not the dataset's being written."""
     try:
         yield
-    except RemoteError as error:
+    except Unreachable as error:
         raise UserError(f"source {source.label}: cannot read {error}") from None
     except BROKEN as error:
         said = getattr(error, "strerror", None) or str(error)
@@ -133,7 +135,7 @@ def reading(source: Source, file: InputFile) -> Iterator[None]:
 
 def raw(source: Source, file: InputFile) -> Any:
     """The file's bytes as they lie there, as a stream that can seek. Raises OSError."""
-    return open_stream(file.path, source.patience) if file.remote else Path(file.path).open("rb", buffering=0)
+    return Stream(file.path, source.patience) if file.remote else Path(file.path).open("rb", buffering=0)
 
 
 def _local_files(source: Source) -> list[InputFile]:
@@ -156,7 +158,7 @@ def _expanded(source: Source, pattern: str) -> Iterator[str]:
     for plain in _braces(source, pattern):
         if Path(plain).is_file():
             yield plain
-        elif _WILD.search(plain):
+        elif WILD.search(plain):
             found = glob.iglob(plain, recursive=True)  # noqa: PTH207 (the pattern may be absolute)
             yield from (path for path in found if Path(path).is_file())
         else:
@@ -168,49 +170,53 @@ def _remote_files(source: Source) -> list[InputFile]:
     if url.startswith(("http://", "https://")):
         if source.kind == "folder" and not source.several:
             raise UserError(
-                f"source {source.label}: {redacted(url)}: a web server lists no folder. Name its files with braces, "
+                f"source {source.label}: {url}: a web server lists no folder. Name its files with braces, "
                 "such as https://host/page-{000..127}.txt"
             )
         if "*" in url.partition("?")[0]:
             raise UserError(
-                f"source {source.label}: {redacted(url)}: a web server lists no folder, so `*` finds nothing there. "
+                f"source {source.label}: {url}: a web server lists no folder, so `*` finds nothing there. "
                 "Name the files with braces, such as part-{000..127}.jsonl.zst"
             )
         if not source.several:
             return [InputFile(source.label, url)]
         named = {plain.removeprefix(_fixed(url)).partition("?")[0].lstrip("/"): plain for plain in _braces(source, url)}
         return _named(source, named)
-    try:
-        return _stored_files(source, url)
-    except (UserError, OSError):
-        raise
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"source {source.label}: {redacted(url)} can't be opened: {error}. Take a URL that fsspec knows, or "
-            "install the package that it names"
-        ) from None
-    except Exception as error:  # each store's library has exceptions of its own
-        said = f"{type(error).__name__}: {error}".replace(url, redacted(url))
-        raise UserError(f"source {source.label}: cannot list {redacted(url)}: {said}") from None
+    secrets = Secrets(url)
+
+    def ask(_: int) -> list[InputFile]:
+        try:
+            return _stored_files(source, url, secrets)
+        except UserError:
+            raise
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"source {source.label}: {url} can't be opened: {secrets.hide(error)}. Take a URL that fsspec knows, "
+                "or install the package that it names"
+            ) from None
+        except Exception as error:  # each store's library has exceptions of its own
+            raise OSError(f"{type(error).__name__}: {secrets.hide(error)}") from None
+
+    return source.patience.insist(f"the list of {url}", ask)
 
 
-def _stored_files(source: Source, url: str) -> list[InputFile]:
+def _stored_files(source: Source, url: str, secrets: Secrets) -> list[InputFile]:
     """Of an fsspec URL. Paths that come back lack the host where the protocol has one, so URLs are put together."""
     import fsspec
 
-    files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    files, path = fsspec.core.url_to_fs(secrets.text, use_listings_cache=False)
     if source.several:
         url = _fixed(url)
-        root = fsspec.core.url_to_fs(url, use_listings_cache=False)[1].rstrip("/")
-        patterns = [fsspec.core.url_to_fs(plain)[1] for plain in _braces(source, str(source.path))]
+        root = fsspec.core.url_to_fs(_fixed(secrets.text))[1].rstrip("/")
+        patterns = [fsspec.core.url_to_fs(plain)[1] for plain in _braces(source, secrets.text)]
     elif files.isfile(path):
         if source.kind == "folder":
-            raise UserError(f"source {source.label}: {redacted(url)} is a file; use kind: text, jsonl, csv ...")
+            raise UserError(f"source {source.label}: {url} is a file; use kind: text, jsonl, csv ...")
         return [InputFile(source.label, url)]
     elif not files.isdir(path):
-        raise UserError(f"source {source.label}: {redacted(url)} doesn't exist")
+        raise UserError(f"source {source.label}: {url} doesn't exist")
     elif source.kind == "text":
-        raise UserError(f"source {source.label}: {redacted(url)} is a folder; use kind: folder")
+        raise UserError(f"source {source.label}: {url} is a folder; use kind: folder")
     else:
         root = path.rstrip("/")
         patterns = [f"{root}/{pattern}" for pattern in _globs(source)]
@@ -225,16 +231,17 @@ def _stored_files(source: Source, url: str) -> list[InputFile]:
 
 def _fixed(pattern: str) -> str:
     """The last folder before the first wildcard."""
-    return _WILD.split(pattern)[0].rpartition("/")[0]
+    return WILD.split(pattern)[0].rpartition("/")[0]
 
 
 def _braces(source: Source, pattern: str) -> list[str]:
+    """`{a,b}` and `{000..127}` written out; `${NAME}` stays."""
     from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
-        return list(braceexpand(pattern))
+        return [each.replace("\0", "${").replace("\1", "}") for each in braceexpand(_VARIABLE.sub("\0\\1\1", pattern))]
     except UnbalancedBracesError as error:
-        raise UserError(f"source {source.label}: {redacted(pattern)}: {error}") from None
+        raise UserError(f"source {source.label}: {pattern}: {error}") from None
 
 
 def _globs(source: Source) -> tuple[str, ...]:

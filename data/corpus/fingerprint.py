@@ -7,7 +7,7 @@ server's word is taken: size and ETag, digest or date, a request a file; one tha
 from collections.abc import Iterator, Sequence
 
 from data.corpus.files import InputFile, input_files, looked_up, raw, reading
-from data.remote import Seen
+from data.origin import About
 from data.source import Source
 
 _PIECE = 1 << 22
@@ -41,8 +41,8 @@ def _marks(source: Source, files: Sequence[InputFile]) -> Iterator[tuple[str, in
         yield (_said(next(said)) if file.remote else None) or _digest(source, file)
 
 
-def _said(seen: Seen) -> tuple[str, int] | None:
-    return (f"{seen.size} {seen.version}", seen.size) if seen.size is not None and seen.version else None
+def _said(about: About) -> tuple[str, int] | None:
+    return (f"{about.size} {about.version}", about.size) if about.size is not None and about.version else None
 
 
 def _digest(source: Source, file: InputFile) -> tuple[str, int]:

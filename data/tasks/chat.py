@@ -9,7 +9,7 @@ trained on it with a tokenizer that has no such pieces: a message that holds its
 
 from typing import Any
 
-from data.clean import normalise
+from data.clean.characters import normalised
 from data.corpus import Document
 from data.tasks.example import BadRow
 from data.tasks.part import Part
@@ -73,7 +73,7 @@ def _text(role: str, text: Any, task: Task) -> str:
         raise BadRow("empty_message", f"a message of {role} is empty")
     if task.layout == "chatml" and (START in text or END in text):
         raise BadRow("forged_turn", f"a message of {role} holds {START} or {END}, which mark turns in chatml")
-    return normalise(text)
+    return normalised(text)
 
 
 def chat_parts(turns: list[tuple[str, str]], task: Task) -> list[Part]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from data.clean import normalise
+from data.clean.characters import normalised
 from data.corpus import Document
 from data.errors import UserError
 from data.tasks.chat import conversation
@@ -36,7 +36,7 @@ def make_examples(document: Document, task: Task) -> list[Example] | None:
 
 
 def _docstrings(document: Document, task: Task) -> list[Example] | None:
-    functions = documented_functions(normalise(document.text or ""))
+    functions = documented_functions(normalised(document.text or ""))
     if functions is None:
         return None
     made = []
@@ -84,7 +84,7 @@ def _seq2seq(document: Document, task: Task) -> Example:
     texts = [("source", task.prefix + text_of(document, "source")), ("target", text_of(document, "target"))]
     about = None
     if document.fields and "references" in document.fields:
-        about = {"references": [normalise(str(text)) for text in _held(document, "references", list)]}
+        about = {"references": [normalised(str(text)) for text in _held(document, "references", list)]}
     return example_of(document, texts, about=about)
 
 
@@ -120,7 +120,7 @@ def text_of(document: Document, name: str, may_be_empty: bool = False) -> str:
         raise BadRow(f"bad_{name}", f"{name} holds half a character (a lone surrogate): {_shown(text)}") from None
     if "\0" in text:
         raise BadRow(f"bad_{name}", f"{name} holds a NUL character: {_shown(text)}")
-    text = normalise(text)
+    text = normalised(text)
     if not may_be_empty and not text.strip():
         raise BadRow(f"empty_{name}", f"{name} is empty")
     return text
@@ -130,7 +130,7 @@ def _label(document: Document, task: Task) -> str:
     value = _held(document, "label", object)
     if not isinstance(value, str | int) or (isinstance(value, str) and not value.strip()):
         raise BadRow("bad_label", f"label is {_shown(value)}, not a class's name or number")
-    label = normalise(str(value)).strip()
+    label = normalised(str(value)).strip()
     if task.labels and label not in task.labels:
         raise BadRow("unknown_label", f"label {_shown(label)} is not one of {', '.join(task.labels)}")
     return label

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.clean import normalise
+from data.clean.characters import normalised
 from data.tasks.example import BadRow
 from data.tokenizer import Tokenizer
 
@@ -47,12 +47,12 @@ def answer_span(context: str, answers: list[Any]) -> tuple[str, list[int] | None
                 f"answer {text[:40]!r} is not at character {start} of its context, where "
                 f"{context[max(0, start) : max(0, start) + len(text)][:40]!r} stands{mend}",
             )
-        before, inside = normalise(context[:start]), normalise(text)
-        if before + inside + normalise(context[start + len(text) :]) != normalise(context):
+        before, inside = normalised(context[:start]), normalised(text)
+        if before + inside + normalised(context[start + len(text) :]) != normalised(context):
             raise BadRow("answer_not_in_context", f"answer {text[:40]!r} begins or ends inside a composed character")
         texts.append(inside)
         span = span or [len(before), len(inside)]
-    return normalise(context), span, texts
+    return normalised(context), span, texts
 
 
 def pieces(tokenizer: Tokenizer, text: str, by_word: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,8 +29,11 @@ JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 """Which piece ends a document and so on, under the names that transformers reads; what Luban adds is in `luban`."""
 _SPECIAL_FILE = "special_tokens_map.json"
-_MODEL_FILES = (JSON_FILE, MODEL_FILE, "spiece.model", "sentencepiece.bpe.model")
-_MAKES = {"sentencepiece": MODEL_FILE, "huggingface": JSON_FILE}
+LOSSY_FILE = "sentencepiece.model"
+"""A SentencePiece model without an equal tokenizer.json: under the name `tokenizer.model` transformers would load it
+without a word, and give other ids."""
+_MODEL_FILES = (JSON_FILE, MODEL_FILE, LOSSY_FILE, "spiece.model", "sentencepiece.bpe.model")
+_MAKES = {"sentencepiece": (MODEL_FILE, LOSSY_FILE), "huggingface": (JSON_FILE,)}
 
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>"
 SPANS = tuple(f"<|span_{number}|>" for number in range(100))
@@ -282,9 +285,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _model_file(folder: Path, config: Mapping[str, Any]) -> str:
-    if "luban" in config:
-        return _MAKES[config["luban"]["make"]]
-    found = next((name for name in _MODEL_FILES if (folder / name).is_file()), None)
+    names = _MAKES[config["luban"]["make"]] if "luban" in config else _MODEL_FILES
+    found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise UserError(
             f"cannot read the tokenizer {folder / MODEL_FILE}: there is none, and no {JSON_FILE}. Where a Hugging Face "

@@ -62,9 +62,11 @@ class Tokenizer(ABC):
     """The file it was read from, as it was."""
     pieces: tuple[str, ...]
     """Every piece in the order of the ids, as its vocabulary writes it; "" for an id that stands for nothing."""
+    spellings: list[bytes]
+    """The bytes that each id stands for, maybe a part of a character; none for a control piece. With `losses` nominal:
+    what the piece spells, whatever the text was before it was normalized."""
     piece_bytes: np.ndarray
-    """UTF-8 bytes that each id stands for (int64, [vocab_size]); 0 for a control piece. With `losses` nominal: what
-    the piece spells, whatever the text was before it was normalized."""
+    """How many bytes that is (int64, [vocab_size])."""
     losses: tuple[str, ...]
     """What it does to text that decoding can't undo, a phrase each; none: every text comes back byte for byte."""
     special: dict[str, str]
@@ -92,14 +94,14 @@ class Tokenizer(ABC):
             content = file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror or error}") from None
-        roles = {**_roles(folder, config), **(special or {})}
+        said = {**_roles(folder, config), **(special or {})}
         if file.suffix == ".json":
             from data.tokenizer_huggingface import HuggingFaceTokenizer
 
-            return HuggingFaceTokenizer(content, roles, config, str(file))
+            return HuggingFaceTokenizer(content, said, config, str(file))
         from data.tokenizer_sentencepiece import SentencePieceTokenizer
 
-        return SentencePieceTokenizer(content, roles, str(file))
+        return SentencePieceTokenizer(content, said, str(file))
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`, `tokenizer_config.json` last."""
@@ -231,6 +233,7 @@ class Tokenizer(ABC):
         said = json.dumps([rules, self.special], ensure_ascii=True, separators=(",", ":"), sort_keys=True)
         self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
         self._controls: list[bool] = self.is_control.tolist()
+        self.piece_bytes = np.array([len(held) for held in self.spellings], np.int64)
 
     def _configuration(self, theirs: Mapping[str, Any]) -> bytes:
         """`tokenizer_config.json`: what transformers needs beside tokenizer.json, and what `load` needs."""
@@ -242,6 +245,17 @@ class Tokenizer(ABC):
                 said[f"{role}_token"] = piece
         said["luban"] = {"format": FORMAT, "version": VERSION, "make": self.make, "special": self.special}
         return (json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def roles(said: Iterable[str]) -> dict[str, str]:
+    """`["eos=[SEP]", ...]` as role -> piece."""
+    found = {}
+    for item in said:
+        role, equals, piece = item.partition("=")
+        if not (role and equals and piece):
+            raise UserError(f"{item}: write a role as ROLE=PIECE, such as eos=[SEP]")
+        found[role] = piece
+    return found
 
 
 def for_templates(piece: str) -> bool:

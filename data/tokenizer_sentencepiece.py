@@ -48,10 +48,9 @@ class SentencePieceTokenizer(Tokenizer):
         unknown = np.array([piece.type == piece.UNKNOWN for piece in proto.pieces])
         if proto.trainer_spec.byte_fallback:
             self.is_control |= unknown
-        self._bytes = [_stands_for(piece.piece, piece.type == piece.BYTE) for piece in proto.pieces]
+        self.spellings = [_stands_for(piece.piece, piece.type == piece.BYTE) for piece in proto.pieces]
         for number in np.flatnonzero(self.is_control | unknown):
-            self._bytes[number] = b""
-        self.piece_bytes = np.array([len(held) for held in self._bytes], np.int64)
+            self.spellings[number] = b""
         self._exact = _parts_are_safe(proto)
         if not self.losses:
             self._space_ids = [self._ids[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
@@ -71,7 +70,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self.losses:
             return super().decode_bytes(ids)
         numbers = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return b"".join(self._bytes[number] for number in numbers if number < len(self._bytes))
+        return b"".join(self.spellings[number] for number in numbers if number < len(self.spellings))
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         empty = np.zeros(0, np.int32)
@@ -96,7 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _text(self, ids: list[int]) -> str:
         if self.losses:
             return self._processor.decode(ids)
-        return b"".join(self._bytes[number] for number in ids).decode("utf-8", "replace")
+        return b"".join(self.spellings[number] for number in ids).decode("utf-8", "replace")
 
     def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes, dict[str, str], str]]:
         return SentencePieceTokenizer, (self.content, self.special, self._origin)

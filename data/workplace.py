@@ -27,7 +27,8 @@ from data.publish import sync
 BUILDING = ".building"
 _LOCK = "lock"
 _OURS = re.compile(
-    r"(train|valid|heldout)(-\d{6}\.[a-z0-9.-]+|\.index\.json)|tokenizer(\.(model|json)|_config\.json)|\..*\.tmp"
+    r"(train|valid|heldout)(-\d{6}\.[a-z0-9.-]+|\.index\.json)|tokenizer(\.(model|json)|_config\.json)|"
+    r"sentencepiece\.model|\..*\.tmp"
 )
 _SCRATCH = re.compile(r"\d{6,}\.(text|tokens)|" + _LOCK)
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -15,7 +15,7 @@ from data.dataset import load_dataset
 from data.errors import UserError
 from data.recipe import Source, TokenizerTraining
 from data.tokenizer import Tokenizer
-from data.tokenizer_training import obtain, round_trips
+from data.tokenizer_training import obtain, round_trips, train
 
 SPECIAL = ["<|endoftext|>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<pad>", "<unk>", "<|im_end|>"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -262,3 +262,22 @@ def test_a_folder_written_by_a_newer_luban_is_refused(imported, tmp_path):
 def test_half_a_character_is_refused_by_every_tokenizer(imported, name):
     with pytest.raises(UserError, match="half of a surrogate pair"):
         imported[name].encode("a\ud800")
+
+
+@pytest.mark.slow
+def test_transformers_loads_a_saved_tokenizer_with_the_same_ids_or_not_at_all(imported, tmp_path, code_texts):
+    from transformers import AutoTokenizer
+
+    control = "def f(x): <|eos|> <|pad|><|endoftext|> [SEP]"
+    own = train(code_texts, 1024)
+    for name, tokenizer in {"own": own, "gpt2": imported["gpt2"], "bert": imported["bert"]}.items():
+        tokenizer.save(tmp_path / name)
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path / name))
+        assert theirs.eos_token_id == tokenizer.eos_id and theirs.pad_token_id == tokenizer.pad_id
+        for text in [*code_texts[:10], control] if name != "bert" else code_texts[:10]:
+            ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+            assert ids == tokenizer.encode(text).tolist()
+    for name in ("llama", "t5_piece"):
+        imported[name].save(tmp_path / name)
+        with pytest.raises((OSError, ValueError)):
+            AutoTokenizer.from_pretrained(str(tmp_path / name))

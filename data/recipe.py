@@ -122,6 +122,12 @@ class TokenizerTraining(Section):
     """With reuse: which of its pieces stand for eos, pad, bos, mask, completion and whatever else a template asks for,
     where the files beside it don't say, such as {eos: "[SEP]"}. No text yields these pieces."""
 
+    @model_validator(mode="after")
+    def _roles_of_what_is_taken(self) -> "TokenizerTraining":
+        if self.special and self.reuse is None:
+            raise ValueError("special means something only with reuse: a trained tokenizer has all its control pieces")
+        return self
+
 
 class Task(Section):
     """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""

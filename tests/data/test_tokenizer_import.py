@@ -13,7 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from data.build import build
 from data.dataset import load_dataset
 from data.errors import UserError
-from data.recipe import Source, TokenizerTraining
+from data.recipe import DatasetRecipe, Source, TokenizerTraining
+from data.settings import load
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import obtain, round_trips, train
 
@@ -247,6 +248,19 @@ def test_a_dataset_is_built_with_an_imported_tokenizer(small_recipe, folders, tm
     source = Source(kind="dataset", path=dataset.folder)
     with pytest.raises(UserError, match=r"so its documents can't be read back as they were"):
         build(small_recipe.model_copy(update={"sources": (source,)}), tmp_path / "again")
+
+
+def test_another_end_of_documents_is_another_tokenizer(small_recipe, folders, tmp_path):
+    wanted = TokenizerTraining(reuse=folders / "bert", special={"eos": "[SEP]"})
+    dataset = build(small_recipe.model_copy(update={"tokenizer": wanted}), tmp_path / "made")
+    path = dataset.folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["luban"]["special"]["eos"] = "[MASK]"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json in .* is not the tokenizer that made these shards"):
+        load_dataset(dataset.folder)
+    with pytest.raises(UserError, match="special means something only with reuse"):
+        load(DatasetRecipe, None, ["tokenizer.special.eos=x"])
 
 
 def test_a_folder_written_by_a_newer_luban_is_refused(imported, tmp_path):

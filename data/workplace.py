@@ -35,7 +35,7 @@ _LOCK = "lock"
 _JOURNAL = "journal.json"
 _MOVING = "moving.json"
 _OURS = re.compile(
-    r"(train|valid|heldout)(-\d{6}\.[a-z0-9.-]+|\.index\.json)|tokenizer(\.(model|json)|_config\.json)|"
+    r"(train|valid|heldout)(-\d{6}\.[a-z0-9.-]+|\.[a-z0-9-]+\.json)|tokenizer(\.(model|json)|_config\.json)|"
     r"sentencepiece\.model"
 )
 _TEMPORARY = re.compile(r"\..*\.tmp|sort-.*|links")

@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers, and look into them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cluster_app, name="cluster")
@@ -99,6 +99,28 @@ def tokenizer_train(
 
     settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
     train_tokenizer(_at_home(settings), out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    path: Annotated[Path, typer.Argument(help="A tokenizer's file or folder, or a dataset.", show_default=False)],
+    on: Annotated[list[Path] | None, typer.Option(help="Text to try it on: a dataset or a UTF-8 file.")] = None,
+    special: Annotated[
+        list[str] | None, typer.Option(help="ROLE=PIECE, where its files don't say, such as eos=[SEP].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """What its tokens cost by source, which characters it lacks, its longest, rarest and unused pieces."""
+    import json
+
+    from data.tokenizer import Tokenizer, roles
+    from data.tokenizer_inspect import inspect, report, text_to_look_at
+
+    path, *places = (
+        place if place.exists() or place.is_absolute() else _home() / place for place in (path, *(on or []))
+    )
+    said = inspect(Tokenizer.load(path, roles(special or [])), text_to_look_at(path, places))
+    typer.echo(json.dumps(said, ensure_ascii=False, indent=1) if as_json else report(said))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.account import account_lines
-from data.chunks import Drop
+from data.parts import Drop
 from data.tally import Tally
 
 

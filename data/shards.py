@@ -293,6 +293,7 @@ class MappedShard:
         self.entry = entry
         self.dtype = np.dtype(dtype)
         self._first = [0, *accumulate(block.tokens for block in entry.blocks)]
+        self._number = [0, *accumulate(block.documents for block in entry.blocks)]
         self._tokens = [self._view(self.dtype, block.tokens, block.token_offset) for block in entry.blocks]
         uses = all(block.use_offset >= 0 for block in entry.blocks)
         self._uses = [self._view(USE_DTYPE, block.tokens, block.use_offset) for block in entry.blocks] if uses else None
@@ -323,14 +324,23 @@ class MappedShard:
                 self._starts.setflags(write=False)
             return self._starts
 
-    def targets(self, targets: Targets) -> np.ndarray:
-        """The targets of every document of the shard: [documents, columns], of the index's `targets.dtype`."""
-        width = len(targets.names)
-        parts = [np.zeros((0, width), targets.dtype)]
-        for block in self.entry.blocks:
-            held = self._view(targets.dtype, block.documents * width, block.target_offset)
-            parts.append(held.reshape(block.documents, width))
-        return np.concatenate(parts)
+    def target(self, number: int, targets: Targets) -> np.ndarray:
+        """The targets of the shard's document of that number: [columns], of the index's `targets`."""
+        start, _ = self._target_bytes(number, targets)
+        return self._view(targets.dtype, len(targets.names), start)
+
+    def document_at(self, token: int) -> int:
+        """The number of the shard's document that a token belongs to."""
+        documents = self._list() if self._documents is None else self._documents
+        return bisect_right(documents, token) - 1
+
+    def _target_bytes(self, number: int, targets: Targets) -> tuple[int, int]:
+        """Where a document's targets are in the tar: first byte, one past the last."""
+        block = bisect_right(self._number, number) - 1
+        size = len(targets.names) * targets.dtype.itemsize
+        start = self.entry.blocks[block].target_offset + size * (number - self._number[block])
+        return start, start + size
+
     def starts_between(self, begin: int, end: int) -> list[int]:
         """First tokens of the documents that start behind token `begin` and before `end`, ascending."""
         documents = self._list() if self._documents is None else self._documents

@@ -50,6 +50,7 @@ class Feed:
     def close(self) -> None:
         """Stop reading ahead."""
         self._prefetch.close()
+        self._reader.close()
 
     def _produce(self, number: int) -> Step:
         start, stop, passed_over = next(self._spans)

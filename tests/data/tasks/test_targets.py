@@ -37,8 +37,12 @@ def test_every_example_finds_its_targets_in_any_block_and_shard(tmp_path, target
     index = Index.load(tmp_path, "train")
     assert index.targets == targets
     assert len(index.shards) > 1
-    mapped = [MappedShard(tmp_path, shard, U16).targets(targets) for shard in index.shards]
-    assert np.array_equal(np.concatenate(mapped), np.stack([document.targets for document in made]))
+    mapped = [MappedShard(tmp_path, shard, U16) for shard in index.shards]
+    found = [shard.target(number, targets) for shard in mapped for number in range(shard.entry.documents)]
+    assert np.array_equal(np.stack(found), np.stack([document.targets for document in made]))
+    for shard in mapped:
+        for number, start in enumerate(shard.document_starts().tolist()):
+            assert shard.document_at(start) == number
 
 
 def test_stock_webdataset_reads_the_targets(tmp_path):

@@ -77,6 +77,8 @@ class ShardEntry:
     documents: int
     text_bytes: int
     """UTF-8 bytes of the text that the tokens stand for."""
+    longest: int
+    """Tokens of its longest document: told without reading it."""
     blocks: tuple[Block, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class ShardEntry:
             "ntokens": self.tokens,
             "ndocs": self.documents,
             "nbytes": self.text_bytes,
+            "longest": self.longest,
             "blocks": [[b.token_offset, b.tokens, b.document_offset, b.documents, b.use_offset] for b in self.blocks],
         }
 
@@ -104,6 +107,7 @@ class ShardEntry:
             entry["ntokens"],
             entry["ndocs"],
             entry["nbytes"],
+            entry["longest"],
             blocks,
         )
         if len(blocks) != shard.samples or sum(block.tokens for block in blocks) != shard.tokens:

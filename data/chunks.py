@@ -149,7 +149,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
     if document.completion is None:
         cleaned = clean(document.text, recipe.clean)
         if cleaned.text is None:
-            drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.excerpt))
+            drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
         text, completion, changes = cleaned.text, None, cleaned.changes
     else:
@@ -157,7 +157,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
         completion, more = mend(document.completion, recipe.clean)
         changes = combined(changes + more)
     for change in changes:
-        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.excerpt)
+        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
     document = replace(document, text=text, completion=completion)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes

@@ -76,14 +76,15 @@ def data_build(
 
 @data_app.command("inspect")
 def data_inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help="A dataset's folder, or its URL.", show_default=False)],
     check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
 ) -> None:
     """Counts, shares, lengths, what was dropped and why, and decoded samples."""
     from data.inspect import report
+    from data.origin import is_remote
 
-    found = dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
-    typer.echo(report(found, check))
+    here = is_remote(dataset) or Path(dataset).exists() or Path(dataset).is_absolute()
+    typer.echo(report(dataset if here else _home() / dataset, check))
 
 
 @tokenizer_app.command("train")
@@ -486,12 +487,16 @@ def _home() -> Path:
 def main() -> None:
     """Run the command line; a person's mistake is one message and exit code 2, never a traceback."""
     from data.errors import UserError
+    from data.patience import Unreachable
 
     try:
         app()
     except UserError as error:
         print(f"luban: {error}", file=sys.stderr)
         sys.exit(2)
+    except Unreachable as error:
+        print(f"luban: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("luban: interrupted", file=sys.stderr)
         sys.exit(130)

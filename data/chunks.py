@@ -155,7 +155,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
     if document.text is not None:
         cleaned = clean(document.text, recipe.clean)
         if cleaned.text is None:
-            drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.excerpt))
+            drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
         document, changes = replace(document, text=cleaned.text), cleaned.changes
     elif document.fields is not None:
@@ -164,7 +164,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
         drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
     for change in changes:
-        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.excerpt)
+        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":

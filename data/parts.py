@@ -27,8 +27,8 @@ class Drop:
     rule: str
     id: str
     bytes: int
-    excerpt: str = ""
-    """What was there, where that can be shown."""
+    sample: str = ""
+    """The beginning of its text, where that is at hand."""
 
 
 def part_file(work: Path, part: int) -> Path:

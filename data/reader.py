@@ -51,11 +51,7 @@ def layout(index: Index, context: int) -> Layout:
 
 def longest_document(index: Index) -> int:
     """Tokens of the longest document of a split, EOS included; 0 for an empty one."""
-    longest = 0
-    for shard in index.shards:
-        starts = MappedShard(index.folder, shard, index.dtype).document_starts()
-        longest = max(longest, int(np.diff(starts, append=shard.tokens).max(initial=0)))
-    return longest
+    return max((shard.longest for shard in index.shards), default=0)
 
 
 class OpenShard(Protocol):

@@ -133,9 +133,9 @@ def write_shard(
     with published(folder / sums_name(name)) as path, path.open("wb") as file:
         np.save(file, sums, allow_pickle=False)
     _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
-    text_bytes = sum(columns["bytes"])
+    text_bytes, longest = sum(columns["bytes"]), max(columns["tokens"], default=0)
     return ShardEntry(
-        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, tuple(tar.blocks)
+        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, longest, tuple(tar.blocks)
     )
 
 

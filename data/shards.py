@@ -103,6 +103,8 @@ class ShardEntry:
     documents: int
     text_bytes: int
     """UTF-8 bytes of the text that the tokens stand for."""
+    longest: int
+    """Tokens of its longest document: told without reading it."""
     blocks: tuple[Block, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ class ShardEntry:
                 [b.token_offset, b.tokens, b.document_offset, b.documents, b.use_offset, b.target_offset]
                 for b in self.blocks
             ],
+            "longest": self.longest,
         }
 
     @classmethod
@@ -133,6 +136,7 @@ class ShardEntry:
             entry["ntokens"],
             entry["ndocs"],
             entry["nbytes"],
+            entry["longest"],
             blocks,
         )
         if len(blocks) != shard.samples or sum(block.tokens for block in blocks) != shard.tokens:

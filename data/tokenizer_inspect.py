@@ -15,7 +15,6 @@ import numpy as np
 
 from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
-from data.shards import MappedShard
 from data.tokenizer import Tokenizer
 
 _SAMPLE_BYTES = 2_000_000
@@ -191,8 +190,8 @@ def _look_at_dataset(tokenizer: Tokenizer, dataset: Dataset, seen: _Seen) -> Non
     index = dataset.index("train")
     seen.of_tokens += index.tokens
     share = min(1.0, _COUNTED_TOKENS / max(1, index.tokens))
-    for shard in index.shards:
-        tokens = MappedShard(index.folder, shard, index.dtype).tokens(0, int(shard.tokens * share))
+    for number, shard in enumerate(index.shards):
+        tokens = dataset.shard(index, number).tokens(0, int(shard.tokens * share))
         seen.counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
 
 
@@ -238,10 +237,10 @@ def _documents(dataset: Dataset) -> Iterator[tuple[str, str]]:
     for number in numbers.tolist():
         shard = index.shards[number]
         room = _SAMPLE_BYTES // len(numbers)
-        path = dataset.folder / f"{shard.url.removesuffix('.tar')}.docs.parquet"
+        path = dataset.file(f"{shard.url.removesuffix('.tar')}.docs.parquet")
         table = parquet.read_table(path, columns=["source", "start", "tokens", "bytes"])
         wanted = max(1, min(table.num_rows, table.num_rows * room // max(1, shard.text_bytes)))
-        mapped = MappedShard(index.folder, shard, index.dtype)
+        mapped = dataset.shard(index, number)
         for place in np.unique(np.linspace(0, table.num_rows - 1, wanted).astype(int)).tolist():
             row = {name: table[name][place].as_py() for name in ("source", "start", "tokens", "bytes")}
             if room < row["bytes"] < shard.text_bytes and wanted > 1:

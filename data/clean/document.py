@@ -10,20 +10,20 @@ The order is fixed, and such that cleaning what was cleaned changes nothing:
     whole document     dropped by the first rule it breaks, as it would be kept
 
 Each change is told with what it removed and an excerpt of it. A dropped document's changes are not told, as it is
-booked with its whole size. An excerpt has its personal data masked, whatever the rules say.
+booked with its whole size.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from data.clean import characters, pii
+from data.clean.excerpt import RAW, SHOWN
 from data.clean.language import identify
 from data.clean.lines import without_boilerplate
 from data.clean.measured import Measured
 from data.clean.quality import RULES, broken
 from data.clean.rules import Clean
 
-EXCERPT = 120
 _BEFORE_CHANGES = ("max_characters", "max_control_characters", "max_replacement_characters")
 _CHARACTERS = (
     ("mojibake", "mojibake", characters.mended_encoding),
@@ -41,8 +41,8 @@ class Change:
     """Lines changed or removed; of personal data: masks."""
     bytes: int
     """UTF-8 bytes fewer than before; negative: more."""
-    excerpt: str
-    """Some of what it changed or removed, on one line."""
+    sample: str
+    """Where it begins, some of what was changed or removed, as it was."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Cleaned:
     """None: dropped."""
     rule: str = ""
     """The rule that dropped it."""
-    excerpt: str = ""
-    """The beginning of a dropped text, on one line."""
+    sample: str = ""
+    """The beginning of a dropped text."""
     changes: tuple[Change, ...] = ()
     """In the order they were made; none for a dropped document."""
     language: str = ""
@@ -70,13 +70,13 @@ def clean(text: str, rules: Clean) -> Cleaned:
     seen = Measured(text)
     rule = broken(seen, rules, _FIRST)
     if rule is not None:
-        return Cleaned(None, rule, excerpt(text))
+        return Cleaned(None, rule, text[:RAW])
     mended, changes = mend(text, rules)
     if rules.remove_lines:
         mended, removed = without_boilerplate(mended, rules.remove_lines)
         for name, lines in removed.items():
             size = sum(_size(line) + 1 for line in lines)
-            changes += (Change(f"line_{name}", len(lines), size, excerpt(lines[0])),)
+            changes += (Change(f"line_{name}", len(lines), size, lines[0][:RAW]),)
     language = rules.language or ""
     if language == "identify":
         language = identify(mended)
@@ -84,7 +84,7 @@ def clean(text: str, rules: Clean) -> Cleaned:
         seen = Measured(mended, language)
     rule = broken(seen, rules, RULES)
     if rule is not None:
-        return Cleaned(None, rule, excerpt(mended), language=language)
+        return Cleaned(None, rule, mended[:RAW], language=language)
     return Cleaned(mended, changes=changes, language=language)
 
 
@@ -95,12 +95,12 @@ def mend(text: str, rules: Clean) -> tuple[str, tuple[Change, ...]]:
         if getattr(rules, setting):
             after, lines, shown = change(text)
             if lines:
-                changes.append(Change(name, lines, _size(text) - _size(after), excerpt(shown)))
+                changes.append(Change(name, lines, _size(text) - _size(after), shown[:RAW]))
                 text = after
     if rules.pii:
         text, told = pii.masked(text, rules.pii)
         for kind, held in told.items():
-            shown = excerpt(text[max(0, held.at - EXCERPT // 2) : held.at + EXCERPT // 2])
+            shown = text[max(0, held.at - SHOWN // 2) : held.at + SHOWN // 2]
             changes.append(Change(f"pii_{kind}", held.count, held.bytes, shown))
     return text, tuple(changes)
 
@@ -114,12 +114,6 @@ def combined(changes: Iterable[Change]) -> tuple[Change, ...]:
             change = replace(first, items=first.items + change.items, bytes=first.bytes + change.bytes)
         found[change.rule] = change
     return tuple(found.values())
-
-
-def excerpt(text: str) -> str:
-    """The beginning of a text on one line, personal data masked and control characters escaped."""
-    line = " ".join(pii.masked(text[: 4 * EXCERPT], pii.KINDS)[0].split())[:EXCERPT]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def _size(text: str) -> int:

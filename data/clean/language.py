@@ -32,7 +32,7 @@ def identify(text: str) -> str:
     quick, thorough = _identifiers()
     part = text[:_LOOKED_AT]
     seen = Measured(part)
-    if seen.letters * seen.visible < _MIN_LETTERS:
+    if seen.letters < _MIN_LETTERS:
         return UNKNOWN
     if (script := _by_script(seen)) is not None:
         return script
@@ -50,7 +50,7 @@ def _by_script(seen: Measured) -> str | None:
         return int(((seen.codes >= span[0]) & (seen.codes <= span[1])).sum())
 
     kana, hangul, han = count(_KANA), count(_HANGUL), count(_HAN)
-    if 3 * (kana + hangul + han) < seen.letters * seen.visible:
+    if 3 * (kana + hangul + han) < seen.letters:
         return None
     if hangul > kana + han:
         return "ko"

@@ -18,6 +18,7 @@ _NOTICE = 300
 _MENU = 30
 """Characters in an entry of a menu, at most."""
 _HEAD = 80
+"""Bytes in a head or foot of a page, at most."""
 _HEAD_TIMES = 5
 _HEAD_APART = 10
 _HEAD_SPREAD = 0.4
@@ -57,7 +58,8 @@ _MENU_WORDS = frozenset(
     )
 )  # fmt: skip
 _MENU_LINES = frozenset(
-    (
+    line.encode()
+    for line in (
         "skip to content", "skip to main content", "skip to navigation", "jump to navigation", "back to top",
         "return to top", "read more", "read more...", "read more »", "continue reading", "continue reading →",
         "learn more", "click here", "share this", "share this:", "share on facebook", "share on twitter",
@@ -75,7 +77,7 @@ _MENU_LINES = frozenset(
 )  # fmt: skip
 _CHAPTER = re.compile(r"\W*(?:chapter|section|part|book|act|scene|volume|canto|article|figure|table|第)\b|\W*第", re.I)
 _NUMBER = re.compile(r"[0-9]+")
-_DIGITS = str.maketrans("123456789", "000000000")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _TERMINAL = tuple(".!?:;,\"'”’)]。！？：；，」』…")
 
 _Test = Callable[[str], bool]
@@ -105,7 +107,7 @@ _RULES: dict[str, tuple[_Test, tuple[str, ...]]] = {
         ("rights reserved", "copyright", "©", "(c)", "版权所有", "版權所有", "保留所有", "著作权所有", "转载"),
     ),
     "policy": (_is_policy, ("privacy policy", "terms of", "terms and", "terms &", "隐私政策", "隱私政策", "服务条款")),
-    "menu": (_is_menu, ("|", "»", "›", ">", "·", "•")),
+    "menu": (_is_menu, ("|", "»", "›", " > ", "·", "•")),
 }
 """By rule: the test of a line, and strings of which a line that passes it holds one (in small letters)."""
 
@@ -129,16 +131,31 @@ def without_boilerplate(text: str, rules: Sequence[str]) -> tuple[str, dict[str,
             for start, stop in _lines_with(signs, small):
                 if start not in found and test(text[start:stop].strip()):
                     found[start] = (stop, name)
-    gone: dict[int, str] = {}
-    if "menu" in rules and not _MENU_LINES.isdisjoint(map(str.strip, small.split("\n"))):
-        gone = {number: "menu" for number, line in enumerate(small.split("\n")) if line.strip() in _MENU_LINES}
-    if "running_head" in rules:
-        gone |= dict.fromkeys(_running_heads(small), "running_head")
-    if gone:
-        starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-        for number, name in gone.items():
-            found.setdefault(starts[number], (starts[number + 1] - 1, name))
+    if "menu" in rules or "running_head" in rules:
+        folded = _folded(small)
+        times = Counter(folded)
+        gone: dict[int, str] = {}
+        if "menu" in rules and any(line in times for line in _MENU_LINES):
+            gone = {number: "menu" for number, line in enumerate(folded) if line in _MENU_LINES}
+        if "running_head" in rules:
+            gone |= dict.fromkeys(_running_heads(small, folded, times), "running_head")
+        if gone:
+            starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+            for number, name in gone.items():
+                found.setdefault(starts[number], (starts[number + 1] - 1, name))
     return _cut(text, found)
+
+
+def _folded(text: str) -> list[bytes]:
+    """The lines of a text in UTF-8, without white space at their ends, every digit a zero."""
+    content = text.encode("utf-8", "surrogatepass").translate(_DIGITS)
+    lines = content.split(b"\n")
+    indented = (
+        any(sign in content for sign in (b"\n ", b" \n", b"\t", b"\r"))
+        or lines[0][:1] == b" "
+        or lines[-1][-1:] == b" "
+    )
+    return list(map(bytes.strip, lines)) if indented else lines
 
 
 def _lines_with(signs: Sequence[str], text: str) -> Iterator[tuple[int, int]]:
@@ -167,7 +184,7 @@ def _cut(text: str, found: dict[int, tuple[int, str]]) -> tuple[str, dict[str, l
     return "".join(parts), removed
 
 
-def _running_heads(text: str) -> Iterator[int]:
+def _running_heads(text: str, folded: list[bytes], times: Counter[bytes]) -> Iterator[int]:
     """Numbers of the lines that recur as the heads and feet of pages do: five times at least, at even distances of
     ten written lines or more.
 
@@ -175,20 +192,19 @@ def _running_heads(text: str) -> Iterator[int]:
     words or more that end in no punctuation, all but the first. What numbers its parts (Chapter 3), and what holds
     the signs of code, stays.
     """
-    if text.count("\n") < _HEAD_TIMES * _HEAD_APART:
+    if len(folded) < _HEAD_TIMES * _HEAD_APART:
         return
-    folded = list(map(str.strip, _without_numbers(text).split("\n")))
     often = {
-        line
-        for line, times in Counter(folded).items()
-        if times >= _HEAD_TIMES and 3 < len(line) <= _HEAD and _HEAD_TEXT.fullmatch(line) and not _CHAPTER.match(line)
+        line: held
+        for line, count in times.items()
+        if count >= _HEAD_TIMES and 3 < len(line) <= _HEAD and _is_head(held := line.decode("utf-8", "surrogatepass"))
     }
     if not often:
         return
     groups: dict[str, list[int]] = {}
     for number, line in enumerate(folded):
         if line in often:
-            groups.setdefault(line, []).append(number)
+            groups.setdefault(often[line], []).append(number)
     written = list(accumulate(map(bool, folded)))
     lines = text.split("\n")
     for line, where in groups.items():
@@ -197,14 +213,8 @@ def _running_heads(text: str) -> Iterator[int]:
             yield from _growing(line, where, lines) if "0" in line else _repeated(line, where)
 
 
-def _without_numbers(text: str) -> str:
-    """Every number as a zero: by table where that is quick."""
-    if not text.isascii():
-        return _NUMBER.sub("0", text)
-    text = text.translate(_DIGITS)
-    while "00" in text:
-        text = text.replace("00", "0")
-    return text
+def _is_head(line: str) -> bool:
+    return _HEAD_TEXT.fullmatch(line) is not None and not _CHAPTER.match(line)
 
 
 def _growing(folded: str, where: list[int], lines: list[str]) -> list[int]:

@@ -1,17 +1,13 @@
 """A text and the counts that several rules share, each taken once and only if a rule asks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from data.clean.words import (
-    CONTROL,
-    DIGIT,
     IDEOGRAPH,
-    KINDS,
     LETTER,
-    REPLACEMENT,
     SPACE,
     Words,
     codes_of,
@@ -30,6 +26,7 @@ class Measured:
     text: str
     language: str = ""
     """ISO 639-1; empty: not looked for."""
+    _counts: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def codes(self) -> np.ndarray:
@@ -39,37 +36,27 @@ class Measured:
     @cached_property
     def kinds(self) -> np.ndarray:
         """Each character's kind (uint8), see `words.py`. Shape [characters]."""
-        return kinds_of(self.codes)
+        return kinds_of(self.text, self.codes)
 
-    @cached_property
-    def counts(self) -> list[int]:
-        """Characters of each kind."""
-        return np.bincount(self.kinds, minlength=KINDS).tolist()
+    def count(self, kind: int) -> int:
+        """Characters of a kind."""
+        if kind not in self._counts:
+            self._counts[kind] = int(np.count_nonzero(self.kinds == kind))
+        return self._counts[kind]
 
     @property
     def visible(self) -> int:
         """Characters that aren't white space."""
-        return len(self.text) - self.counts[SPACE]
+        return len(self.text) - self.count(SPACE)
 
     @property
-    def letters(self) -> float:
-        """Share of letters of any script among the visible characters."""
-        return (self.counts[LETTER] + self.counts[IDEOGRAPH]) / max(1, self.visible)
+    def letters(self) -> int:
+        """Letters of any script, ideographs among them."""
+        return self.count(LETTER) + self.count(IDEOGRAPH)
 
-    @property
-    def digits(self) -> float:
-        """Share of digits among the visible characters."""
-        return self.counts[DIGIT] / max(1, self.visible)
-
-    @property
-    def controls(self) -> float:
-        """Share of control characters among the visible ones."""
-        return self.counts[CONTROL] / max(1, self.visible)
-
-    @property
-    def replacements(self) -> float:
-        """Share of U+FFFD among the visible characters."""
-        return self.counts[REPLACEMENT] / max(1, self.visible)
+    def share(self, kind: int) -> float:
+        """Characters of a kind among the visible ones."""
+        return self.count(kind) / max(1, self.visible)
 
     @cached_property
     def lines(self) -> list[str]:
@@ -92,9 +79,10 @@ class Measured:
         spaces = self.kinds == SPACE
         inside = np.concatenate([[True], spaces, [True]])
         edges = np.flatnonzero(inside[1:] != inside[:-1])
-        letters = (self.kinds == LETTER) | (self.kinds == IDEOGRAPH)
-        before = np.concatenate([[0], np.cumsum(letters, dtype=np.int64)])
-        return len(edges) // 2, int((before[edges[1::2]] > before[edges[::2]]).sum())
+        if len(edges) == 0:
+            return 0, 0
+        held = np.bitwise_or.reduceat((self.kinds == LETTER) | (self.kinds == IDEOGRAPH), edges[::2])
+        return len(held), int(np.count_nonzero(held))
 
     @cached_property
     def alphabetic(self) -> bool:
@@ -107,7 +95,6 @@ class Measured:
         return self.language == "en" if self.language else self._most_letters_below(_LATIN_END, 0.9)
 
     def _most_letters_below(self, end: int, share: float) -> bool:
-        letters = self.counts[LETTER] + self.counts[IDEOGRAPH]
         if self.codes.dtype == np.uint8:
-            return letters > 0
-        return int(((self.kinds == LETTER) & (self.codes < end)).sum()) > share * letters
+            return self.letters > 0
+        return int(np.count_nonzero((self.kinds == LETTER) & (self.codes < end))) > share * self.letters

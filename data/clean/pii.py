@@ -80,6 +80,10 @@ _BITS = 3.7
 """Entropy of a random key, bits a character, at least: 20 characters of words have some 3.5."""
 
 
+Runs = list[tuple[int, int]]
+"""Where runs of digits and of what parts them are."""
+
+
 @dataclass
 class Masked:
     """What was masked of one kind in a text."""
@@ -93,7 +97,8 @@ class Masked:
 
 def masked(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, Masked]]:
     """The text with every find of these kinds (out of `KINDS`) masked, and what that was, by kind."""
-    found = [(start, stop, kind) for kind in KINDS if kind in kinds for start, stop in _FINDERS[kind](text)]
+    runs = [run.span() for run in _DIGITS.finditer(text)] if "ip" in kinds or "phone" in kinds else []
+    found = [(start, stop, kind) for kind in KINDS if kind in kinds for start, stop in _FINDERS[kind](text, runs)]
     told: dict[str, Masked] = {}
     if not found:
         return text, told
@@ -114,7 +119,7 @@ def masked(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, Masked]]:
     return "".join([*parts, text[at:]]), told
 
 
-def _emails(text: str) -> Iterator[tuple[int, int]]:
+def _emails(text: str, runs: Runs) -> Iterator[tuple[int, int]]:
     for at in _places("@", text):
         if text[at - 1 : at].isalnum() and text[at + 1 : at + 2].isalnum():  # no decorator, no handle
             near = _EMAIL.finditer(text, max(0, at - 66), at + 330)
@@ -128,10 +133,10 @@ def _is_example(address: str) -> bool:
     return domain.rpartition(".")[2] in _FILE_ENDS or _EXAMPLES.search(domain) is not None or address.startswith("git@")
 
 
-def _addresses(text: str) -> Iterator[tuple[int, int]]:
-    for run in _DIGITS.finditer(text):
-        for match in _IPV4.finditer(text, run.start(), run.end() + 2):
-            public = match.end() <= run.end() and _is_public(match.group())
+def _addresses(text: str, runs: Runs) -> Iterator[tuple[int, int]]:
+    for start, stop in runs:
+        for match in _IPV4.finditer(text, start, stop + 2):
+            public = match.end() <= stop and _is_public(match.group())
             if public and not _VERSION_BEFORE.search(text, max(0, match.start() - 12), match.start()):
                 yield match.span()
     after = 0
@@ -155,15 +160,15 @@ def _is_public(address: str) -> bool:
     return held.version == 6 or len(address) > 8
 
 
-def _phones(text: str) -> Iterator[tuple[int, int]]:
-    for run in _DIGITS.finditer(text):
-        for match in _PHONE.finditer(text, run.start(), run.end() + 2):
+def _phones(text: str, runs: Runs) -> Iterator[tuple[int, int]]:
+    for start, stop in runs:
+        for match in _PHONE.finditer(text, start, stop + 2):
             called = match.group(3) is None or _CALLED.search(text, max(0, match.start() - 24), match.start())
             if called and 9 <= sum(map(str.isdigit, match.group())) <= 15:
                 yield match.span()
 
 
-def _secrets(text: str) -> Iterator[tuple[int, int]]:
+def _secrets(text: str, runs: Runs) -> Iterator[tuple[int, int]]:
     for sign, pattern in _KEYS:
         for at in _places(sign, text):
             if at == 0 or not (text[at - 1].isalnum() or text[at - 1] == "_"):
@@ -194,7 +199,7 @@ def _is_random(value: str) -> bool:
     return bits >= _BITS
 
 
-_FINDERS: dict[str, Callable[[str], Iterator[tuple[int, int]]]] = {
+_FINDERS: dict[str, Callable[[str, Runs], Iterator[tuple[int, int]]]] = {
     "secret": _secrets,
     "email": _emails,
     "ip": _addresses,

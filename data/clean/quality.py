@@ -9,6 +9,7 @@ All are passes of C code over the text or of numpy over its code points.
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from data.clean import repetition
 from data.clean.measured import Measured
 from data.clean.rules import Clean
-from data.clean.words import SPACE, hash_word
+from data.clean.words import CONTROL, DIGIT, REPLACEMENT, hash_word
 
 _TABLE_LINE = re.compile(r"""(?=\D*\d)[\s\d'"a-fA-FxXuUlL\\,.;:+\-*/=|()\[\]{}#]+""")
 _TABLE_MIN_LINES = 50
@@ -29,9 +30,9 @@ _GENERATED = re.compile(
     re.IGNORECASE,
 )
 _HEAD = 1000
-_CLOSING = "\"')]”’"
+_SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]”’]|\Z)|[。！？]")
 _GLANCE = 4096
-"""Characters, or words, that are looked at first where a few are enough."""
+"""Words that are looked at first where a few are enough."""
 
 
 def too_short(seen: Measured, limit: float) -> bool:
@@ -56,29 +57,29 @@ def long_lines(seen: Measured, limit: float) -> bool:
 
 def few_letters(seen: Measured, limit: float) -> bool:
     """Less than `limit` of the visible characters are letters."""
-    return seen.letters < limit
+    return seen.letters < limit * seen.visible
 
 
 def many_digits(seen: Measured, limit: float) -> bool:
     """More than `limit` of the visible characters are digits."""
-    return seen.digits > limit
+    return seen.share(DIGIT) > limit
 
 
 def data_table(seen: Measured, limit: float) -> bool:
     """More than `limit` of the lines hold nothing but numbers, escapes and punctuation."""
-    if len(seen.lines) < _TABLE_MIN_LINES:
+    if len(seen.lines) < _TABLE_MIN_LINES or seen.count(DIGIT) <= limit * len(seen.lines):
         return False
     return _more(seen.lines, limit, lambda line: _TABLE_LINE.fullmatch(line) is not None)
 
 
 def control_characters(seen: Measured, limit: float) -> bool:
     """More than `limit` control characters."""
-    return seen.controls > limit
+    return seen.share(CONTROL) > limit
 
 
 def broken_encoding(seen: Measured, limit: float) -> bool:
     """More than `limit` replacement characters."""
-    return seen.replacements > limit
+    return seen.share(REPLACEMENT) > limit
 
 
 def curly_brackets(seen: Measured, limit: float) -> bool:
@@ -142,20 +143,7 @@ def few_stop_words(seen: Measured, limit: int) -> bool:
 
 def few_sentences(seen: Measured, limit: int) -> bool:
     """Fewer than `limit` ends of sentences."""
-    return all(_sentences(seen.codes[:stop], seen.kinds[:stop]) < limit for stop in (_GLANCE, len(seen.codes)))
-
-
-def _sentences(codes: np.ndarray, kinds: np.ndarray) -> int:
-    if len(codes) == 0:
-        return 0
-    western = (codes == ord(".")) | (codes == ord("!")) | (codes == ord("?"))
-    closing = kinds == SPACE
-    for mark in _CLOSING:
-        closing |= codes == ord(mark)
-    count = int((western[:-1] & closing[1:]).sum()) + int(western[-1])
-    if codes.dtype != np.uint8:
-        count += sum(int((codes == ord(mark)).sum()) for mark in "。！？")
-    return count
+    return sum(1 for _ in islice(_SENTENCE_END.finditer(seen.text), limit)) < limit
 
 
 def _more(lines: list[str], limit: float, test: Callable[[str], bool]) -> bool:

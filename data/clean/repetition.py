@@ -42,14 +42,16 @@ def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
     characters."""
     words = seen.words
     total = int(words.lengths.sum())
+    if len(words) <= _TOP_FIRST:
+        return False
+    # No longer run is more frequent than the most frequent pair, nor that than its bucket is full.
+    most = int(_crowds(words.runs(_TOP_FIRST)).max()) * int(words.lengths.max())
+    if all(most * width <= limit * total for width, limit in enumerate(limits, _TOP_FIRST)):
+        return False
     for width, limit in enumerate(limits, _TOP_FIRST):
         if len(words) <= width:
             return False
-        runs = words.runs(width)
-        crowds = _crowds(runs)
-        if int(crowds.max()) * width * int(words.lengths.max()) <= limit * total:
-            continue  # not even if all in the fullest bucket were one run, of the longest words
-        count, at = _most_frequent(runs, crowds)
+        count, at = _most_frequent(words.runs(width))
         if count < 2:
             return False
         if count * int(words.lengths[at : at + width].sum()) > limit * total:
@@ -64,7 +66,7 @@ def copied_ngrams(seen: Measured, limits: Sequence[float]) -> bool:
     if len(words) <= _COPY_FIRST:
         return False
     runs = words.runs(_COPY_FIRST)
-    at = np.flatnonzero(_crowds(runs)[runs & _bucket_mask(len(runs))] > 1)
+    at = np.flatnonzero(_crowds(runs)[_buckets(runs)] > 1)
     runs = runs[at]
     for width, limit in enumerate(limits, _COPY_FIRST):
         if len(at) == 0:
@@ -88,26 +90,26 @@ def _repeated(parts: list[str]) -> float:
     return (total - sum(map(len, set(parts)))) / max(1, total)
 
 
-def _bucket_mask(count: int) -> np.uint64:
-    """The bits of a hash that choose its bucket: eight buckets a run, so that few runs share one by chance."""
-    return np.uint64((1 << (8 * count).bit_length()) - 1)
+def _buckets(runs: np.ndarray) -> np.ndarray:
+    """The upper bits of each hash (int64): four buckets a run or more, so that few runs share one by chance."""
+    return (runs >> np.uint64(64 - (4 * len(runs)).bit_length())).view(np.int64)
 
 
 def _crowds(runs: np.ndarray) -> np.ndarray:
-    """How many runs fall in each bucket; at least as many as are equal. Counting is six times as fast as sorting."""
-    return np.bincount((runs & _bucket_mask(len(runs))).astype(np.int64))
+    """How many runs fall in each bucket; at least as many as are equal. Counting is quicker than sorting."""
+    return np.bincount(_buckets(runs))
 
 
-def _most_frequent(runs: np.ndarray, crowds: np.ndarray) -> tuple[int, int]:
+def _most_frequent(runs: np.ndarray) -> tuple[int, int]:
     """How often the most frequent run comes, and where first."""
-    full = int(crowds.max())
-    best = (0, 0)
+    buckets = _buckets(runs)
+    crowds = np.bincount(buckets)
+    best, full = (0, 0), int(crowds.max())
     while full > best[0]:
-        at = np.flatnonzero(crowds[runs & _bucket_mask(len(runs))] == full)
+        at = np.flatnonzero(crowds[buckets] == full)
         _, first, counts = np.unique(runs[at], return_index=True, return_counts=True)
         count = int(counts.max())
         if count > best[0]:
             best = (count, int(at[first[counts == count]].min()))
-        below = crowds[crowds < full]
-        full = int(below.max()) if len(below) else 0
+        full = int(crowds[crowds < full].max())
     return best

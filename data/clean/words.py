@@ -57,10 +57,16 @@ def codes_of(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def kinds_of(codes: np.ndarray) -> np.ndarray:
-    """The kind of each character (uint8)."""
-    table = kind_table()
-    return table[codes] if codes.dtype == np.uint8 else table.take(codes, mode="clip")
+def kinds_of(text: str, codes: np.ndarray) -> np.ndarray:
+    """The kind of each character (uint8), of a text whose code points are given."""
+    if codes.dtype == np.uint8:
+        return np.frombuffer(text.encode().translate(_byte_kinds()), np.uint8)
+    return kind_table().take(codes, mode="clip")
+
+
+@lru_cache(maxsize=1)
+def _byte_kinds() -> bytes:
+    return kind_table()[:256].tobytes()
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,21 @@ class Words:
         return len(self.hashes)
 
     def runs(self, width: int) -> np.ndarray:
-        """A hash of each run of `width` words (uint64, by where it starts); kept, the next width is made from it."""
+        """A hash of each run of `width` words (uint64, by where it starts); kept, as longer ones are made from it."""
         if width == 1:
             return self.hashes
         if width not in self._runs:
-            self._runs[width] = longer(self.runs(width - 1)[: len(self) - width + 1], self.hashes[width - 1 :])
+            step = 2 if width == 4 else 1
+            self._runs[width] = longer(
+                self.runs(width - step)[: len(self) - width + 1], self.runs(step)[width - step :]
+            )
         return self._runs[width]
 
 
 def longer(runs: np.ndarray, following: np.ndarray) -> np.ndarray:
-    """The hashes of runs with another word at their end."""
-    mixed = (runs * _B) ^ following
-    mixed *= _A
-    mixed ^= mixed >> _SHIFT
+    """The hashes of runs with more words at their end. Their upper bits are as good as chance."""
+    mixed = runs * _A
+    mixed += following
     return mixed
 
 
@@ -118,7 +126,7 @@ def words_of(text: str, codes: np.ndarray, kinds: np.ndarray) -> Words:
 def hash_word(word: str) -> int:
     """The hash that `words_of` gives a word."""
     codes = codes_of(word)
-    return int(words_of(word, codes, kinds_of(codes)).hashes[0])
+    return int(words_of(word, codes, kinds_of(word, codes)).hashes[0])
 
 
 _IS_WORD = np.isin(np.arange(KINDS), (LETTER, DIGIT, UNDERSCORE))

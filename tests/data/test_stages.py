@@ -6,9 +6,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import mixture
+from data.departure import departure
 from data.errors import UserError
 from data.layout import Layout
-from data.order import Order, Source, Stage, departure
+from data.order import Order, Source, Stage
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -215,7 +216,9 @@ def test_a_departure_from_a_stage_that_has_begun_is_named():
     assert words(90, sources=[SOURCES[0], Source("b", "b", 9.0)]) == (
         "max_epochs of source b in stage 1 was 2.0, and is 9.0 now"
     )
-    assert words(90, sources=[Source("a", "x"), SOURCES[1]]) == "shards of source a in stage 0 was a, and is x now"
+    assert words(90, sources=[Source("a", "x"), SOURCES[1]]) == (
+        "source a held the shards a, and holds x now: restore them"
+    )
     assert words(90, weights={"a": 1.0}) == "stage 1, from position 40, read source b"
 
 

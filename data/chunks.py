@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.clean.document import clean, combined, mend
+from data.clean.excerpt import RAW
 from data.corpus import Document
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
@@ -60,6 +61,8 @@ class Encoded:
     """By split."""
     sources: dict[str, list[int]] = field(default_factory=dict)
     """By source: documents, tokens, UTF-8 bytes of text."""
+    languages: dict[str, list[int]] = field(default_factory=dict)
+    """By language, the same."""
 
 
 def prepared(work: Path, part: int) -> Prepared | None:
@@ -74,13 +77,15 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
 
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
-    items = [item for document in documents for item in _kept(document, recipe, said, drops)]
+    languages: list[str] = []
+    items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
     texts = [_text(item) for item in items]
     digests = [_digest(text) for text in texts]
     sizes = [len(item.prompt.encode()) + len(item.completion.encode()) for item in items]
     columns: dict[str, Any] = {
         "id": pyarrow.array([item.id for item in items], pyarrow.string()),
         "source": pyarrow.array([item.source for item in items], pyarrow.string()),
+        "language": pyarrow.array(languages, pyarrow.string()),
         "split": _splits(recipe, [item.origin for item in items]),
         "order": _hashes(recipe, "order", [item.id for item in items]),
         "digest_high": np.array([digest >> 64 for digest in digests], np.uint64),
@@ -140,8 +145,11 @@ def _hashes(recipe: DatasetRecipe, use: str, ids: Iterable[str]) -> np.ndarray:
     return np.array([xxhash.xxh3_64_intdigest(f"{key}{id_}".encode()) for id_ in ids], np.uint64)
 
 
-def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop]) -> list[Example]:
-    """The document as items to keep; what is dropped goes to `drops`. A text is an item without completion."""
+def _kept(
+    document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop], languages: list[str]
+) -> list[Example]:
+    """The document as items to keep, the language of each added to `languages`; what is dropped goes to `drops`. A
+    text is an item without completion."""
     size = document.bytes
     if document.text is None:
         drops.append(Drop("read", "not_text", document.id, size))
@@ -151,17 +159,21 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
         if cleaned.text is None:
             drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
-        text, completion, changes = cleaned.text, None, cleaned.changes
+        if recipe.languages is not None and cleaned.language not in recipe.languages:
+            drops.append(Drop("clean", "other_language", document.id, size, cleaned.text[:RAW]))
+            return []
+        text, completion, changes, language = cleaned.text, None, cleaned.changes, cleaned.language
     else:
         text, changes = mend(document.text, recipe.clean)
         completion, more = mend(document.completion, recipe.clean)
-        changes = combined(changes + more)
+        changes, language = combined(changes + more), ""
     for change in changes:
         said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
     document = replace(document, text=text, completion=completion)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
+        languages.append(language)
         return [Example(document.id, document.id, document.source, text, "")]
     made = make_examples(document, recipe.task)
     if made is None:
@@ -174,6 +186,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
             drops.append(Drop("examples", example.fault, example.id, size))
         else:
             kept.append(example)
+            languages.append(language)
     return kept
 
 
@@ -202,7 +215,10 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> En
     kept = np.flatnonzero(short)
     batch, tokens, uses = batch.take(kept), [tokens[at] for at in kept], [uses[at] for at in kept] if uses else []
     lengths = np.array([len(held) for held in tokens], np.int64)
-    columns = {name: batch[name] for name in ("id", "source", "split", "order", "digest_high", "digest_low", "bytes")}
+    columns = {
+        name: batch[name]
+        for name in ("id", "source", "language", "split", "order", "digest_high", "digest_low", "bytes")
+    }
     columns["length"] = pyarrow.array(lengths)
     columns["tokens"] = _lists(tokens, token_dtype(tokenizer.vocab_size))
     if uses:
@@ -210,9 +226,10 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> En
     said = Encoded(len(batch), int(batch["bytes"].to_numpy().sum()))
     splits = batch["split"].to_numpy()
     said.tokens = {split: int(lengths[splits == number].sum()) for number, split in enumerate(SPLITS)}
-    for source, size, length in zip(batch["source"].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
-        counts = said.sources.setdefault(source, [0, 0, 0])
-        said.sources[source] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
+    for name, counted in (("source", said.sources), ("language", said.languages)):
+        for held, size, length in zip(batch[name].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
+            counts = counted.setdefault(held, [0, 0, 0])
+            counted[held] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
     write_part(path, columns, asdict(said), drops)
     return said
 

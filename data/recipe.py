@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from data.clean.quota import Quota
 from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
 
@@ -155,7 +156,10 @@ class DatasetRecipe(Section):
     sources: Fixed[tuple[Source, ...]] = (Source(kind="stdlib", licence="PSF-2.0"),)
     """Where the documents come from."""
     clean: Clean = Clean()
-    """Quality rules."""
+    """Rules that change text, and that drop documents for what they are."""
+    languages: Fixed[dict[str, Quota | None] | None] = None
+    """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
+    (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
     dedup: Dedup = Dedup()
     """Removal of copies."""
     split: Split = Split()
@@ -183,6 +187,20 @@ class DatasetRecipe(Section):
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}, so their documents' ids clash; set `name` on one")
         return sources
+
+    @model_validator(mode="after")
+    def _languages_are_known(self) -> "DatasetRecipe":
+        if self.languages is None:
+            return self
+        if self.clean.language is None:
+            raise ValueError("languages are chosen by name, so clean.language must be identify, or name one")
+        shares = [quota.max_share if quota and quota.max_share else 1.0 for quota in self.languages.values()]
+        if sum(shares) < 1 - 1e-9:
+            raise ValueError(
+                f"the languages' max_share sum to {sum(shares):g}, so no text could be within them all: they must sum "
+                "to 1 at least, or one language have none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":

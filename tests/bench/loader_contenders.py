@@ -122,7 +122,8 @@ def _webdataset(place: str, folder: Path, suffix: str) -> Batches:
 
     urls = [f"{place}/{path.name}" for path in sorted((folder / f"docs_{suffix}").glob("*.tar"))]
     while True:
-        pipeline = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(SHUFFLE)
+        pipeline = webdataset.WebDataset(urls, shardshuffle=len(urls))  # pyright: ignore[reportAttributeAccessIssue]
+        pipeline = pipeline.shuffle(SHUFFLE)
         if suffix == "npy":
             yield from _packed(pipeline.decode(), "npy", np.asarray)
         else:

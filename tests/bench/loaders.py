@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.bench import yardsticks
 from tests.bench.loader_contenders import CONTENDERS
-from tests.bench.loader_corpus import dataset, write_flat, write_luban, write_webdataset
+from tests.bench.loader_corpus import dataset, home, write_flat, write_luban, write_webdataset
 
 COPIES, ROUNDS, SECONDS = 6, 5, 1.5
 THEIRS = {"litdata", "mosaic", "stateful", "stateful_workers"}
@@ -28,7 +28,7 @@ class Contender:
         self.name = name
         self._process = subprocess.Popen(
             [python, "-m", "tests.bench.loader_contenders", name, str(folder), url],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         self.rounds: list[tuple[int, float, float]] = []
 
@@ -62,9 +62,8 @@ def main() -> None:
     """Print a table: Mtok/s per processor second, by the wall clock, and the ratio to memmap."""
     chosen = sys.argv[1:] or list(CONTENDERS)
     theirs = yardsticks.python_with(yardsticks.LOADERS) if THEIRS & set(chosen) else sys.executable
-    home = Path(os.environ.get("LUBAN_BENCH", Path.home() / ".cache" / "luban-bench"))
-    source = dataset(home / "stdlib")
-    with tempfile.TemporaryDirectory(dir=home, prefix="loaders-") as name:
+    source = dataset(home())
+    with tempfile.TemporaryDirectory(dir=home(), prefix="loaders-") as name:
         folder = Path(name)
         tokens = write_flat(source, COPIES, folder / "tokens.bin")
         write_luban(source, COPIES, folder / "luban")
@@ -73,11 +72,15 @@ def main() -> None:
         for contender in sorted({"litdata", "mosaic"} & set(chosen)):
             subprocess.run(
                 [theirs, "-m", "tests.bench.loader_contenders", f"write_{contender}", name, ""], check=True,
-                env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        print(f"{tokens:,} tokens; batches of 8 x 2048, int64; {ROUNDS} rounds of {SECONDS} s", flush=True)
+        mean = source.info["tokens"] / source.info["documents"]
+        print(
+            f"{tokens:,} tokens, {mean:.0f} a document; batches of 8 x 2048, int64; {ROUNDS} rounds of {SECONDS} s",
+            flush=True,
+        )
         server = subprocess.Popen([sys.executable, "-m", "tests.bench.loader_server", name], stdout=subprocess.PIPE,
-                                  text=True, env=_environment())  # fmt: skip
+                                  text=True, env=environment())  # fmt: skip
         assert server.stdout is not None
         url = server.stdout.readline().strip()
         contenders = []
@@ -113,7 +116,8 @@ def _table(contenders: list[Contender]) -> None:
         )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a benchmark's processes: this code, one thread."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 

@@ -7,13 +7,14 @@ and doesn't use for tokens is a stub.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import torch
+
+from tests.bench.loader_corpus import home
 
 LOADERS = (
     "litdata==0.2.76", "mosaicml-streaming==0.13.0", "torchdata==0.11.0", "lightning-utilities", "tifffile", "boto3",
@@ -36,12 +37,12 @@ def python_with(packages: tuple[str, ...]) -> str:
     """The interpreter of an environment that has this one's packages, and these; made where there is none yet."""
     here = Path(torch.__file__).parents[1]
     key = hashlib.sha256(repr((packages, str(here), sys.version)).encode()).hexdigest()[:12]
-    home = Path(os.environ.get("LUBAN_BENCH", Path.home() / ".cache" / "luban-bench")) / key
-    python = home / "bin" / "python"
-    if (home / "complete").exists():
+    place = home() / key
+    python = place / "bin" / "python"
+    if (place / "complete").exists():
         return str(python)
-    print(f"making {home} for {packages[0]} and others", flush=True)
-    venv.create(home, with_pip=True, clear=True)
+    print(f"making {place} for {packages[0]} and others", flush=True)
+    venv.create(place, with_pip=True, clear=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
     asked = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
                            capture_output=True, text=True)  # fmt: skip
@@ -50,5 +51,5 @@ def python_with(packages: tuple[str, ...]) -> str:
         (libraries / name).parent.mkdir(parents=True, exist_ok=True)
         (libraries / name).write_text(content)
     (libraries / "luban.pth").write_text(f"{here}\n")
-    (home / "complete").touch()
+    (place / "complete").touch()
     return str(python)

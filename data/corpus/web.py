@@ -7,13 +7,13 @@ source's `encoding`; names of encodings mean what browsers take them for. A page
 A response's id ends with its record id and its URL, so that a document can be asked for by either.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from data.corpus.document import Document
 from data.corpus.encodings import decode_exactly, marked
+from data.corpus.ending import Ending
 from data.corpus.files import InputFile, unpacked
 from data.corpus.texts import content_of
 from data.errors import UserError
@@ -24,6 +24,7 @@ _HEAD = 4096  # bytes in which a charset is looked for; browsers look at 1024
 _HTTP_HEADER = (
     b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n"
 )
+_RECORD_END = b"\r\n\r\n"
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -47,12 +48,16 @@ def warc_file(source: Source, file: InputFile) -> Iterator[Document]:
 
     seen = False
     with unpacked(source, file) as stream:
-        for record in ArchiveIterator(_Forward(stream), record_types=WarcRecordType.any_type, parse_http=False):
+        ending = Ending(stream, len(_RECORD_END))
+        for record in ArchiveIterator(ending, record_types=WarcRecordType.any_type, parse_http=False):
             seen = True
             wanted = record.record_type == WarcRecordType.response and record.is_http
             yield from _response(source, file, record, wanted)
+        ending.finish()
         if not seen:
             raise EOFError("it holds no WARC record")
+        if ending.last != _RECORD_END:  # to fastwarc the header of a last record that is cut is a whole record
+            raise EOFError(f"it ends after {ending.size:,} bytes inside a record: it is cut")
 
 
 def _response(source: Source, file: InputFile, record: Any, wanted: bool) -> Iterator[Document]:
@@ -90,31 +95,6 @@ def _response(source: Source, file: InputFile, record: Any, wanted: bool) -> Ite
 def _is_page(record: Any) -> bool:
     headers = record.http_headers
     return headers is not None and headers.status_code == 200 and record.http_content_type in _HTML
-
-
-class _Forward:
-    """A stream as fastwarc wants it: it asks for the position by seeking, which others refuse."""
-
-    closed = False
-
-    def __init__(self, stream: io.BufferedReader):
-        self._stream, self._at = stream, 0
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._at += len(piece)
-        return piece
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        """The stream is its opener's to close."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if (offset, whence) not in ((0, io.SEEK_CUR), (self._at, io.SEEK_SET)):
-            raise io.UnsupportedOperation("a stream only goes forward")
-        return self._at
 
 
 def _page(source: Source, id_: str, content: bytes, charset: str | None) -> Document:

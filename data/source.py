@@ -178,6 +178,11 @@ class Source(Section):
         return bool(WILD.search(place))
 
     @property
+    def capped(self) -> bool:
+        """Whether reading stops before its end."""
+        return self.max_documents is not None or self.max_bytes is not None
+
+    @property
     def patience(self) -> Patience:
         """How long its server is waited for."""
         return Patience(self.tries, self.timeout_s)

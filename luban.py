@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers, and look into them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cluster_app, name="cluster")
@@ -76,14 +76,15 @@ def data_build(
 
 @data_app.command("inspect")
 def data_inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help="A dataset's folder, or its URL.", show_default=False)],
     check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
 ) -> None:
     """Counts, shares, lengths, what was dropped and why, and decoded samples."""
     from data.inspect import report
+    from data.origin import is_remote
 
-    found = dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
-    typer.echo(report(found, check))
+    here = is_remote(dataset) or Path(dataset).exists() or Path(dataset).is_absolute()
+    typer.echo(report(dataset if here else _home() / dataset, check))
 
 
 @tokenizer_app.command("train")
@@ -99,6 +100,28 @@ def tokenizer_train(
 
     settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
     train_tokenizer(_at_home(settings), out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    path: Annotated[Path, typer.Argument(help="A tokenizer's file or folder, or a dataset.", show_default=False)],
+    on: Annotated[list[Path] | None, typer.Option(help="Text to try it on: a dataset or a UTF-8 file.")] = None,
+    special: Annotated[
+        list[str] | None, typer.Option(help="ROLE=PIECE, where its files don't say, such as eos=[SEP].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """What its tokens cost by source, which characters it lacks, its longest, rarest and unused pieces."""
+    import json
+
+    from data.tokenizer import Tokenizer, roles
+    from data.tokenizer_inspect import inspect, report, text_to_look_at
+
+    path, *places = (
+        place if place.exists() or place.is_absolute() else _home() / place for place in (path, *(on or []))
+    )
+    said = inspect(Tokenizer.load(path, roles(special or [])), text_to_look_at(path, places))
+    typer.echo(json.dumps(said, ensure_ascii=False, indent=1) if as_json else report(said))
 
 
 @app.command()
@@ -464,12 +487,16 @@ def _home() -> Path:
 def main() -> None:
     """Run the command line; a person's mistake is one message and exit code 2, never a traceback."""
     from data.errors import UserError
+    from data.patience import Unreachable
 
     try:
         app()
     except UserError as error:
         print(f"luban: {error}", file=sys.stderr)
         sys.exit(2)
+    except Unreachable as error:
+        print(f"luban: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("luban: interrupted", file=sys.stderr)
         sys.exit(130)

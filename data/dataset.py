@@ -7,7 +7,7 @@ it is the same for the same recipe, input and library versions: no dates, durati
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class DocumentRow:
     text_bytes: int
     digest: str
     """xxh3_128 of the text, hex."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What an evaluation needs beside an example's tokens: a question's id and answers, a target's references."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class Dataset:
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read the document table {path}: {error}") from None
             for row in table.to_pylist():
+                about = json.loads(row.get("about") or "{}")
                 yield DocumentRow(
-                    row["id"], row["source"], number, row["start"], row["tokens"], row["bytes"], row["xxh3"]
+                    row["id"], row["source"], number, row["start"], row["tokens"], row["bytes"], row["xxh3"], about
                 )
 
     def documents(self, split: str) -> Iterator[tuple[DocumentRow, np.ndarray]]:

@@ -8,16 +8,16 @@ nothing asks a reader where it is.
 
 import queue
 import threading
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from data.errors import UserError
 from data.layout import Layout
 from data.order import Order
-from data.shards import Index, MappedShard
+from data.shards import Index, MappedShard, Targets
 
 T = TypeVar("T")
 RESOLVED = 8192  # positions resolved at once: the order costs 0.2 us a row in chunks, 8 times more row by row
@@ -37,6 +37,9 @@ class Rows:
     """(rows, length) uint8 for examples: bit 0, the token is in the loss; the rest, its field. None for text."""
     positions: np.ndarray
     """(rows,) int64; -1 for a filler row."""
+    targets: np.ndarray | None = None
+    """(documents, columns) int32 or float32: what each document that `starts` tells of is to predict beside tokens,
+    row after row; None where the dataset has no targets."""
 
 
 def layout(index: Index, context: int) -> Layout:
@@ -48,11 +51,7 @@ def layout(index: Index, context: int) -> Layout:
 
 def longest_document(index: Index) -> int:
     """Tokens of the longest document of a split, EOS included; 0 for an empty one."""
-    longest = 0
-    for shard in index.shards:
-        starts = MappedShard(index.folder, shard, index.dtype).document_starts()
-        longest = max(longest, int(np.diff(starts, append=shard.tokens).max(initial=0)))
-    return longest
+    return max((shard.longest for shard in index.shards), default=0)
 
 
 class OpenShard(Protocol):
@@ -66,8 +65,16 @@ class OpenShard(Protocol):
         """Their use bytes (uint8)."""
         ...
 
-    def document_starts(self) -> np.ndarray:
-        """First token of every document of the shard, ascending (int64)."""
+    def starts_between(self, begin: int, end: int) -> list[int]:
+        """First tokens of the documents that start behind token `begin` and before `end`, ascending."""
+        ...
+
+    def document(self, number: int) -> tuple[int, int]:
+        """(first token, one past the last) of the shard's document of that number."""
+        ...
+
+    def target(self, number: int, targets: Targets) -> np.ndarray:
+        """What the shard's document of that number is to predict beside tokens."""
         ...
 
 
@@ -98,7 +105,10 @@ class LocalReader:
             [walk.layout.stride + 1 if walk.layout.stride else self.length for walk in order.walks]
         )
         self._open_shard = open_shard
-        self._opened: dict[tuple[int, int], tuple[OpenShard, list[int]]] = {}
+        self._targets = self.indexes[0].targets
+        if any(index.targets != self._targets for index in self.indexes):
+            raise UserError("the run's datasets of examples predict different things, such as a class and a number")
+        self._opened: dict[tuple[int, int], OpenShard] = {}
         self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -109,7 +119,8 @@ class LocalReader:
         tokens = np.empty((len(positions), width), np.int64)
         lengths = np.zeros(len(positions), np.int64)
         use = np.zeros(tokens.shape, np.uint8) if self.indexes[0].kind == "examples" else None
-        starts = []
+        starts: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
         for slot, (position, walk, shard, start) in enumerate(
             zip(positions.tolist(), walks.tolist(), shards.tolist(), firsts.tolist(), strict=True)
         ):
@@ -118,22 +129,27 @@ class LocalReader:
                 starts.append(np.empty(0, np.int64))
                 continue
             source = self.order.walks[walk].source
-            opened, documents = self._open(source, shard)
+            opened = self._open(source, shard)
             if use is None:
                 begin, end = start, start + int(self._lengths[walk])
-                inside = documents[bisect_right(documents, begin) : bisect_left(documents, end)]
+                inside = opened.starts_between(begin, end)
                 starts.append(np.array([0, *(document - begin for document in inside)], np.int64))
             else:
-                begin = documents[start]
-                entry = self.indexes[source].shards[shard]
-                end = documents[start + 1] if start + 1 < len(documents) else entry.tokens
+                begin, end = opened.document(start)
                 end = min(end, begin + self.length)
                 use[slot, : end - begin] = opened.uses(begin, end)
                 starts.append(np.zeros(1, np.int64))
+                if self._targets is not None:
+                    targets.append(opened.target(start, self._targets))
             tokens[slot, : end - begin] = opened.tokens(begin, end)
             tokens[slot, end - begin :] = 0
             lengths[slot] = end - begin
-        return Rows(tokens, lengths, tuple(starts), use, positions)
+        return Rows(tokens, lengths, tuple(starts), use, positions, self._stacked(targets))
+
+    def _stacked(self, targets: list[np.ndarray]) -> np.ndarray | None:
+        if self._targets is None:
+            return None
+        return np.array(targets, self._targets.dtype).reshape(-1, len(self._targets.names))
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(walk, shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
@@ -151,11 +167,13 @@ class LocalReader:
             walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
         return walk, shard, start
 
-    def _open(self, source: int, shard: int) -> tuple[OpenShard, list[int]]:
-        """A shard and where its documents start, as a list: bisecting an array costs five times as much."""
+    def close(self) -> None:
+        """Let go of what the reader has open; it reads no more."""
+        self._opened.clear()
+
+    def _open(self, source: int, shard: int) -> OpenShard:
         if (source, shard) not in self._opened:
-            opened = self._open_shard(self.indexes[source], shard)
-            self._opened[source, shard] = (opened, opened.document_starts().tolist())
+            self._opened[source, shard] = self._open_shard(self.indexes[source], shard)
         return self._opened[source, shard]
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from data.publish import published, write_json
-from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
+from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry, Targets
 from data.sums import Summing, sums_name
 
 BLOCK_TOKENS = 1 << 20
@@ -41,25 +41,61 @@ class TokenDocument:
     """xxh3_128 of that text, hex."""
     uses: np.ndarray | None = None
     """uint8, one a token; only in a dataset of examples."""
+    targets: np.ndarray | None = None
+    """1-D, what it is to predict beside tokens; only where the dataset has targets."""
+    about: str | None = None
+    """JSON, what an evaluation needs beside the tokens; only in a dataset of examples."""
+
+
+class Cuts:
+    """Where a split's documents are cut into shards, found in one pass over their lengths in their order.
+
+    There are total // shard_tokens shards (at least one if there is a document), each as near to an equal share of
+    the tokens as documents allow. Documents of one key are not parted.
+    """
+
+    def __init__(self, tokens: int, shard_tokens: int):
+        """Prepare for documents of `tokens` tokens altogether."""
+        count = max(1, tokens // shard_tokens)
+        self._wanted = tokens * np.arange(1, count) / count
+        self._next = 0
+        self._last = (0, 0)
+        self._cuts: dict[int, int] = {}
+
+    def add(self, keys: np.ndarray, lengths: np.ndarray) -> None:
+        """Take the next documents: ascending keys (uint64), and tokens of each."""
+        if not len(keys):
+            return
+        last_of_key = np.append(keys[1:] != keys[:-1], True)
+        keys, ends = keys[last_of_key], np.cumsum(lengths, dtype=np.int64)[last_of_key] + self._last[1]
+        stop = int(np.searchsorted(self._wanted, ends[-1], "right"))
+        for wanted in self._wanted[self._next : stop]:
+            at = int(np.searchsorted(ends, wanted))
+            before = (int(keys[at - 1]), int(ends[at - 1])) if at else self._last
+            after = (int(keys[at]), int(ends[at]))
+            key, end = before if before[1] and wanted - before[1] < after[1] - wanted else after
+            self._cuts[end] = key
+        self._next = stop
+        self._last = (int(keys[-1]), int(ends[-1]))
+
+    def ends(self) -> list[tuple[int, int]]:
+        """Of each shard the key of its last document, and the tokens up to its end counted from the split's first."""
+        if not self._last[1]:
+            return []
+        return [(key, end) for end, key in sorted((self._cuts | {self._last[1]: self._last[0]}).items())]
 
 
 def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> list[slice]:
-    """Consecutive runs of documents, one a shard, each as near to an equal share of the tokens as documents allow.
+    """Consecutive runs of documents, one a shard, as `Cuts` makes them.
 
     Args:
         lengths: tokens of each document.
-        shard_tokens: the size to aim at; there are total // shard_tokens shards, at least one if there is a document.
+        shard_tokens: the size to aim at.
     """
-    ends = np.cumsum(np.asarray(lengths, np.int64))
-    if not len(ends):
-        return []
-    count = max(1, int(ends[-1]) // shard_tokens)
-    wanted = int(ends[-1]) * np.arange(1, count + 1) / count
-    after = np.minimum(np.searchsorted(ends, wanted), len(ends) - 1)
-    before = np.maximum(after - 1, 0)
-    nearer = np.where(np.abs(ends[before] - wanted) < np.abs(ends[after] - wanted), before, after)
-    cuts = sorted({0, *(int(cut) + 1 for cut in nearer[:-1]), len(ends)})
-    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    cuts = Cuts(int(np.sum(lengths)), shard_tokens)
+    cuts.add(np.arange(len(lengths), dtype=np.uint64), np.asarray(lengths, np.int64))
+    starts = [0, *(last + 1 for last, _ in cuts.ends())]
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]
 
 
 def shard_name(split: str, number: int) -> str:
@@ -88,16 +124,18 @@ def write_shard(
         tar = _TarBlocks(file, np.dtype(dtype), first_block, block_tokens)
         for document in documents:
             values = (document.id, document.source, tar.tokens, len(document.tokens))
-            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=True):
+            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=False):
                 columns[key].append(value)
-            tar.add(document.tokens, document.uses)
+            if document.about is not None:
+                columns.setdefault("about", []).append(document.about)
+            tar.add(document)
         sha256, size, sums = tar.close()
     with published(folder / sums_name(name)) as path, path.open("wb") as file:
         np.save(file, sums, allow_pickle=False)
     _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
-    text_bytes = sum(columns["bytes"])
+    text_bytes, longest = sum(columns["bytes"]), max(columns["tokens"], default=0)
     return ShardEntry(
-        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, tuple(tar.blocks)
+        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, longest, tuple(tar.blocks)
     )
 
 
@@ -115,6 +153,7 @@ def write_split(
     kind: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     block_tokens: int = BLOCK_TOKENS,
+    targets: Targets | None = None,
 ) -> Index:
     """Write a whole split from documents in memory, in their order, in this process.
 
@@ -127,7 +166,7 @@ def write_split(
         name = shard_name(split, number)
         shards.append(write_shard(folder, name, documents[part], dtype, first_block, block_tokens))
         first_block += shards[-1].samples
-    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards))
+    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards), targets)
     write_index(index, folder.name)
     return index
 
@@ -164,12 +203,18 @@ class _TarBlocks:
         self._pending: list[tuple[np.ndarray, np.ndarray | None]] = []
         self._pending_tokens = 0
         self._starts: list[int] = []
+        self._targets: list[np.ndarray] = []
+        self._no_targets: np.ndarray | None = None  # [0, columns], where documents have any
         self.tokens = 0
         self.blocks: list[Block] = []
 
-    def add(self, tokens: np.ndarray, uses: np.ndarray | None) -> None:
+    def add(self, document: TokenDocument) -> None:
+        tokens = document.tokens
         self._starts.append(self._pending_tokens)
-        self._pending.append((tokens, uses))
+        self._pending.append((tokens, document.uses))
+        if document.targets is not None:
+            self._targets.append(document.targets)
+            self._no_targets = document.targets[None][:0]
         self._pending_tokens += len(tokens)
         self.tokens += len(tokens)
         while self._pending_tokens >= self._block_tokens:
@@ -194,6 +239,9 @@ class _TarBlocks:
             uses = np.concatenate([part for _, part in self._pending if part is not None]).astype(USE_DTYPE)
             members["use.npy"] = uses[:count]
             rest_uses = uses[count:]
+        if self._no_targets is not None:
+            inside, self._targets = self._targets[: len(starts)], self._targets[len(starts) :]
+            members["tgt.npy"] = np.stack(inside) if inside else self._no_targets
         encoded = {name: _npy(array) for name, array in members.items()}
         offset = self._tar.tarstream.offset
         places = {}
@@ -201,7 +249,8 @@ class _TarBlocks:
             places[name] = offset + _TAR_HEADER + len(encoded[name]) - members[name].nbytes
             offset += _TAR_HEADER + -(-len(encoded[name]) // _TAR_HEADER) * _TAR_HEADER
         self._tar.write({"__key__": f"{self._key:09d}", **encoded})
-        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), places.get("use.npy", -1)))
+        others = (places.get("use.npy", -1), places.get("tgt.npy", -1))
+        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), *others))
         self._key += 1
         self._starts = [start - count for start in self._starts if start >= count]
         self._pending_tokens -= count

@@ -2,18 +2,23 @@
 
     luban    <|system|>...<|end|><|user|>...<|end|><|assistant|>...<|end|><|eos|>      control pieces
     chatml   <|im_start|>user\\n...<|im_end|>\\n ...                                      the same as text
+    jinja    what a Hugging Face tokenizer's chat template makes of it (data/tasks/jinja.py)
 
 With `luban` no message can forge a turn, because text never yields a control piece. `chatml` is for models that were
 trained on it with a tokenizer that has no such pieces: a message that holds its marks is a bad row.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from data.clean.characters import normalised
 from data.corpus import Document
+from data.errors import UserError
 from data.tasks.example import BadRow
-from data.tasks.part import Part
+from data.tasks.jinja import jinja_asked_parts, jinja_parts
+from data.tasks.part import Part, control_id
 from data.tasks.task import Task
+from data.tokenizer import Tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
@@ -76,8 +81,10 @@ def _text(role: str, text: Any, task: Task) -> str:
     return normalised(text)
 
 
-def chat_parts(turns: list[tuple[str, str]], task: Task) -> list[Part]:
+def chat_parts(turns: list[tuple[str, str]], task: Task, tokenizer: Tokenizer) -> list[Part]:
     """The parts of a conversation."""
+    if task.layout == "jinja":
+        return jinja_parts(turns, task.chat_template, _names(tokenizer))
     parts: list[Part] = []
     for role, text in turns:
         learn = role == "assistant"
@@ -91,10 +98,21 @@ def chat_parts(turns: list[tuple[str, str]], task: Task) -> list[Part]:
     return [*parts, Part(last, control="eos", in_loss=last == "assistant")]
 
 
-def asked_parts(text: str, task: Task) -> list[Part]:
+def asked_parts(text: str, task: Task, tokenizer: Tokenizer) -> list[Part]:
     """One message of a user's, and the mark that asks the assistant for its turn."""
-    turns = [("system", task.system)] if task.system else []
-    parts = chat_parts([*turns, ("user", text)], task)[:-1]
+    turns = [*([("system", task.system)] if task.system else []), ("user", text)]
+    if task.layout == "jinja":
+        return jinja_asked_parts(turns, task.chat_template, _names(tokenizer))
+    parts = chat_parts(turns, task, tokenizer)[:-1]
     if task.layout == "chatml":
         return [*parts, Part("assistant", f"{START}assistant\n")]
     return [*parts, Part("assistant", control="assistant")]
+
+
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special pieces that Hugging Face's templates may name."""
+    found = {}
+    for role in ("bos", "eos"):
+        with suppress(UserError):  # it has none
+            found[f"{role}_token"] = tokenizer.pieces[control_id(tokenizer, role)]
+    return found

@@ -11,30 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import USE_DTYPE, use_value
+from data.shards import USE_DTYPE, Targets, use_value
 from data.tasks.cut import kept_tokens
 from data.tasks.example import Example
 from data.tasks.part import Part, control_id
 from data.tasks.span import pieces, token_span
 from data.tasks.task import Task
-from data.tasks.template import parts_of
+from data.tasks.template import part_tokens, parts_of
 from data.tasks.window import windows
 from data.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The columns of a dataset's targets, one row of them an example."""
-
-    names: tuple[str, ...]
-    dtype: str
 
 
 def targets_of(task: Task) -> Targets | None:
     """What the examples of a task are to predict beside tokens; None: nothing."""
     if task.kind in ("classification", "pair"):
-        return Targets(("label",), "<f4" if task.regression else "<i4")
-    return Targets(("start", "end"), "<i4") if task.kind == "qa" else None
+        return Targets(("label",), np.dtype("<f4" if task.regression else "<i4"))
+    return Targets(("start", "end"), np.dtype("<i4")) if task.kind == "qa" else None
 
 
 @dataclass
@@ -86,8 +78,8 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, task: Tas
 
 def _rows(examples: Sequence[Example], tokenizer: Tokenizer, task: Task, classes: Sequence[str]) -> Encoded:
     encoded = Encoded()
-    laid = [parts_of(example, task) for example in examples]
-    tokens = iter(_part_tokens([part for parts in laid for part in parts], tokenizer))
+    laid = [parts_of(example, task, tokenizer) for example in examples]
+    tokens = iter(part_tokens([part for parts in laid for part in parts], tokenizer))
     ids = {name: number for number, name in enumerate(classes)}
     for number, (example, parts) in enumerate(zip(examples, laid, strict=True)):
         held = [next(tokens) for _ in parts]
@@ -114,13 +106,6 @@ def _rows(examples: Sequence[Example], tokenizer: Tokenizer, task: Task, classes
 def class_name(value: str, task: Task) -> str:
     """The name of the class that a value in the file stands for."""
     return task.labels.get(value, value)
-
-
-def _part_tokens(parts: Sequence[Part], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The tokens of each part, all texts encoded in one call."""
-    texts = iter(tokenizer.encode_many([part.text for part in parts if not part.control]))
-    controls = {role: np.array([control_id(tokenizer, role)], np.int32) for role in {p.control for p in parts} - {""}}
-    return [controls[part.control] if part.control else next(texts) for part in parts]
 
 
 def _questions(examples: Sequence[Example], tokenizer: Tokenizer, task: Task) -> Encoded:

@@ -20,6 +20,8 @@ class Part(NamedTuple):
     in_loss: bool = False
     cuttable: str = ""
     """The name under which `task.truncate` may cut its end; empty: never."""
+    markup: bool = False
+    """A template's own words, not a row's: names of control pieces in them mean these."""
 
 
 def control_id(tokenizer: Tokenizer, role: str) -> int:

@@ -1,8 +1,9 @@
 """Answers as spans: characters of a context -> tokens.
 
-A piece of SentencePiece may hold more than an answer's first or last word. Chinese pieces do so most: of XQuAD's 1,190
-Chinese answers FIGURE begin and end where a piece of a vocabulary of 8,192 does, against all but FIGURE of those of a
-context that is encoded word by word, where every Chinese character is a word. BERT's tokenizer cuts alike.
+A piece of SentencePiece may hold more than an answer's first or last word. So contexts are encoded word by word, where
+a Chinese character or a punctuation mark is a word, as BERT's tokenizer does by itself. All of XQuAD's 1,190 answers in
+English and in Chinese then begin and end where a token does, for 0.1 % and 4 % more tokens; left to a vocabulary of
+8,192 pieces, 7 and 1 of them don't.
 """
 
 import re

@@ -18,7 +18,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "pair": ("encoder", "decoder", "generate"),
     "qa": ("encoder",),
     "seq2seq": ("encoder_decoder", "decoder"),
-    "chat": ("luban", "chatml"),
+    "chat": ("luban", "chatml", "jinja"),
 }
 """Kind of task -> its templates, the default first."""
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -49,6 +49,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "prefix": ("seq2seq",),
     "system": ("chat",),
     "roles": ("chat",),
+    "chat_template": ("chat",),
     "role_key": ("chat",),
     "content_key": ("chat",),
 }
@@ -71,7 +72,8 @@ class Task(Section):
     label's name in the loss. qa: `encoder` <|cls|> question <|sep|> context <|sep|>. seq2seq: `encoder_decoder`
     source <|eos|> target <|eos|>; `decoder` source <|completion|> target <|eos|>; the target in the loss.
     chat: `luban` <|user|>...<|end|><|assistant|>...<|end|> and <|eos|> last; `chatml` the same turns as text between
-    <|im_start|> and <|im_end|>. prompt_completion, docstring: `completion` prompt <|completion|> completion <|eos|>."""
+    <|im_start|> and <|im_end|>; `jinja` as `chat_template` says. prompt_completion, docstring: `completion`
+    prompt <|completion|> completion <|eos|>."""
     max_tokens: Fixed[Annotated[int, Field(ge=8)]] = 512
     """Longer examples are dropped (`example_too_long`) or cut as `truncate` says; qa: tokens of a window."""
     truncate: Fixed[Literal["no", "text", "text_a", "text_b", "longest", "source", "first_turns"]] = "no"
@@ -102,6 +104,8 @@ class Task(Section):
     """chat: the system prompt of conversations that have none; empty: they get none."""
     roles: Fixed[dict[str, str]] = Field(default={"human": "user", "gpt": "assistant"})
     """chat: other names of the roles system, user and assistant."""
+    chat_template: Fixed[str] = ""
+    """chat with template jinja: the Jinja text, such as a Hugging Face tokenizer brings in its chat_template."""
     role_key: Fixed[str] = "role"
     """chat: where a message says whose it is."""
     content_key: Fixed[str] = "content"
@@ -130,6 +134,8 @@ class Task(Section):
             raise ValueError(
                 f"kind {self.kind} can't truncate {self.truncate!r}: {', '.join(('no', *TRUNCATE[self.kind]))}"
             )
+        if (self.layout == "jinja") != bool(self.chat_template):
+            raise ValueError("chat_template goes with template: jinja, and that needs it")
         if self.regression and (self.labels or self.layout == "generate"):
             raise ValueError("regression predicts a number: it takes no labels and no template generate")
         room = self.max_tokens - self.max_question_tokens - 3
@@ -146,6 +152,11 @@ class Task(Section):
     def layout(self) -> str:
         """The template, the default resolved."""
         return self.template or TEMPLATES[self.kind][0]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its examples are labelled with classes."""
+        return self.kind in ("classification", "pair") and not self.regression
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -4,6 +4,10 @@ One template, the same in training and at generation. No BOS: pretraining docume
 belongs to the field that it closes, so that token types are (field == text_b) or (field == context).
 """
 
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 
 from data.errors import UserError
@@ -13,7 +17,7 @@ from data.tasks.part import Part, control_id
 from data.tasks.task import Task
 from data.tokenizer import Tokenizer
 
-CAUSAL = ("completion", "decoder", "generate", "luban", "chatml")
+CAUSAL = ("completion", "decoder", "generate", "luban", "chatml", "jinja")
 _HEADS = ("classification", "pair")
 
 
@@ -22,10 +26,20 @@ def is_causal(task: Task) -> bool:
     return task.layout in CAUSAL and not (task.kind in _HEADS and task.layout == "decoder")
 
 
-def parts_of(example: Example, task: Task) -> list[Part]:
+def controls(task: Task) -> tuple[str, ...]:
+    """What the template's control pieces do."""
+    if task.kind == "chat":
+        others = {"chatml": ("eos",), "jinja": ()}
+        return others.get(task.layout, ("system", "user", "assistant", "end", "eos"))
+    if task.layout in ("encoder", "decoder") and task.kind in (*_HEADS, "qa"):
+        return ("cls", "sep")
+    return ("eos",) if task.layout == "encoder_decoder" else ("completion", "eos")
+
+
+def parts_of(example: Example, task: Task, tokenizer: Tokenizer) -> list[Part]:
     """The parts of an example, of a kind other than qa, whose windows `encode` lays out by tokens."""
     if task.kind == "chat":
-        return chat_parts(list(example.texts), task)
+        return chat_parts(list(example.texts), task, tokenizer)
     if task.kind in _HEADS:
         return _classified(example, task)
     (first, text), (second, answer) = example.texts
@@ -68,13 +82,40 @@ def encode_prompt(tokenizer: Tokenizer, text: str, task: Task) -> np.ndarray:
     if not is_causal(task):
         raise UserError(f"examples of kind {task.kind} with template {task.layout} are not made to be continued")
     if task.kind == "chat":
-        return encode_parts(tokenizer, asked_parts(text, task))
+        return encode_parts(tokenizer, asked_parts(text, task, tokenizer))
     prefix = task.prefix if task.kind == "seq2seq" else ""
     return encode_parts(tokenizer, [Part("prompt", prefix + text), Part("prompt", control="completion")])
 
 
 def encode_parts(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:
     """The tokens of parts (int32)."""
-    encoded = iter(tokenizer.encode_many([part.text for part in parts if not part.control]))
-    held = [np.array([control_id(tokenizer, part.control)]) if part.control else next(encoded) for part in parts]
-    return np.concatenate([np.zeros(0, np.int32), *held], dtype=np.int32)
+    return np.concatenate([np.zeros(0, np.int32), *part_tokens(parts, tokenizer)], dtype=np.int32)
+
+
+def part_tokens(parts: Sequence[Part], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The tokens of each part (int32), all texts encoded in one call."""
+    pieces = [_marked(part.text, tokenizer) if part.markup else [part.text] for part in parts if not part.control]
+    texts = iter(tokenizer.encode_many([piece for held in pieces for piece in held if isinstance(piece, str)]))
+    held = iter(pieces)
+    controls = {role: np.array([control_id(tokenizer, role)], np.int32) for role in {p.control for p in parts} - {""}}
+    tokens = []
+    for part in parts:
+        if part.control:
+            tokens.append(controls[part.control])
+        else:
+            found = [next(texts) if isinstance(piece, str) else np.array([piece], np.int32) for piece in next(held)]
+            tokens.append(np.concatenate([np.zeros(0, np.int32), *found], dtype=np.int32))
+    return tokens
+
+
+def _marked(text: str, tokenizer: Tokenizer) -> list[str | int]:
+    """A template's own words: texts, and ids of the control pieces that are named in them."""
+    pattern, ids = _control_names(tokenizer)
+    return [ids.get(piece, piece) for piece in pattern.split(text) if piece]
+
+
+@lru_cache(maxsize=4)
+def _control_names(tokenizer: Tokenizer) -> tuple[re.Pattern[str], dict[str, int]]:
+    ids = {piece: number for number, piece in enumerate(tokenizer.pieces) if tokenizer.is_control[number] and piece}
+    longest_first = sorted(ids, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})"), ids

@@ -3,7 +3,6 @@
 Sources are told apart by name. What their documents are read with is in `data/corpus/`.
 """
 
-import codecs
 import os
 import re
 from functools import cached_property
@@ -110,8 +109,7 @@ class Source(Section):
     @classmethod
     def _a_known_encoding(cls, encoding: str) -> str:
         try:
-            codecs.lookup(encoding)
-            b"".decode(encoding)
+            b"a".decode(encoding, "ignore")
         except LookupError:
             raise ValueError("no such text encoding: take Python's name for it, such as gb18030 or latin-1") from None
         return encoding
@@ -178,6 +176,11 @@ class Source(Section):
             return bool(WILD.search(self.path)) and not self.local.exists()
         place = self.path.partition("?")[0] if self.path.startswith(("http://", "https://")) else self.path
         return bool(WILD.search(place))
+
+    @property
+    def capped(self) -> bool:
+        """Whether reading stops before its end."""
+        return self.max_documents is not None or self.max_bytes is not None
 
     @property
     def patience(self) -> Patience:

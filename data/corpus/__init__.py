@@ -14,11 +14,11 @@ from data.corpus.rows import aligned_documents, row_documents, squad_documents
 from data.corpus.sampling import capped, sampled
 from data.corpus.tars import tar_file
 from data.corpus.texts import cut_file, whole_file
-from data.corpus.web import html_file, warc_file
+from data.corpus.web import html_file, ready, warc_file
 from data.errors import UserError
 from data.source import TABLES, Source
 
-__all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files"]
+__all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files", "pending", "ready"]
 
 _READERS: dict[str, Callable[[Source, InputFile], Iterator[Document]]] = {
     "stdlib": whole_file,
@@ -33,7 +33,12 @@ _READERS: dict[str, Callable[[Source, InputFile], Iterator[Document]]] = {
 
 
 def documents(sources: Sequence[Source]) -> Iterator[Document]:
-    """Every document of every source, in the order of the sources and then of the ids.
+    """Every document of every source, in the order of the sources and then of the ids. Raises as `pending`."""
+    return map(ready, pending(sources))
+
+
+def pending(sources: Sequence[Source]) -> Iterator[Document]:
+    """The same, but web pages come as they were read: `ready` takes their text out, wherever it is called.
 
     Raises:
         UserError: a path that isn't there, a folder where nothing matches, a source without a document, input that
@@ -41,7 +46,10 @@ def documents(sources: Sequence[Source]) -> Iterator[Document]:
     """
     for source in sources:
         seen = False
-        for document in capped(source, sampled(source, _all(source))):
+        found = sampled(source, _all(source))
+        if source.capped:
+            found = capped(source, map(ready, found))
+        for document in found:
             seen = True
             yield document
         if not seen:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 _BUFFER = 1 << 18
-_ZSTD_PIECE = 1 << 14  # compressed bytes a step; a step's output is in memory
+_ZSTD_PIECE = 1 << 10  # compressed bytes a step: its output, 32 MB at the very most, is in memory
 _ZSTD_WINDOW = 1 << 31  # as far as `zstd --long=31` looks back
 
 BROKEN: tuple[type[Exception], ...] = (EOFError, OSError, lzma.LZMAError, zlib.error)
@@ -48,16 +48,19 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._begin: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj
         self._frame: Any = None
-        self._left = b""
-        self._ready: bytes | memoryview = b""
+        self._held = b""
+        self._left = memoryview(b"")
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            piece = self._left or self._stream.read(_ZSTD_PIECE)
-            self._left = b""
+            if not self._left:
+                self._held = self._stream.read(_BUFFER)
+                self._left = memoryview(self._held)
+            piece, self._left = self._left[:_ZSTD_PIECE], self._left[_ZSTD_PIECE:]
             if not piece:
                 if self._frame is not None:
                     raise EOFError("compressed file ended before the end of its frame")
@@ -69,7 +72,9 @@ class _Zstandard(io.RawIOBase):
             except self._error as error:
                 raise OSError(f"not a whole Zstandard frame: {error}") from None
             if self._frame.eof:
-                self._left, self._frame = self._frame.unused_data, None
+                unused = len(self._frame.unused_data)
+                self._left = memoryview(self._held)[len(self._held) - len(self._left) - unused :]
+                self._frame = None
         taken = min(len(buffer), len(self._ready))
         buffer[:taken], self._ready = self._ready[:taken], self._ready[taken:]
         return taken

@@ -6,6 +6,17 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """HTML as it was read."""
+
+    content: bytes
+    charset: str | None
+    """What the server said of it."""
+    encoding: str
+    """Where neither server nor page say any."""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """One document as it was read."""
 
@@ -27,9 +38,14 @@ class Document:
     group: str = ""
     """What a row belongs to, if to anything: documents of one group go to the same split."""
 
+    page: Page | None = None
+    """What its text is still to be taken from: `web.ready` does."""
+
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of its text or of a row's texts, or its size where it has none."""
+        if self.page is not None:
+            return len(self.page.content)
         if self.fields is not None:
             return _text_bytes(self.fields)
         return self.size if self.text is None else utf8_length(self.text)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from data.errors import UserError
 from data.origin import About, Incoming, Origin, open_origin
-from data.patience import Damaged, Patience
+from data.patience import Damaged, Patience, Unreachable
 
 T = TypeVar("T")
 
@@ -22,20 +22,19 @@ def look(url: str, patience: Patience) -> About:
     """The size and version of a file.
 
     Raises:
-        UserError: it isn't there, or access is denied.
-        OSError: its server doesn't answer.
+        Unreachable: it isn't there, access is denied, or its server doesn't answer.
     """
     origin, file = _place(url, patience)
-    return patience.insist(url, lambda _: origin.about(file))
+    return _insist(url, patience, lambda: origin.about(file))
 
 
 class Stream(io.RawIOBase):
-    """A remote file, read from front to back or by seeking. Reading raises as `look`, and UserError for a change."""
+    """A remote file, read from front to back or by seeking. Raises as `look`, also if the file is cut or changes."""
 
     def __init__(self, url: str, patience: Patience):
         self._url, self._patience = url, patience
         self._origin, self._file = _place(url, patience)
-        self._about = self._insist(lambda: self._origin.about(self._file))
+        self._about = look(url, patience)
         self._at = 0
         self._incoming: Incoming | None = None
         self._held = memoryview(b"")
@@ -65,7 +64,7 @@ class Stream(io.RawIOBase):
         if not self._held:
             if self._at == self._about.size:
                 return 0
-            self._held = memoryview(self._insist(self._piece))
+            self._held = memoryview(_insist(self._url, self._patience, self._piece))
         taken = min(len(buffer), len(self._held))
         buffer[:taken], self._held = self._held[:taken], self._held[taken:]
         self._at += taken
@@ -74,9 +73,6 @@ class Stream(io.RawIOBase):
     def close(self) -> None:
         self._drop()
         super().close()
-
-    def _insist(self, ask: Callable[[], T]) -> T:
-        return self._patience.insist(self._url, lambda _: ask())
 
     def _piece(self) -> bytes:
         try:
@@ -102,6 +98,14 @@ class Stream(io.RawIOBase):
         incoming, self._incoming, self._held = self._incoming, None, memoryview(b"")
         if incoming is not None:
             incoming.close()
+
+
+def _insist(url: str, patience: Patience, ask: Callable[[], T]) -> T:
+    """`ask()`, patiently; whatever ends it is Unreachable: whoever knows the source says whose file it is."""
+    try:
+        return patience.insist(url, lambda _: ask())
+    except UserError as error:
+        raise Unreachable(str(error)) from None
 
 
 def _place(url: str, patience: Patience) -> tuple[Origin, str]:

@@ -28,9 +28,6 @@ def sampled(source: Source, documents: Iterable[Document]) -> Iterator[Document]
 
 def capped(source: Source, documents: Iterable[Document]) -> Iterator[Document]:
     """The documents until those without a fault reach `max_documents` or would exceed `max_bytes`."""
-    if source.max_documents is None and source.max_bytes is None:
-        yield from documents
-        return
     count = size = 0
     for document in documents:
         if document.fault is None:

@@ -4,7 +4,6 @@ webdataset reads the members and groups them into samples. A tar that is cut bet
 (217 samples and no error, measured), so here a tar must end as the format says: with two empty blocks.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -12,13 +11,14 @@ from typing import Any
 
 from data.corpus.document import Document
 from data.corpus.encodings import decode
+from data.corpus.ending import Ending
 from data.corpus.files import InputFile, unpacked
 from data.corpus.rows import BadRowError, missing, text_of
 from data.errors import UserError
 from data.source import Source
 
 _BLOCK = 512
-_PIECE = 1 << 20
+_TAR_END = bytes(2 * _BLOCK)
 
 
 def tar_file(source: Source, file: InputFile) -> Iterator[Document]:
@@ -30,14 +30,16 @@ def tar_file(source: Source, file: InputFile) -> Iterator[Document]:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     with unpacked(source, file) as packed:
-        ended = _Ended(packed)
-        members = ({**member, "__url__": file.id} for member in tar_file_iterator(ended))  # pyright: ignore
+        ending = Ending(packed, len(_TAR_END))
+        members = ({**member, "__url__": file.id} for member in tar_file_iterator(ending))  # pyright: ignore
         try:
             for number, sample in enumerate(group_by_keys(members), 1):
                 yield _document(source, file, sample, number)
         except (tarfile.TarError, ValueError) as error:
             raise UserError(f"source {source.label}: cannot read {file.shown}: {error.args[0]}") from None
-        ended.check()
+        ending.finish()
+        if ending.size % _BLOCK or ending.last != _TAR_END:
+            raise EOFError(f"it ends after {ending.size:,} bytes without the mark of a tar's end: it is cut")
 
 
 def _document(source: Source, file: InputFile, sample: dict[str, Any], number: int) -> Document:
@@ -70,23 +72,3 @@ def _text(source: Source, members: dict[str, bytes]) -> str | None:
     if not isinstance(values, dict):
         raise BadRowError(missing(source.text_field, ()))
     return text_of(values, source.text_field)
-
-
-class _Ended:
-    """A stream that knows whether the tar that came through it was ended."""
-
-    def __init__(self, stream: io.BufferedReader):
-        self._stream, self._size, self._last = stream, 0, b""
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._size += len(piece)
-        self._last = (self._last + piece[-2 * _BLOCK :])[-2 * _BLOCK :]
-        return piece
-
-    def check(self) -> None:
-        """Read what is left; raise EOFError unless all ended with two empty blocks."""
-        while self.read(_PIECE):
-            pass
-        if self._size % _BLOCK or self._last != bytes(2 * _BLOCK):
-            raise EOFError(f"it ends after {self._size:,} bytes without the mark of a tar's end: it is cut")

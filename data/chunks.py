@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from data.clean.document import clean, combined, mend
 from data.clean.excerpt import RAW
 from data.corpus import Document
+from data.decontaminate import find
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
@@ -36,6 +38,9 @@ class Prepared:
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
+    made: int = 0
+    """Documents or examples before those of evaluation sets were dropped."""
+    made_bytes: int = 0
     rows: int = 0
     row_bytes: int = 0
     changes: dict[str, Tally] = field(default_factory=dict)
@@ -79,9 +84,13 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     drops: list[Drop] = []
     languages: list[str] = []
     items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
+    said.made, said.made_bytes = len(items), sum(_size(item) for item in items)
+    if recipe.decontaminate.sets:
+        unseen = [_unseen(item, work, recipe, drops) for item in items]
+        items, languages = list(compress(items, unseen)), list(compress(languages, unseen))
     texts = [_text(item) for item in items]
     digests = [_digest(text) for text in texts]
-    sizes = [len(item.prompt.encode()) + len(item.completion.encode()) for item in items]
+    sizes = [_size(item) for item in items]
     columns: dict[str, Any] = {
         "id": pyarrow.array([item.id for item in items], pyarrow.string()),
         "source": pyarrow.array([item.source for item in items], pyarrow.string()),
@@ -112,6 +121,18 @@ def text_of(content: bytes, recipe: DatasetRecipe) -> str:
 
 def _text(item: Example) -> str:
     return f"{item.prompt}\n{item.completion}" if item.completion else item.prompt
+
+
+def _size(item: Example) -> int:
+    return len(item.prompt.encode()) + len(item.completion.encode())
+
+
+def _unseen(item: Example, work: Path, recipe: DatasetRecipe, drops: list[Drop]) -> bool:
+    """Whether no evaluation set holds of the item what it must not; else it goes to `drops`."""
+    found = find(_text(item), work, recipe.decontaminate.overlap)
+    if found:
+        drops.append(Drop("decontaminate", f"in_{found.name}", item.id, _size(item), found.text[:RAW]))
+    return found is None
 
 
 def _content(item: Example, recipe: DatasetRecipe) -> bytes:

@@ -42,12 +42,17 @@ class Document:
     """What its text is still to be taken from: `web.ready` does."""
 
     @property
+    def texts(self) -> list[str]:
+        """Its text, or every text in its fields."""
+        return _texts(self.fields) if self.fields is not None else [] if self.text is None else [self.text]
+
+    @property
     def bytes(self) -> int:
         """UTF-8 bytes of its text or of a row's texts, or its size where it has none."""
         if self.page is not None:
             return len(self.page.content)
         if self.fields is not None:
-            return _text_bytes(self.fields)
+            return sum(map(utf8_length, self.texts))
         return self.size if self.text is None else utf8_length(self.text)
 
 
@@ -56,9 +61,9 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
-def _text_bytes(value: Any) -> int:
+def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
-        return utf8_length(value)
+        return [value]
     if isinstance(value, Mapping):
-        return sum(map(_text_bytes, value.values()))
-    return sum(map(_text_bytes, value)) if isinstance(value, list | tuple) else 0
+        value = list(value.values())
+    return [text for held in value for text in _texts(held)] if isinstance(value, list | tuple) else []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.clean.document import Change, clean, combined, mend
-from data.corpus import Document
+from data.corpus import Document, ready
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
@@ -83,6 +83,7 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     """Clean a part's documents, make examples of them if the recipe says so, and write rows for what is kept."""
     import pyarrow
 
+    documents = [ready(document) for document in documents]
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
     items = [item for document in documents for item in _kept(document, recipe, said, drops)]

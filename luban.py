@@ -87,6 +87,34 @@ def data_inspect(
     typer.echo(report(dataset if here else _home() / dataset, check))
 
 
+@data_app.command("trace")
+def data_trace(
+    run: RunArgument,
+    document: Annotated[
+        str | None, typer.Option(help="A document's id, or the end of it, such as a file's path.", show_default=False)
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="An update of the run.", show_default=False)] = None,
+) -> None:
+    """Which steps of a run saw a document, in which epochs; or which documents a step saw.
+
+    Counts the updates that made the newest weights; skipped rows and lost updates are told apart.
+    """
+    from data.errors import UserError
+    from trainer.provenance import trace_document, trace_step
+    from trainer.run import find
+    from trainer.units import printable
+
+    found = find(run)
+    if document is not None and step is None:
+        lines = trace_document(found, document)
+    elif step is not None and document is None:
+        lines = trace_step(found, step)
+    else:
+        raise UserError("say what to trace: --document ID, or --step N")
+    for line in lines:
+        typer.echo(printable(line))
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument = None,

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -21,6 +21,7 @@ import numpy as np
 
 from data import corpus
 from data.chunks import Encoded
+from data.clean.needs import library_versions
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
 from data.pipeline import Pipeline
@@ -59,7 +60,7 @@ def build(
     decides = _decides(recipe, given)
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        rows = pipeline.remove_copies(pipeline.read())
+        rows = pipeline.within_quotas(pipeline.remove_copies(pipeline.read()))
         tokenizer = pipeline.tokenizer(rows)
         parts = pipeline.tokenize(rows, tokenizer)
         indexes = pipeline.write(parts, tokenizer)
@@ -98,7 +99,7 @@ def train_tokenizer(
     decides = _decides(recipe, corpus.fingerprint(recipe.sources))
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        tokenizer = pipeline.tokenizer(pipeline.remove_copies(pipeline.read()))
+        tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(pipeline.read())))
         publish(work, out)
     return tokenizer
 
@@ -155,7 +156,7 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
-    libraries = {name: version(name) for name in _LIBRARIES}
+    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -176,10 +177,7 @@ def _task(recipe: DatasetRecipe, classes: Sequence[str], tokenizer: Tokenizer, p
 
 
 def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:
-    sources: dict[str, np.ndarray] = {}
-    for part in parts:
-        for source, counts in part.sources.items():
-            sources[source] = sources.get(source, np.zeros(3, np.int64)) + counts
+    sources, languages = _summed(part.sources for part in parts), _summed(part.languages for part in parts)
     splits = {
         index.split: {
             "shards": len(index.shards),
@@ -197,8 +195,21 @@ def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:
         "text_bytes": text_bytes,
         "bytes_per_token": float(np.round(text_bytes / tokens, 6)),
         "splits": splits,
-        "sources": {
-            source: dict(zip(("documents", "tokens", "text_bytes"), counts.tolist(), strict=True))
-            for source, counts in sorted(sources.items())
-        },
+        "sources": _named(sources),
+        "languages": _named(languages) if any(languages) else {},
+    }
+
+
+def _summed(counted: Iterable[dict[str, list[int]]]) -> dict[str, np.ndarray]:
+    total: dict[str, np.ndarray] = {}
+    for counts in counted:
+        for name, held in counts.items():
+            total[name] = total.get(name, np.zeros(3, np.int64)) + held
+    return total
+
+
+def _named(counts: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    return {
+        name: dict(zip(("documents", "tokens", "text_bytes"), held.tolist(), strict=True))
+        for name, held in sorted(counts.items())
     }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.clean.document import Change, clean, combined, mend
+from data.clean.excerpt import RAW
 from data.corpus import Document, ready
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
@@ -26,7 +27,7 @@ from data.tasks.make import make_examples
 from data.tasks.summary import Counts, counted
 from data.tokenizer import Tokenizer
 
-_CARRIED = ("id", "source", "split", "order", "digest_high", "digest_low", "bytes")
+_CARRIED = ("id", "source", "language", "split", "order", "digest_high", "digest_low", "bytes")
 """Columns that go from a part's rows to their tokens."""
 
 
@@ -71,6 +72,8 @@ class Encoded:
     """By split."""
     sources: dict[str, list[int]] = field(default_factory=dict)
     """By source: documents, tokens, UTF-8 bytes of text."""
+    languages: dict[str, list[int]] = field(default_factory=dict)
+    """By language, the same."""
 
 
 def prepared(work: Path, part: int) -> Prepared | None:
@@ -86,13 +89,15 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     documents = [ready(document) for document in documents]
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
-    items = [item for document in documents for item in _kept(document, recipe, said, drops)]
+    languages: list[str] = []
+    items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
     texts = [item.text for item in items]
     digests = [_digest(text) for text in texts]
     sizes = [item.text_bytes for item in items]
     columns: dict[str, Any] = {
         "id": pyarrow.array([item.id for item in items], pyarrow.string()),
         "source": pyarrow.array([item.source for item in items], pyarrow.string()),
+        "language": pyarrow.array(languages, pyarrow.string()),
         "split": _splits(recipe, items),
         "order": _hashes(recipe, "order", [item.id for item in items]),
         "digest_high": np.array([digest >> 64 for digest in digests], np.uint64),
@@ -150,17 +155,23 @@ def _hashes(recipe: DatasetRecipe, use: str, ids: Iterable[str]) -> np.ndarray:
     return np.array([xxhash.xxh3_64_intdigest(f"{key}{id_}".encode()) for id_ in ids], np.uint64)
 
 
-def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop]) -> list[Example]:
-    """The document as items to keep; what is dropped goes to `drops`. A text is an item of one field."""
+def _kept(
+    document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop], languages: list[str]
+) -> list[Example]:
+    """The document as items to keep, the language of each added to `languages`; what is dropped goes to `drops`. A
+    text is an item of one field."""
     size = document.bytes
     if document.text is not None:
         cleaned = clean(document.text, recipe.clean)
         if cleaned.text is None:
             drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
-        document, changes = replace(document, text=cleaned.text), cleaned.changes
+        if recipe.languages is not None and cleaned.language not in recipe.languages:
+            drops.append(Drop("clean", "other_language", document.id, size, cleaned.text[:RAW]))
+            return []
+        document, changes, language = replace(document, text=cleaned.text), cleaned.changes, cleaned.language
     elif document.fields is not None:
-        document, changes = _mended(document, recipe)
+        (document, changes), language = _mended(document, recipe), ""
     else:
         drops.append(Drop("read", document.fault or "not_text", document.id, size))
         return []
@@ -169,6 +180,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
+        languages.append(language)
         return [example_of(document, [("text", document.text or "")])]
     made = make_examples(document, recipe.task)
     if made is None:
@@ -179,7 +191,9 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
         for example in made
         if example.fault
     ]
-    return [example for example in made if not example.fault]
+    kept = [example for example in made if not example.fault]
+    languages += [language] * len(kept)
+    return kept
 
 
 def _mended(document: Document, recipe: DatasetRecipe) -> tuple[Document, tuple[Change, ...]]:
@@ -231,9 +245,10 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe, class
     columns["tokens"] = _lists(tokens, token_dtype(tokenizer.vocab_size))
     splits = columns["split"].to_numpy()
     said.tokens = {split: int(lengths[splits == number].sum()) for number, split in enumerate(SPLITS)}
-    for source, size, length in zip(columns["source"].to_pylist(), columns["bytes"].to_pylist(), lengths, strict=True):
-        counts = said.sources.setdefault(source, [0, 0, 0])
-        said.sources[source] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
+    for name, sums in (("source", said.sources), ("language", said.languages)):
+        for held, size, length in zip(columns[name].to_pylist(), columns["bytes"].to_pylist(), lengths, strict=True):
+            counts = sums.setdefault(held, [0, 0, 0])
+            sums[held] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
     write_part(path, columns, asdict(said), drops)
     return said
 

@@ -35,6 +35,7 @@ def report(folder: Path | str, check: bool = False, samples: int = 2) -> str:
         "",
         *_source_lines(dataset),
         "",
+        *_language_lines(dataset),
         *_stage_lines(dataset),
     ]
     for split in SPLITS:
@@ -75,6 +76,17 @@ def _source_lines(dataset: Dataset) -> list[str]:
             f"{source:<24}{said['documents']:>12,}{said['tokens']:>16,}{said['tokens'] / total:>8.1%}  {licence}"
         )
     return lines
+
+
+def _language_lines(dataset: Dataset) -> list[str]:
+    held = dataset.info.get("languages", {})
+    if not held:
+        return []
+    total = max(1, dataset.info["tokens"])
+    lines = [f"{'language':<24}{'documents':>12}{'tokens':>16}{'share':>8}"]
+    for language, said in held.items():
+        lines.append(f"{language:<24}{said['documents']:>12,}{said['tokens']:>16,}{said['tokens'] / total:>8.1%}")
+    return [*lines, ""]
 
 
 def _stage_lines(dataset: Dataset) -> list[str]:

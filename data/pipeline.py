@@ -24,6 +24,7 @@ from data import corpus
 from data.chunks import Encoded, Prepared, band_name, encode, prepare, prepared, text_of
 from data.copies import equal_rows, exact_copies, near_copies, write_edges
 from data.errors import UserError
+from data.languages import rows_over
 from data.ledger import Ledger
 from data.parts import Drop, Rows, part_file, read_drops, read_part, token_file
 from data.progress import Progress
@@ -94,6 +95,18 @@ class Pipeline:
         if rules.near:
             rows = self._drop(rows, lambda: self._near_copies(rows), "near_dedup", "near_copy")
         self._progress.end(f"{before - self._counts[0]:,} of {before:,} dropped")
+        return rows
+
+    def within_quotas(self, rows: Rows) -> Rows:
+        """The rows that the languages' quotas leave."""
+        languages = self.recipe.languages
+        if languages is None:
+            return rows
+        self._progress.begin("quotas", None, "documents")
+        before = self._counts[0]
+        rows = self._drop(rows, lambda: rows_over(rows, languages), "quota", "over_quota")
+        self._progress.end(f"{before - self._counts[0]:,} of {before:,} dropped")
+        self._need("within the languages' quotas")
         return rows
 
     def tokenizer(self, rows: Rows) -> Tokenizer:

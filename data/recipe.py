@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from data.clean.quota import Quota
 from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
 from data.source import TABLES, Source
@@ -103,7 +104,10 @@ class DatasetRecipe(Section):
     allowed_licences: Fixed[tuple[str, ...]] = ()
     """Refuse a source whose `licence` is none of these, `unknown` included; none: any will do."""
     clean: Clean = Clean()
-    """Quality rules."""
+    """Rules that change text, and that drop documents for what they are."""
+    languages: Fixed[dict[str, Quota | None] | None] = None
+    """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
+    (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
     dedup: Dedup = Dedup()
     """Removal of copies."""
     split: Split = Split()
@@ -139,6 +143,20 @@ class DatasetRecipe(Section):
         if strange:
             said = ", ".join(f"{source.label} is {source.licence!r}" for source in strange)
             raise ValueError(f"allowed_licences are {', '.join(allowed)}, but source {said}")
+        return self
+
+    @model_validator(mode="after")
+    def _languages_are_known(self) -> "DatasetRecipe":
+        if self.languages is None:
+            return self
+        if self.clean.language is None:
+            raise ValueError("languages are chosen by name, so clean.language must be identify, or name one")
+        shares = [quota.max_share if quota and quota.max_share else 1.0 for quota in self.languages.values()]
+        if sum(shares) < 1 - 1e-9:
+            raise ValueError(
+                f"the languages' max_share sum to {sum(shares):g}, so no text could be within them all: they must sum "
+                "to 1 at least, or one language have none"
+            )
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ class TokenDocument:
     """1-D, what it is to predict beside tokens; only where the dataset has targets."""
     about: str | None = None
     """JSON, what an evaluation needs beside the tokens; only in a dataset of examples."""
+    language: str = ""
+    """ISO 639-1, or what the recipe says; empty: not known."""
 
 
 class Cuts:
@@ -119,12 +121,16 @@ def write_shard(
     Raises:
         OSError: the disk is full or not writable; no file of that name is left.
     """
-    columns: dict[str, list[Any]] = {key: [] for key in ("id", "source", "start", "tokens", "bytes", "xxh3")}
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("id", "source", "start", "tokens", "bytes", "xxh3", "language")
+    }
     with published(folder / name) as path, path.open("wb") as file:
         tar = _TarBlocks(file, np.dtype(dtype), first_block, block_tokens)
         for document in documents:
             values = (document.id, document.source, tar.tokens, len(document.tokens))
-            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=False):
+            for key, value in zip(
+                columns, (*values, document.text_bytes, document.digest, document.language), strict=False
+            ):
                 columns[key].append(value)
             if document.about is not None:
                 columns.setdefault("about", []).append(document.about)

@@ -49,7 +49,7 @@ class Downloads:
         self._failed: dict[Key, Exception] = {}
         self._later: dict[Key, float] = {}
         self._no_room: dict[Key, float] = {}
-        self._closed = False
+        self._closed, self._paused = False, True
         self._threads = [
             threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
         ]
@@ -69,6 +69,13 @@ class Downloads:
                     stop.set()
             self._failed = {key: error for key, error in self._failed.items() if key in wanted}
             self._state.notify_all()
+
+    def go(self) -> None:
+        """Begin: until the first rows have come, their ranges have the network for themselves."""
+        if self._paused:
+            with self._state:
+                self._paused = False
+                self._state.notify_all()
 
     def here(self, key: Key) -> bool:
         """Whether the shard is whole in the cache and held there."""
@@ -116,7 +123,7 @@ class Downloads:
             self._bring(key, stop)
 
     def _next(self) -> Key | None:
-        if self._closed:
+        if self._closed or self._paused:
             return None
         now = time.monotonic()
         self._later = {key: when for key, when in self._later.items() if when > now}
@@ -229,6 +236,7 @@ class StreamingReader(LocalReader):
                 for start, stop in shard.missing()
             ]
             if not missing:
+                self._downloads.go()
                 return rows
             self._fetch(missing)
 
@@ -272,7 +280,7 @@ class StreamingReader(LocalReader):
         if self._downloads.here(key):
             return MappedShard(remote.folder, entry, index.dtype)
         if key not in self._partial:
-            self._partial[key] = PartialShard(remote.folder, entry, index.dtype, remote.sums(entry))
+            self._partial[key] = PartialShard(remote.folder, entry, index.dtype, lambda: remote.sums(entry))
         return self._partial[key]
 
     def _fetch(self, missing: Sequence[_Range]) -> None:
@@ -297,6 +305,7 @@ class StreamingReader(LocalReader):
                     return
                 except NoRanges:
                     pass
+            self._downloads.go()
             self._downloads.need(wanted.key)
             self._downloads.wait(POLL_S)
 
@@ -347,3 +356,11 @@ def refuse_small_cache(order: Order, indexes: Sequence[Index], remotes: Sequence
             f"{needed / 1e9:.3g} GB: set it to {2 * needed / 1e9:.3g}, so that the next ones fit too, or lower "
             "data.window"
         )
+
+
+def reader_of(indexes: Sequence[Index], order: Order, context: int, remotes: Sequence[Remote | None],
+              lanes: Collection[int] | None = None, ahead: bool = True) -> LocalReader:  # fmt: skip
+    """A reader of the order's sources, wherever each of them is; arguments as of `StreamingReader`."""
+    if all(remote is None for remote in remotes):
+        return LocalReader(indexes, order, context)
+    return StreamingReader(indexes, order, context, remotes, lanes, ahead)

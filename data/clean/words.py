@@ -91,7 +91,7 @@ class Words:
         if width == 1:
             return self.hashes
         if width not in self._runs:
-            step = 2 if width == 4 else 1
+            step = 1 if width % 2 else width // 2
             self._runs[width] = longer(
                 self.runs(width - step)[: len(self) - width + 1], self.runs(step)[width - step :]
             )

@@ -238,7 +238,7 @@ def finetune(
 @app.command()
 def evaluate(
     run: PointArgument,
-    dataset: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's own: a folder or a URL.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
     generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
     on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
@@ -252,13 +252,14 @@ def evaluate(
     if on != "local" or after is not None:
         from cluster.job import command_job
         from cluster.launchers import slurm
+        from data.origin import is_remote
         from trainer.run import Source, read_recipe
 
         chosen, source = slurm(on, after), Source.parse(run)
         if chosen.after is None:
             source.checkpoint()
         words = ["evaluate", f"{source.run.absolute()}{f'@{source.point}' if source.point else ''}"]
-        words += ["--dataset", str(dataset.absolute())] if dataset else []
+        words += ["--dataset", dataset if is_remote(dataset) else str(Path(dataset).absolute())] if dataset else []
         words += ["--rows", str(rows), "--generations", str(generations)]
         job = command_job(source.run, read_recipe(source.run), tuple(words))
         if dry_run:

@@ -52,7 +52,7 @@ def build(
     """
     began = time.monotonic()
     out, progress = out.expanduser(), progress or Silent()
-    given = corpus.fingerprint(recipe.sources)
+    given = _given(recipe)
     if (found := _existing(out, recipe, given)) is not None:
         progress.say(f"{out} is already built from this recipe and this input: nothing to do")
         return found
@@ -72,6 +72,7 @@ def build(
                 "stages": pipeline.ledger.to_json(),
                 **(counts := _counts(parts, indexes)),
                 **_task(recipe, pipeline.classes, tokenizer, parts),
+                "decontaminated": pipeline.evaluation_account,
                 "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
             },
@@ -96,7 +97,7 @@ def train_tokenizer(
     if (out / FILE).exists():
         raise UserError(f"{out} is a dataset, which has its tokenizer. Choose another --out.")
     workers = recipe.workers or os.cpu_count() or 1
-    decides = _decides(recipe, corpus.fingerprint(recipe.sources))
+    decides = _decides(recipe, _given(recipe))
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
         tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(pipeline.read())))
@@ -141,9 +142,16 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
     return found
 
 
+def _given(recipe: DatasetRecipe) -> dict[str, Any]:
+    """What the input is: a digest of each source, and of each evaluation set that is kept out of them."""
+    sets = corpus.fingerprint(recipe.decontaminate.sets)
+    return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}}
+
+
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
     """The settings that decide the bytes: not who works with how much memory, nor how long a server is waited for."""
-    free = {"workers": True, "memory": True, "sources": {"__all__": {"timeout_s", "tries"}}}
+    waiting = {"__all__": {"timeout_s", "tries"}}
+    free = {"workers": True, "memory": True, "sources": waiting, "decontaminate": {"sets": waiting}}
     return recipe.model_dump(mode="json", exclude=free)
 
 

@@ -8,6 +8,7 @@ may be a process pool or anything that shares the folder; a part that is there a
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from data.clean.document import Change, clean, combined, mend
 from data.clean.excerpt import RAW
 from data.corpus import Document, ready
+from data.decontaminate import find
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
@@ -41,6 +43,9 @@ class Prepared:
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
+    made: int = 0
+    """Documents or examples before those of evaluation sets were dropped."""
+    made_bytes: int = 0
     rows: int = 0
     row_bytes: int = 0
     labels: list[str] = field(default_factory=list)
@@ -91,6 +96,10 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     drops: list[Drop] = []
     languages: list[str] = []
     items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
+    said.made, said.made_bytes = len(items), sum(item.text_bytes for item in items)
+    if recipe.decontaminate.sets:
+        unseen = [_unseen(item, work, recipe, drops) for item in items]
+        items, languages = list(compress(items, unseen)), list(compress(languages, unseen))
     texts = [item.text for item in items]
     digests = [_digest(text) for text in texts]
     sizes = [item.text_bytes for item in items]
@@ -122,6 +131,14 @@ def band_name(band: int) -> str:
 def text_of(content: bytes, recipe: DatasetRecipe) -> str:
     """The text of a row, from its content: what copies are found, and a tokenizer learns, by."""
     return content.decode() if recipe.kind == "text" else read_line(content).text
+
+
+def _unseen(item: Example, work: Path, recipe: DatasetRecipe, drops: list[Drop]) -> bool:
+    """Whether no evaluation set holds of the item what it must not; else it goes to `drops`."""
+    found = find(item.text, work, recipe.decontaminate.overlap)
+    if found:
+        drops.append(Drop("decontaminate", f"in_{found.name}", item.id, item.text_bytes, found.text[:RAW]))
+    return found is None
 
 
 def _content(item: Example, recipe: DatasetRecipe) -> bytes:

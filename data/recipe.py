@@ -50,6 +50,30 @@ class Dedup(Section):
     """Words in a shingle; a Chinese, Japanese or Korean character counts as a word."""
 
 
+class Decontaminate(Section):
+    """Which documents are dropped for holding text of evaluation sets; each drop is counted by set: `in_NAME`."""
+
+    sets: Fixed[tuple[Source, ...]] = ()
+    """Evaluation sets, told as sources are: name, kind, path, field of the text."""
+    ngram: Fixed[Annotated[int, Field(ge=4, le=64)]] = 13
+    """Words in a run that a document and an evaluation text share; a Chinese, Japanese or Korean character counts as
+    a word."""
+    min_words: Fixed[Annotated[int, Field(ge=1)]] = 8
+    """Evaluation texts of fewer than `ngram` words, but of at least these, are looked for whole; shorter ones are not
+    looked for, and counted."""
+    overlap: Fixed[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Drop a document if more than this share of its words lie in shared runs; 0: if any do."""
+
+    @field_validator("sets")
+    @classmethod
+    def _told_apart(cls, sets: tuple[Source, ...]) -> tuple[Source, ...]:
+        labels = [each.label for each in sets]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two evaluation sets are called {twice[0]!r}; set `name` on one")
+        return sets
+
+
 class Split(Section):
     """How documents are dealt to splits: by a hash of dataset name, seed and the source document's id."""
 
@@ -108,6 +132,8 @@ class DatasetRecipe(Section):
     languages: Fixed[dict[str, Quota | None] | None] = None
     """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
     (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
+    decontaminate: Decontaminate = Decontaminate()
+    """Removal of what evaluation sets hold."""
     dedup: Dedup = Dedup()
     """Removal of copies."""
     split: Split = Split()

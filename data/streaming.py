@@ -210,6 +210,7 @@ class StreamingReader(LocalReader):
         self._partial: dict[Key, PartialShard] = {}
         self._from, self._until = 0, -1
         self._range_bytes = 0
+        self._cancelled = threading.Event()
 
     @property
     def fetched(self) -> int:
@@ -239,6 +240,10 @@ class StreamingReader(LocalReader):
                 self._downloads.go()
                 return rows
             self._fetch(missing)
+
+    def cancel(self) -> None:
+        """Let a thread that waits for rows end soon, with an error that nobody hears."""
+        self._cancelled.set()
 
     def close(self) -> None:
         """Stop downloading, and let go of the shards."""
@@ -295,10 +300,10 @@ class StreamingReader(LocalReader):
         remote = self._remotes[wanted.key[0]]
         assert remote is not None
         entry = wanted.shard.entry
-        while True:
-            for data in (self._near(remote, wanted), remote.part(entry, wanted.start, wanted.stop)):
-                if data is not None and wanted.shard.put(wanted.start, data) is None:
-                    return
+        while not self._cancelled.is_set():
+            data = remote.near(entry, wanted.start, wanted.stop)
+            if data is not None and wanted.shard.put(wanted.start, data) is None:
+                return
             if remote.origin.ranges:
                 try:
                     self._ask(remote, wanted)
@@ -308,17 +313,7 @@ class StreamingReader(LocalReader):
             self._downloads.go()
             self._downloads.need(wanted.key)
             self._downloads.wait(POLL_S)
-
-    def _near(self, remote: Remote, wanted: _Range) -> bytes | None:
-        held = remote.shards.hold(remote.folder, wanted.shard.entry) if self._downloads.here(wanted.key) else None
-        if held is None:
-            return None
-        try:
-            with held.path.open("rb", buffering=0) as file:
-                file.seek(wanted.start)
-                return file.read(wanted.stop - wanted.start)
-        finally:
-            held.release()
+        raise Stopped(wanted.shard.entry.url)
 
     def _ask(self, remote: Remote, wanted: _Range) -> None:
         what = f"{wanted.shard.entry.url} from {remote.origin.name}"
@@ -333,11 +328,11 @@ class StreamingReader(LocalReader):
                 )
             self._range_bytes += len(data)
 
-        remote.access.patience.insist(what, attempt)
+        remote.access.patience.insist(what, attempt, self._cancelled)
 
 
 def refuse_small_cache(order: Order, indexes: Sequence[Index], remotes: Sequence[Remote | None],
-                       lanes: Collection[int] | None, position: int = 0) -> None:  # fmt: skip
+                       lanes: Collection[int] | None = None) -> None:  # fmt: skip
     """Raise UserError where the cache can't hold the windows that are open at once, with the figure it would take."""
     access = next((remote.access for remote in remotes if remote is not None), None)
     if access is None:

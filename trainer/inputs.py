@@ -1,15 +1,16 @@
 """What a run reads, opened and checked against its recipe before anything is spent."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.order import Order, Source, Stage
 from data.reader import LocalReader, layout, longest_document
+from data.remote import Remote
 from data.shards import Index
+from data.streaming import reader_of, refuse_small_cache
 from data.tasks.task import Task
 from data.tasks.template import encode_prompt
 from data.tokenizer import Tokenizer
@@ -59,9 +60,13 @@ class Inputs:
             return None
         return self.order.rows_per_epoch * self.order.layout.stride
 
-    def reader(self) -> LocalReader:
-        """A reader of the training rows."""
-        return LocalReader(list(self.trains.values()), self.order, self.context)
+    def reader(self, lanes: Collection[int] | None = None) -> LocalReader:
+        """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
+        return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
+
+    @property
+    def _remotes(self) -> list[Remote | None]:
+        return [dataset.remote for dataset in self.datasets.values()]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
@@ -81,7 +86,8 @@ class Inputs:
                 order = Order(layout(index, self.context), 0, len(index.shards))
             except UserError:  # fewer tokens than one row
                 continue
-            found[name] = LocalReader(index, order, self.context), order.rows_per_epoch
+            reader = reader_of([index], order, self.context, [dataset.remote], ahead=False)
+            found[name] = reader, order.rows_per_epoch
         return found
 
 
@@ -93,7 +99,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
             for the lanes, `model.vocab_size` is smaller than the tokenizer's, the sources end before the run, or an
             example or a prompt is too long for the context.
     """
-    datasets = {name: load_dataset(Path(place)) for name, place in recipe.data.places.items()}
+    access = recipe.data.access
+    datasets = {name: load_dataset(place, access) for name, place in recipe.data.places.items()}
     _refuse_unlike(datasets)
     trains = {name: dataset.index("train") for name, dataset in datasets.items()}
     first = next(iter(datasets.values()))
@@ -101,10 +108,11 @@ def open_inputs(recipe: Recipe) -> Inputs:
     vocab_size = recipe.model.vocab_size or first.tokenizer().padded_vocab_size
     if vocab_size < pieces:
         raise UserError(
-            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.folder}: "
+            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.place}: "
             "set it to null, or to at least that"
         )
     inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains), vocab_size)
+    refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
     if first.kind == "examples":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
@@ -159,7 +167,7 @@ def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:
         if mine != theirs:
             raise UserError(
                 f"source {name} was made with the tokenizer {mine[:12]}, and {other} with {theirs[:12]}: build "
-                f"{dataset.folder} again with tokenizer.reuse={first.folder}"
+                f"{dataset.place} again with tokenizer.reuse={first.place}"
             )
         fingerprint = dataset.info["splits"]["train"]["fingerprint"]
         if fingerprint in shards:
@@ -175,6 +183,6 @@ def _refuse_long(dataset: Dataset, context: int) -> None:
     room = context + 1
     if longest > room:
         raise UserError(
-            f"the longest example of {dataset.folder} has {longest} tokens, and a context of "
+            f"the longest example of {dataset.place} has {longest} tokens, and a context of "
             f"{context} takes {room}: build it with task.max_tokens={room}"
         )

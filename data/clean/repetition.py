@@ -39,8 +39,8 @@ def paragraph_copies(seen: Measured, limit: float) -> bool:
 
 
 def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
-    """The most frequent run of 2, 3, ... words, if it comes twice at least, has more than its limit's share of the
-    characters."""
+    """The most frequent run of 2, 3, ... words (of equals the longest), if it comes twice at least, has more than its
+    limit's share of the characters."""
     words = seen.words
     total = int(words.lengths.sum())
     widths = [width * _scale(words) for width in range(_TOP_FIRST, _TOP_FIRST + len(limits))]
@@ -56,7 +56,8 @@ def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
         count, at = _most_frequent(words.runs(width))
         if count < 2:
             return False
-        if count * int(words.lengths[at : at + width].sum()) > limit * total:
+        longest = max(int(words.lengths[first : first + width].sum()) for first in at)
+        if count * longest > limit * total:
             return True
     return False
 
@@ -111,16 +112,11 @@ def _crowds(runs: np.ndarray) -> np.ndarray:
     return np.bincount(_buckets(runs))
 
 
-def _most_frequent(runs: np.ndarray) -> tuple[int, int]:
-    """How often the most frequent run comes, and where first."""
+def _most_frequent(runs: np.ndarray) -> tuple[int, np.ndarray]:
+    """How often the most frequent runs come, and where each of them first does."""
     buckets = _buckets(runs)
     crowds = np.bincount(buckets)
-    best, full = (0, 0), int(crowds.max())
-    while full > best[0]:
-        at = np.flatnonzero(crowds[buckets] == full)
-        _, first, counts = np.unique(runs[at], return_index=True, return_counts=True)
-        count = int(counts.max())
-        if count > best[0]:
-            best = (count, int(at[first[counts == count]].min()))
-        full = int(crowds[crowds < full].max())
-    return best
+    _, counts = np.unique(runs[crowds[buckets] == crowds.max()], return_counts=True)
+    at = np.flatnonzero(crowds[buckets] >= counts.max())  # whoever isn't in here is rarer than that one
+    _, first, counts = np.unique(runs[at], return_index=True, return_counts=True)
+    return int(counts.max()), at[first[counts == counts.max()]]

@@ -1,6 +1,6 @@
 """What every reader of a source yields."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,12 @@ class Document:
         if self.page is not None:
             return len(self.page.content)
         if self.fields is not None:
-            return _text_bytes(self.fields)
+            return sum(map(utf8_length, self.texts()))
         return self.size if self.text is None else utf8_length(self.text)
+
+    def texts(self) -> Iterator[str]:
+        """Its text, or all that a row's fields hold."""
+        return _strings(self.text if self.fields is None else self.fields)
 
 
 def utf8_length(text: str) -> int:
@@ -56,9 +60,9 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
-def _text_bytes(value: Any) -> int:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        return utf8_length(value)
-    if isinstance(value, Mapping):
-        return sum(map(_text_bytes, value.values()))
-    return sum(map(_text_bytes, value)) if isinstance(value, list | tuple) else 0
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for held in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(held)

@@ -150,7 +150,8 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
     """The settings that decide the bytes: not who works with how much memory, nor how long a server is waited for."""
-    free = {"workers": True, "memory": True, "sources": {"__all__": {"timeout_s", "tries"}}}
+    waiting = {"__all__": {"timeout_s", "tries"}}
+    free = {"workers": True, "memory": True, "sources": waiting, "decontaminate": {"sets": waiting}}
     return recipe.model_dump(mode="json", exclude=free)
 
 

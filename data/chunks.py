@@ -16,7 +16,7 @@ import numpy as np
 
 from data.clean.document import Change, clean, combined, mend
 from data.clean.excerpt import RAW
-from data.corpus import Document
+from data.corpus import Document, ready
 from data.decontaminate import find
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
@@ -91,6 +91,7 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     """Clean a part's documents, make examples of them if the recipe says so, and write rows for what is kept."""
     import pyarrow
 
+    documents = [ready(document) for document in documents]
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
     languages: list[str] = []

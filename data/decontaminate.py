@@ -105,7 +105,7 @@ def _collect(number: int, source: Source, rules: Decontaminate, clean: Clean, wo
 
 def _texts(source: Source, clean: Clean) -> Iterator[str]:
     for document in corpus.documents([source]):
-        for text in document.texts:
+        for text in document.texts():
             yield mend(text, clean)[0]
 
 

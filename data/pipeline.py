@@ -201,9 +201,9 @@ class Pipeline:
         """Documents in runs of about 2 M characters."""
         part: list[corpus.Document] = []
         held = 0
-        for document in corpus.documents(self.recipe.sources):
+        for document in corpus.pending(self.recipe.sources):
             part.append(document)
-            held += (document.bytes if document.fields else len(document.text or "")) + _DOCUMENT_CHARACTERS
+            held += (len(document.text) if document.text else document.bytes) + _DOCUMENT_CHARACTERS
             if held >= _CHUNK_CHARACTERS:
                 yield part
                 part, held = [], 0

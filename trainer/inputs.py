@@ -114,6 +114,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains), vocab_size)
     refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
     if first.kind == "examples":
+        _refuse_heads(datasets)
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
     for prompt in recipe.evaluate.prompts:
@@ -124,6 +125,16 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 f"{recipe.model.context}: shorten it"
             )
     return inputs
+
+
+def _refuse_heads(datasets: Mapping[str, Dataset]) -> None:
+    for dataset in datasets.values():
+        task = dataset.info["task"]
+        if not task["causal"]:
+            raise UserError(
+                f"{dataset.folder} holds examples of kind {task['kind']} with template {task['template']}, whose "
+                "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
+            )
 
 
 def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:

@@ -1,6 +1,6 @@
 """What every reader of a source yields."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,18 +42,17 @@ class Document:
     """What its text is still to be taken from: `web.ready` does."""
 
     @property
-    def texts(self) -> list[str]:
-        """Its text, or every text in its fields."""
-        return _texts(self.fields) if self.fields is not None else [] if self.text is None else [self.text]
-
-    @property
     def bytes(self) -> int:
         """UTF-8 bytes of its text or of a row's texts, or its size where it has none."""
         if self.page is not None:
             return len(self.page.content)
         if self.fields is not None:
-            return sum(map(utf8_length, self.texts))
+            return sum(map(utf8_length, self.texts()))
         return self.size if self.text is None else utf8_length(self.text)
+
+    def texts(self) -> Iterator[str]:
+        """Its text, or all that a row's fields hold."""
+        return _strings(self.text if self.fields is None else self.fields)
 
 
 def utf8_length(text: str) -> int:
@@ -61,9 +60,9 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
-def _texts(value: Any) -> list[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [text for held in value for text in _texts(held)] if isinstance(value, list | tuple) else []
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for held in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(held)

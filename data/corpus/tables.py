@@ -25,6 +25,7 @@ from data.source import Source
 
 _SKIP = 1 << 20
 _BATCH_ROWS = 256
+_CELL_CHARACTERS = 1 << 28  # where a cell ends at the latest: the csv module's own limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +146,14 @@ def _json_list(source: Source, file: InputFile, columns: Sequence[str]) -> Itera
         raise UserError(f"source {source.label}: {file.shown} is not {source.encoding.upper()}: set `encoding`")
     decoder, at, line, counted = json.JSONDecoder(), _after_space(text, 0), 1, 0
     if text[at : at + 1] != "[":
-        yield Row(1, problem="should be a list of JSON objects")
-        return
+        raise UserError(f"source {source.label}: {file.shown} should hold a list of JSON objects")
     at = _after_space(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted, begin = line + text.count("\n", counted, at), at, at
         try:
             record, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            yield Row(line, problem=f"is not JSON: {error}")
-            return
+            raise UserError(f"source {source.label}: {file.shown}:{line} is not JSON: {error}") from None
         yield _record(line, record, at - begin)
         at = _after_space(text, at)
         at = _after_space(text, at + 1) if text[at : at + 1] == "," else at
@@ -168,7 +167,7 @@ def _after_space(text: str, at: int) -> int:
 
 def _cells(source: Source, file: InputFile, columns: Sequence[str]) -> Iterator[Row]:
     quoted = source.quoted if source.quoted is not None else source.kind == "csv"
-    csv.field_size_limit(source.max_document_bytes)
+    csv.field_size_limit(max(source.max_document_bytes, _CELL_CHARACTERS))
     with unpacked(source, file) as stream:
         stream, encoding = by_lines(stream, source.encoding)
         # What doesn't decode becomes surrogates, which no text holds: the row is dropped, its neighbours are read.
@@ -185,21 +184,45 @@ def _cells(source: Source, file: InputFile, columns: Sequence[str]) -> Iterator[
                 raise UserError(f"source {source.label}: {file.shown} names a column twice: {', '.join(names)}")
             if names:
                 _need(source, file, names, columns)
-            for values in table:
-                if len(values) == len(names):
-                    yield _decoded_cells(table.line_num, names, values)
-                elif values:
-                    said = f"has {len(values)} cells, but there are {len(names)} columns: {', '.join(names)}"
-                    yield Row(table.line_num, size=sum(map(len, values)), problem=said)
-        except csv.Error as error:
-            yield Row(table.line_num, problem=f"is not a row of {source.kind.upper()}: {error}")
+            while True:
+                begins = table.line_num + 1
+                try:
+                    values = next(table, None)
+                except csv.Error as error:
+                    yield _not_cells(source, file, begins, table.line_num, error)
+                    continue
+                if values is None:
+                    return
+                if values:
+                    yield _decoded_cells(source, table.line_num, names, values)
         finally:
             lines.detach()
 
 
-def _decoded_cells(line: int, names: list[str], values: list[str]) -> Row:
+def _not_cells(source: Source, file: InputFile, begins: int, line: int, error: csv.Error) -> Row:
+    """A row with quotation marks in the wrong places; what follows on the next line is read."""
+    said = f"is not a row of {source.kind.upper()}: {error}"
+    if "expected after" in str(error):
+        return Row(line, problem=said)
+    # Its end was never found, so what it swallowed can't be told apart: that is no row to drop.
+    raise UserError(
+        f"source {source.label}: {file.shown}:{begins} {said}. A quotation mark that opens there is never closed; "
+        "where they are characters like others, say quoted: false"
+    )
+
+
+def _decoded_cells(source: Source, line: int, names: list[str], values: list[str]) -> Row:
     size = sum(map(len, values))
-    if any(not value.isascii() and any("\udc80" <= each <= "\udcff" for each in value) for value in values):
+    if size > source.max_document_bytes:
+        return Row(line, size=size, fault="too_large")
+    if len(values) != len(names):
+        said = f"has {len(values)} cells, but there are {len(names)} columns: {', '.join(names)}"
+        return Row(line, size=size, problem=said)
+    try:
+        for value in values:
+            if not value.isascii():
+                value.encode()
+    except UnicodeEncodeError:
         return Row(line, size=size, fault="not_text")
     return Row(line, dict(zip(names, values, strict=True)), size)
 

@@ -137,7 +137,8 @@ def _questions(examples: Sequence[Example], tokenizer: Tokenizer, task: Task) ->
             inside += holds
             target = (first + offset, last + offset) if holds else (0, 0)
             about = {**example.about, "window": place, "windows": len(found)}
-            del about["context"]
+            if not tokenizer.losses:
+                del about["context"]  # its tokens say it
             held = [cls, question, sep, tokens[start:stop], sep]
             more = {"window": place, "about": json.dumps(about, ensure_ascii=False, sort_keys=True)}
             encoded.add(number, parts, held, target, **more)

@@ -7,11 +7,14 @@ English and in Chinese then begin and end where a token does, for 0.1 % and 4 % 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data.clean.characters import normalised
+from data.errors import UserError
+from data.shards import FIELDS
 from data.tasks.example import BadRow
 from data.tokenizer import Tokenizer
 
@@ -58,11 +61,25 @@ def answer_span(context: str, answers: list[Any]) -> tuple[str, list[int] | None
 def pieces(tokenizer: Tokenizer, text: str, by_word: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens of `text`, and the characters [start, end) that each covers; arrays of one length (int32, int64, int64).
 
+    A tokenizer that changes text can't say which characters a token stands for: each covers its whole word then.
+
     Args:
         by_word: encode each of `words(text)` by itself.
+
+    Raises:
+        UserError: not by word, with a tokenizer that changes text.
     """
-    encoded = tokenizer.encode_many(words(text) if by_word else [text])
+    if tokenizer.losses and not by_word:
+        raise UserError(
+            f"this tokenizer {tokenizer.losses[0]}, so tokens can't be found in the text again: take "
+            "task.context_pieces=words"
+        )
+    cut = words(text) if by_word else [text]
+    encoded = tokenizer.encode_many(cut)
     tokens = np.concatenate([np.zeros(0, np.int32), *encoded])
+    if tokenizer.losses:
+        counts, ends = [len(held) for held in encoded], np.cumsum([len(word) for word in cut])
+        return tokens, np.repeat(ends - [len(word) for word in cut], counts), np.repeat(ends, counts)
     content = np.frombuffer(text.encode(), np.uint8)
     character = np.cumsum((content & 0xC0) != 0x80) - 1  # of each byte
     ends = np.cumsum(tokenizer.piece_bytes[tokens])
@@ -79,3 +96,31 @@ def token_span(starts: np.ndarray, ends: np.ndarray, span: list[int]) -> tuple[i
     """
     first, last = span[0], span[0] + span[1]
     return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left")) - 1
+
+
+def answer_text(
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    uses: np.ndarray,
+    about: Mapping[str, Any],
+    stride: int,
+    span: Sequence[int],
+) -> str:
+    """The answer that a span of a row's tokens stands for, as the context writes it; empty for (0, 0), no answer.
+
+    Args:
+        tokens: of the row.
+        uses: their use bytes.
+        about: what the document table says of the row.
+        stride: the task's `doc_stride`.
+        span: first and last token, counted from the row's first.
+    """
+    first, last = span
+    if last == 0:
+        return ""
+    if not tokenizer.losses:
+        return tokenizer.decode(tokens[first : last + 1]).strip()
+    context = about["context"]
+    _, starts, ends = pieces(tokenizer, context, by_word=True)
+    offset = about["window"] * stride - int(np.argmax(uses >> 1 == FIELDS.index("context")))
+    return context[starts[first + offset] : ends[last + offset]].strip()

@@ -48,7 +48,6 @@ def test_a_bad_json_line_is_an_error_with_its_number_or_a_counted_drop(mistake, 
     [
         ("csv", 'text,n\n"a\nb",1\nc\n', "x:4 has 1 cells, but there are 2 columns: text, n"),
         ("csv", 'text,n\na,1\n"b"c,2\n', "x:3 is not a row of CSV"),
-        ("csv", 'text,n\na,1\n"never closed,2\nb,3\n', "x:4 is not a row of CSV"),
         ("csv", "text,text\na,b\n", "names a column twice"),
         ("tsv", "text\tn\na\t1\t2\n", "x:2 has 3 cells, but there are 2 columns"),
     ],
@@ -57,6 +56,28 @@ def test_a_bad_row_of_a_table_is_named_by_its_line(kind, content, match, tmp_pat
     (tmp_path / "x").write_text(content)
     with pytest.raises(UserError, match=match):
         read(kind=kind, path=tmp_path / "x")
+
+
+def test_a_row_with_quotes_in_the_wrong_place_costs_no_other_row(tmp_path):
+    (tmp_path / "x").write_text('text,n\na,1\n"b"c,2\nd,3\n')
+    got = read(kind="csv", path=tmp_path / "x", on_bad_row="drop")
+    assert [(d.text, d.fault) for d in got] == [("a", None), (None, "bad_row"), ("d", None)]
+
+
+@pytest.mark.parametrize("policy", ["error", "drop"])
+@pytest.mark.parametrize(
+    ("kind", "content", "match"),
+    [
+        ("csv", 'text,n\na,1\n"never closed,2\nb,3\n', "x:3 is not a row of CSV: unexpected end of data. A quotation"),
+        ("json", '[{"text": "a"},\n{"text": "b"} {"text": "c"]', "x:2 is not JSON"),
+        ("json", '[{"text": "a"},\n', "x:2 is not JSON"),
+        ("json", '{"text": "a"}', "x should hold a list of JSON objects"),
+    ],
+)
+def test_what_hides_the_rows_after_it_is_an_error_and_never_a_drop(kind, content, match, policy, tmp_path):
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(UserError, match=match):
+        read(kind=kind, path=tmp_path / "x", on_bad_row=policy)
 
 
 def test_a_quotation_mark_in_tsv_is_a_character_like_another(tmp_path):
@@ -86,7 +107,7 @@ def test_a_line_too_large_is_passed_over_without_its_neighbours(tmp_path):
     assert [d.id for d in got] == [f"x:{number:09d}" for number in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("kind", ["folder", "html", "parquet", "webdataset", "text"])
+@pytest.mark.parametrize("kind", ["folder", "html", "csv", "parquet", "webdataset", "text"])
 def test_any_document_too_large_is_a_counted_drop(kind, tmp_path):
     texts = ["small", "large " * 1000]
     folder = tmp_path / "x"

@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.corpus import Document
+from data.errors import UserError
 from data.shards import FIELDS, IN_LOSS
 from data.tasks.encode import encode_examples
 from data.tasks.make import make_examples
-from data.tasks.span import pieces, token_span, words
+from data.tasks.span import answer_text, pieces, token_span, words
 from data.tasks.task import Task
 from data.tasks.window import windows
+from data.tokenizer import Tokenizer
 from tests.data.conftest import english
+from tests.data.test_tokenizer_import import wordpiece
 
 SMALL = {"kind": "qa", "max_tokens": 120, "max_question_tokens": 84, "doc_stride": 25}
 
@@ -121,13 +124,38 @@ def test_windows_of_real_contexts_cover_them_and_every_answer_comes_back(tokeniz
             if (start, end) != (0, 0):
                 found += 1
                 assert (uses[start : end + 1] == context).all()
-                assert tokenizer.decode(tokens[start : end + 1]).strip() == about["answers"][0].strip()
+                answer = answer_text(tokenizer, tokens, uses, about, task.doc_stride, (start, end))
+                assert answer == about["answers"][0].strip()
         assert tokenizer.decode(whole) == texts["context"]
         assert found or encoded.notes[owner]["answers_in_no_window"]
     notes = sum(encoded.notes.values(), start=Counter())
     assert notes["answers_between_tokens"] == 0
     assert notes["answers_in_no_window"] <= 0.02 * len(questions)
     assert notes["windows"] == len(encoded.tokens)
+
+
+def test_answers_come_back_as_the_context_writes_them_from_a_tokenizer_that_changes_text(questions, tmp_path):
+    made, config = wordpiece([text for question in questions for _, text in question.texts], "bert")
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    bert = Tokenizer.load(tmp_path, {"eos": "[SEP]"})
+    assert bert.losses
+    task = Task(**SMALL | {"max_tokens": 160, "max_question_tokens": 120})
+    encoded = encode_examples(questions, bert, task, ())
+    found = set()
+    for row, owner in enumerate(encoded.owners):
+        tokens, uses, span = encoded.tokens[row], encoded.uses[row], encoded.targets[row]
+        assert (tokens[0], tokens[-1]) == (bert.piece_id("<|cls|>"), bert.piece_id("<|sep|>"))
+        about = json.loads(encoded.abouts[row])
+        answer = answer_text(bert, tokens, uses, about, task.doc_stride, span)
+        if span != (0, 0):
+            found.add(owner)
+            assert answer == about["answers"][0].strip()
+        else:
+            assert answer == ""
+    assert len(found) >= 0.97 * (len(questions) - len(encoded.faults))
+    with pytest.raises(UserError, match="context_pieces=words"):
+        encode_examples(questions, bert, Task(**SMALL, context_pieces="tokenizer"), ())
 
 
 def test_a_question_without_an_answer_points_at_cls(tokenizer):

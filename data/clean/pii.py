@@ -12,6 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from data.clean.words import codes_of
+
 _EMAIL = re.compile(
     r"(?<![\w.%+/:@\\-])[A-Za-z0-9](?:[\w.%+-]{0,62}[\w%+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"[A-Za-z]{2,24}(?![\w@]|[-.][\w@]|\()",
@@ -108,7 +112,7 @@ def masked(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, Masked]]:
 def _found(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
     """First character, one after the last, and kind of each find, in order; of those that start together the longest
     first."""
-    runs = [run.span() for run in _DIGITS.finditer(text)] if "ip" in kinds or "phone" in kinds else []
+    runs = _runs(text) if "ip" in kinds or "phone" in kinds else []
     found = [(start, stop, kind) for kind in KINDS if kind in kinds for start, stop in _FINDERS[kind](text, runs)]
     return sorted(found, key=lambda each: (each[0], -each[1]))
 
@@ -124,6 +128,20 @@ def _with_masks(text: str, found: list[tuple[int, int, str]], told: dict[str, Ma
             parts += [text[at:start], _MASKS[kind]]
             at = stop
     return "".join([*parts, text[at:]])
+
+
+def _runs(text: str) -> Runs:
+    """Where digits stand close together, six within fourteen characters, and what parts them."""
+    codes = codes_of(text)
+    at = np.flatnonzero((codes >= ord("0")) & (codes <= ord("9")))
+    dense = at[:-5][at[5:] - at[:-5] < 14]
+    runs: Runs = []
+    for first in dense.tolist():
+        if not runs or first > runs[-1][1]:
+            found = _DIGITS.search(text, max(first - 4, runs[-1][1] if runs else 0))
+            if found is not None:
+                runs.append(found.span())
+    return runs
 
 
 def _emails(text: str, runs: Runs) -> Iterator[tuple[int, int]]:

@@ -50,13 +50,14 @@ def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
     most = int(_crowds(words.runs(widths[0])).max()) * int(words.lengths.max())
     if all(most * width <= limit * total for width, limit in zip(widths, limits, strict=True)):
         return False
+    ends = np.concatenate([[0], np.cumsum(words.lengths)])
     for width, limit in zip(widths, limits, strict=True):
         if len(words) <= width:
             return False
         count, at = _most_frequent(words.runs(width))
         if count < 2:
             return False
-        longest = max(int(words.lengths[first : first + width].sum()) for first in at)
+        longest = int((ends[at + width] - ends[at]).max())
         if count * longest > limit * total:
             return True
     return False
@@ -103,8 +104,8 @@ def _repeated(parts: list[str]) -> float:
 
 
 def _buckets(runs: np.ndarray) -> np.ndarray:
-    """The upper bits of each hash (int64): four buckets a run or more, so that few runs share one by chance."""
-    return (runs >> np.uint64(64 - (4 * len(runs)).bit_length())).view(np.int64)
+    """The upper bits of each hash (int64): two buckets a run or more, so that few runs share one by chance."""
+    return (runs >> np.uint64(64 - (2 * len(runs)).bit_length())).view(np.int64)
 
 
 def _crowds(runs: np.ndarray) -> np.ndarray:

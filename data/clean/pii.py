@@ -31,6 +31,8 @@ _FILE_ENDS = frozenset(
 # The look behind comes after the first digit: a pattern that begins with a set of characters is searched for faster.
 _DIGITS = re.compile(r"[+(\d][\d ().-]{8,}", re.ASCII)
 """What an address or a number to call is a part of."""
+_APART = 40
+"""Characters between what are two such, at least."""
 _IPV4 = re.compile(r"\d(?<![\w.:/-].)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)", re.ASCII)
 _IPV6 = re.compile(
     r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){1,6}(?::|(?::?[0-9A-Fa-f]{1,4}){1,6})(?![\w:.])",
@@ -135,13 +137,13 @@ def _runs(text: str) -> Runs:
     codes = codes_of(text)
     at = np.flatnonzero((codes >= ord("0")) & (codes <= ord("9")))
     dense = at[:-5][at[5:] - at[:-5] < 14]
-    runs: Runs = []
-    for first in dense.tolist():
-        if not runs or first > runs[-1][1]:
-            found = _DIGITS.search(text, max(first - 4, runs[-1][1] if runs else 0))
-            if found is not None:
-                runs.append(found.span())
-    return runs
+    breaks = np.flatnonzero(np.diff(dense) > _APART)
+    firsts, lasts = dense[np.append(0, breaks + 1)[: len(dense)]], dense[np.append(breaks, -1)[: len(dense)]]
+    return [
+        run.span()
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+        for run in _DIGITS.finditer(text, max(0, first - 8), last + _APART)
+    ]
 
 
 def _emails(text: str, runs: Runs) -> Iterator[tuple[int, int]]:

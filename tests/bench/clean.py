@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.clean.document import clean
 from data.clean.measured import Measured
-from data.clean.quality import broken
+from data.clean.quality import RULES, broken
 from data.clean.rules import PRESETS, Clean
 from tests.corpora import texts
 from tests.data.conftest import corpus_texts
@@ -36,16 +36,43 @@ THEIRS = """
 import json, sys, time
 from datatrove.data import Document
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
-texts = json.load(sys.stdin)
-filters = [GopherQualityFilter(), GopherRepetitionFilter()]
-said = []
-for number, text in enumerate([texts[0], *texts]):
-    if number == 1:
-        began = time.process_time()
-    faults = [result[1] for each in filters if (result := each.filter(Document(text, str(number)))) is not True]
-    said.append(faults[0] if faults else None)
-print(json.dumps([time.process_time() - began, said[1:]]))
+texts, quality, repetition = json.load(sys.stdin)
+off = dict(min_doc_words=None, max_doc_words=None, min_avg_word_length=None, max_avg_word_length=None,
+    max_symbol_word_ratio=None, max_bullet_lines_ratio=None, max_ellipsis_lines_ratio=None,
+    max_non_alpha_words_ratio=None, min_stop_words=None)
+none = dict(dup_line_frac=None, dup_para_frac=None, dup_line_char_frac=None, dup_para_char_frac=None,
+    top_n_grams=(), dup_n_grams=())
+every = [GopherQualityFilter(), GopherRepetitionFilter()]
+alone = {name: GopherQualityFilter(**{**off, **given}) for name, given in quality.items()}
+alone |= {name: GopherRepetitionFilter(**{**none, **given}) for name, given in repetition.items()}
+documents = [Document(text, str(number)) for number, text in enumerate(texts)]
+every[0].filter(documents[0])
+began = time.process_time()
+for document in documents:
+    for each in every:
+        each.filter(document)
+seconds = time.process_time() - began
+said = {name: [each.filter(document) is not True for document in documents] for name, each in alone.items()}
+print(json.dumps([seconds, said]))
 """
+QUALITY = {
+    "few_words": {"min_doc_words": 50},
+    "word_length": {"min_avg_word_length": 3, "max_avg_word_length": 10},
+    "symbols": {"max_symbol_word_ratio": 0.1},
+    "bullets": {"max_bullet_lines_ratio": 0.9},
+    "ellipses": {"max_ellipsis_lines_ratio": 0.3},
+    "not_words": {"max_non_alpha_words_ratio": 0.8},
+    "few_stop_words": {"min_stop_words": 2},
+}
+REPETITION = {
+    "repeated_lines": {"dup_line_char_frac": 0.2},
+    "line_copies": {"dup_line_frac": 0.3},
+    "repeated_paragraphs": {"dup_para_char_frac": 0.2},
+    "paragraph_copies": {"dup_para_frac": 0.3},
+    "top_ngram": {"top_n_grams": ((2, 0.2), (3, 0.18), (4, 0.16))},
+    "copied_ngrams": {"dup_n_grams": ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.1))},
+}
+"""Our rules and the settings of the same ones in datatrove's two filters."""
 
 
 def main() -> None:
@@ -69,23 +96,28 @@ def main() -> None:
 
 
 def compare(python: str, documents: list[str]) -> None:
-    """The same documents through both implementations of Gopher's rules."""
+    """The same documents through both implementations of Gopher's rules: speed of all, verdicts of each by itself."""
     size = sum(len(text.encode()) for text in documents)
     began = time.process_time()
-    ours = [broken(Measured(text), GOPHER) for text in documents]
-    speed = size / (time.process_time() - began) / 1e6
-    ran = subprocess.run(
-        [python, "-c", THEIRS], input=json.dumps(documents), stdout=subprocess.PIPE, text=True, check=True
-    )
-    seconds, theirs = json.loads(ran.stdout)
-    same = sum((a is None) == (b is None) for a, b in zip(ours, theirs, strict=True))
+    for text in documents:
+        broken(Measured(text), GOPHER)
+    ours = time.process_time() - began
+    given = json.dumps([documents, QUALITY, REPETITION])
+    ran = subprocess.run([python, "-c", THEIRS], input=given, stdout=subprocess.PIPE, text=True, check=True)
+    theirs, said = json.loads(ran.stdout)
     print(
-        f"Gopher's rules: ours {speed:.1f} MB/s, datatrove {size / seconds / 1e6:.2f} MB/s, {speed * seconds / size * 1e6:.0f}x"
+        f"Gopher's rules on {len(documents)} documents of {size / 1e6:.1f} MB: ours {size / ours / 1e6:.1f} MB/s, "
+        f"datatrove {size / theirs / 1e6:.2f} MB/s, {theirs / ours:.0f}x"
     )
-    print(f"the same verdict on {same} of {len(documents)} documents ({same / len(documents):.1%})")
-    unlike = Counter((a, b) for a, b in zip(ours, theirs, strict=True) if (a is None) != (b is None))
-    for (a, b), count in unlike.most_common(12):
-        print(f"  {count:4} ours {a or 'kept':20} datatrove {b or 'kept'}")
+    rules = {rule.__name__: (rule, setting) for rule, setting in RULES}
+    for name, verdicts in said.items():
+        mine = [broken(Measured(text), GOPHER, (rules[name],)) is not None for text in documents]
+        counts = Counter(zip(mine, verdicts, strict=True))
+        same = (counts[True, True] + counts[False, False]) / len(documents)
+        print(
+            f"  {name:20} {same:6.1%} the same: both drop {counts[True, True]}, ours alone {counts[True, False]}, "
+            f"datatrove alone {counts[False, True]}"
+        )
 
 
 if __name__ == "__main__":

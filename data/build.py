@@ -163,8 +163,13 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
     return {**_origin(recipe, given), "code": code.hexdigest()}
 
 
-def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
+def versions(recipe: DatasetRecipe) -> dict[str, str]:
+    """Versions of what, beside our own code, decides the bytes."""
     libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
+    return {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries}
+
+
+def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -172,7 +177,7 @@ def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
         "kind": recipe.kind,
         "recipe": _recipe_json(recipe),
         "input": given,
-        "versions": {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries},
+        "versions": versions(recipe),
         "licences": {source.label: source.licence for source in recipe.sources},
     }
 

@@ -50,6 +50,9 @@ PointArgument = Annotated[
 ]
 
 
+DatasetArgument = Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)]
+
+
 @data_app.command("build")
 def data_build(
     recipe: RecipeArgument = None,
@@ -74,16 +77,28 @@ def data_build(
     build(_at_home(settings), out or _home() / "datasets" / settings.name, progress=for_this_stream())
 
 
+@data_app.command("pack")
+def data_pack(
+    dataset: DatasetArgument,
+    context: Annotated[list[int], typer.Option(min=1, help="In tokens; may be given several times.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+) -> None:
+    """Make best-fit packing plans of a built dataset, for runs with this model.context and data.packing=best_fit."""
+    from data.packing import pack_dataset
+    from data.progress import for_this_stream
+
+    pack_dataset(_found(dataset), context, workers, for_this_stream())
+
+
 @data_app.command("inspect")
 def data_inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
+    dataset: DatasetArgument,
     check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
 ) -> None:
     """Counts, shares, lengths, what was dropped and why, and decoded samples."""
     from data.inspect import report
 
-    found = dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
-    typer.echo(report(found, check))
+    typer.echo(report(_found(dataset), check))
 
 
 @tokenizer_app.command("train")
@@ -433,6 +448,11 @@ def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default:
         shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
         raise UserError(f"there is no recipe {name}: give a YAML file, or one of those that come with Luban: {shipped}")
     return apply(read_yaml(path), overrides), name or f"the recipe {default}"
+
+
+def _found(dataset: Path) -> Path:
+    """A dataset's folder, looked for under LUBAN_HOME where the working directory has none."""
+    return dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
 
 
 def _at_home(recipe: Any) -> Any:

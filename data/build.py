@@ -20,6 +20,7 @@ import numpy as np
 from data import corpus
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
+from data.packing import contexts, pack, pack_dataset
 from data.pipeline import Columns, Pipeline, Tokenized
 from data.progress import Progress, Silent
 from data.publish import write_json
@@ -49,7 +50,8 @@ def build(
     given = corpus.fingerprint(recipe.sources)
     if (found := _existing(out, recipe, given)) is not None:
         progress.say(f"{out} is already built from this recipe and this input: nothing to do")
-        return found
+        missing = set(recipe.pack) - contexts(out)
+        return pack_dataset(out, missing, recipe.workers, progress) if missing else found
     workers = recipe.workers or os.cpu_count() or 1
     with workplace(out) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
@@ -57,6 +59,7 @@ def build(
         tokenizer = pipeline.tokenizer(columns, pipeline.splits(columns))
         columns, tokenized = pipeline.tokenize(columns, tokenizer)
         indexes = pipeline.write(columns, tokenized, tokenizer)
+        pack(indexes, recipe.pack, hands, 2 * workers + 2, progress)
         publish(work, out)
         write_json(
             out / FILE,
@@ -134,8 +137,8 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
-    """The settings that decide the bytes: all but the number of workers."""
-    return recipe.model_dump(mode="json", exclude={"workers"})
+    """The settings that decide the shards: all but the number of workers, and the plans that can be added later."""
+    return recipe.model_dump(mode="json", exclude={"workers", "pack"})
 
 
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:

@@ -73,17 +73,19 @@ class Layout:
     """How the tokens of a split's shards become rows; arrays have one entry a shard.
 
     Text is chopped: row j of a shard starts at phase + j * stride and holds stride + 1 tokens, so that each token is
-    a label once. Examples are one row each (`stride` 0).
+    a label once. Examples are one row each (`stride` 0). Packed rows are those of a plan (`data/packing.py`).
     """
 
     fingerprint: str
     """Digest of the shards it describes."""
     stride: int
-    """Tokens from one row to the next; 0: a row is a document."""
+    """Tokens from one row to the next; 0: a row is a document, or one of a plan."""
     rows: tuple[int, ...]
     """Rows of each shard, the same in every epoch."""
     tail: tuple[int, ...]
     """Tokens of each shard that an epoch leaves unread; the phase moves over them from epoch to epoch."""
+    planned: bool = False
+    """Whether rows are those of a packing plan."""
 
     @property
     def total(self) -> int:
@@ -115,6 +117,14 @@ class Layout:
             raise UserError("the split holds no examples")
         return cls(fingerprint, 0, rows, (0,) * len(rows))
 
+    @classmethod
+    def packed(cls, fingerprint: str, rows: Iterable[int]) -> "Layout":
+        """The rows of a packing plan, so many a shard; `fingerprint` is the plan's. Raises UserError without any."""
+        held = tuple(rows)
+        if not sum(held):
+            raise UserError("the split holds nothing to pack")
+        return cls(fingerprint, 0, held, (0,) * len(held), planned=True)
+
 
 @dataclass(frozen=True)
 class Places:
@@ -124,7 +134,7 @@ class Places:
     shard: np.ndarray
     row: np.ndarray
     start: np.ndarray
-    """First token in the shard; for rows that are documents, the document's number."""
+    """First token in the shard; for rows that are documents or planned, its number."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from data.order import Layout, Order
+from data.packing import Plan, load_packing
 from data.shards import Index, MappedShard
 
 T = TypeVar("T")
@@ -36,10 +37,18 @@ class Rows:
     """(rows, length) uint8 for examples: bit 0, the token is in the loss; the rest, its field. None for text."""
     positions: np.ndarray
     """(rows,) int64; -1 for a filler row."""
+    packed: bool = False
+    """Whether neighbours in a row have nothing to do with each other: a document's first token is then no label."""
 
 
-def layout(index: Index, context: int) -> Layout:
-    """How the rows of a split lie in its shards: chopped text, or one example a row."""
+def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop") -> Layout:
+    """How the rows of a split lie in its shards: chopped text or one example a row, or those of a packing plan.
+
+    Raises:
+        UserError: no row, or no packing plans for this context.
+    """
+    if packing == "best_fit":
+        return load_packing(index, context + 1).layout()
     if index.kind == "examples":
         return Layout.documents(index.fingerprint, (shard.documents for shard in index.shards))
     return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context)
@@ -63,7 +72,8 @@ class LocalReader:
     def __init__(self, index: Index, order: Order, context: int):
         self.index, self.order = index, order
         self.length = context + 1
-        self._opened: dict[int, tuple[MappedShard, list[int]]] = {}
+        self._packing = load_packing(index, self.length) if order.layout.planned else None
+        self._opened: dict[int, tuple[MappedShard, list[int], Plan | None]] = {}
         self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -80,21 +90,29 @@ class LocalReader:
                 tokens[slot] = 0
                 starts.append(np.empty(0, np.int64))
                 continue
-            mapped, documents = self._open(shard)
-            if use is None:
-                begin, end = start, start + self.length
-                inside = documents[bisect_right(documents, begin) : bisect_left(documents, end)]
-                starts.append(np.array([0, *(document - begin for document in inside)], np.int64))
+            mapped, documents, plan = self._open(shard)
+            if plan is not None:
+                spans = plan.spans(start)
+            elif use is None:
+                spans = [(start, start + self.length)]
             else:
-                begin = documents[start]
                 end = documents[start + 1] if start + 1 < len(documents) else self.index.shards[shard].tokens
-                end = min(end, begin + self.length)
-                use[slot, : end - begin] = mapped.uses(begin, end)
-                starts.append(np.zeros(1, np.int64))
-                tokens[slot, end - begin :] = 0
-            tokens[slot, : end - begin] = mapped.tokens(begin, end)
-            lengths[slot] = end - begin
-        return Rows(tokens, lengths, tuple(starts), use, positions)
+                spans = [(documents[start], min(end, documents[start] + self.length))]
+            at, begins = 0, []
+            for begin, end in spans:
+                begins.append(at)
+                upto = at + end - begin
+                tokens[slot, at:upto] = mapped.tokens(begin, end)
+                if use is not None:
+                    use[slot, at:upto] = mapped.uses(begin, end)
+                at = upto
+            tokens[slot, at:] = 0
+            lengths[slot] = at
+            if use is None and plan is None:
+                inside = documents[bisect_right(documents, start) : bisect_left(documents, start + at)]
+                begins += [document - start for document in inside]
+            starts.append(np.array(begins, np.int64))
+        return Rows(tokens, lengths, tuple(starts), use, positions, self._packing is not None)
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
@@ -109,11 +127,15 @@ class LocalReader:
             shard[mine], start[mine] = self._chunk[1][offset], self._chunk[2][offset]
         return shard, start
 
-    def _open(self, shard: int) -> tuple[MappedShard, list[int]]:
-        """A shard's map and where its documents start, as a list: bisecting an array costs five times as much."""
+    def _open(self, shard: int) -> tuple[MappedShard, list[int], Plan | None]:
+        """A shard's map, where its documents start, as a list (bisecting an array costs five times as much), its plan.
+
+        A plan says where documents start by itself.
+        """
         if shard not in self._opened:
             mapped = MappedShard(self.index.folder, self.index.shards[shard], self.index.dtype)
-            self._opened[shard] = (mapped, mapped.document_starts().tolist())
+            plan = self._packing.plan(shard) if self._packing else None
+            self._opened[shard] = (mapped, [] if plan else mapped.document_starts().tolist(), plan)
         return self._opened[shard]
 
 

@@ -27,7 +27,8 @@ from data.publish import sync
 BUILDING = ".building"
 _LOCK = "lock"
 _OURS = re.compile(
-    r"(train|valid|heldout)(-\d{6}\.(tar|docs\.parquet)|\.index\.json)|tokenizer\.(model|json)|\..*\.tmp"
+    r"(train|valid|heldout)(-\d{6}\.(tar|docs\.parquet|pack-\d+\.npy)|\.(index|pack-\d+)\.json)"
+    r"|tokenizer\.(model|json)|\..*\.tmp"
 )
 _SCRATCH = re.compile(r"\d{6,}\.(text|tokens)|" + _LOCK)
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
@@ -22,6 +23,7 @@ class Inputs:
 
     dataset: Dataset
     context: int
+    packing: Literal["chop", "best_fit"]
     train: Index
     order: Order
     vocab_size: int
@@ -54,9 +56,11 @@ class Inputs:
         if not index.shards:
             return None
         try:
-            order = Order(layout(index, self.context), 0, len(index.shards))
-        except UserError:  # fewer tokens than one row
-            return None
+            order = Order(layout(index, self.context, self.packing), 0, len(index.shards))
+        except UserError:
+            if self.packing == "best_fit":  # no plan, or a damaged one
+                raise
+            return None  # fewer tokens than one row
         return LocalReader(index, order, self.context), order.rows_per_epoch
 
 
@@ -76,8 +80,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
             f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {dataset.folder}: "
             "set it to null, or to at least that"
         )
-    order = Order(layout(train, recipe.model.context), recipe.seed, recipe.data.window)
-    inputs = Inputs(dataset, recipe.model.context, train, order, vocab_size)
+    order = Order(layout(train, recipe.model.context, recipe.data.packing), recipe.seed, recipe.data.window)
+    inputs = Inputs(dataset, recipe.model.context, recipe.data.packing, train, order, vocab_size)
     if train.kind == "examples":
         longest = max(longest_document(dataset.index(split)) for split in ("train", VALID))
         room = recipe.model.context + 1

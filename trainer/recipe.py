@@ -31,6 +31,10 @@ class Data(Section):
     dataset: Free[str] = "datasets/stdlib"
     """Folder of a built dataset (`luban data build`), relative to the working directory or absolute. The folder may
     move; its content may not: the run remembers the digest of the shards."""
+    packing: Fixed[Literal["chop", "best_fit"]] = "chop"
+    """How documents become rows. chop: text one document after the other, cut every context tokens, and an example a
+    row; best_fit: by a plan that cuts only documents longer than a row, made by `luban data pack DATASET --context N`
+    or the dataset recipe's `pack`."""
     window: Fixed[int] = Field(default=16, ge=1)
     """Shards shuffled together, in shards. A streaming reader holds one window; a larger one shuffles better."""
     prefetch: Free[int] = Field(default=2, ge=1, le=64)

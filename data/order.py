@@ -84,8 +84,8 @@ class Layout:
     """Rows of each shard, the same in every epoch."""
     tail: tuple[int, ...]
     """Tokens of each shard that an epoch leaves unread; the phase moves over them from epoch to epoch."""
-    planned: bool = False
-    """Whether rows are those of a packing plan."""
+    plan: str = ""
+    """Digest of the packing plans whose rows these are; empty: none."""
 
     @property
     def total(self) -> int:
@@ -118,12 +118,12 @@ class Layout:
         return cls(fingerprint, 0, rows, (0,) * len(rows))
 
     @classmethod
-    def packed(cls, fingerprint: str, rows: Iterable[int]) -> "Layout":
-        """The rows of a packing plan, so many a shard; `fingerprint` is the plan's. Raises UserError without any."""
+    def packed(cls, fingerprint: str, rows: Iterable[int], plan: str) -> "Layout":
+        """The rows of packing plans, so many a shard; `plan` is their digest. Raises UserError where there is none."""
         held = tuple(rows)
         if not sum(held):
             raise UserError("the split holds nothing to pack")
-        return cls(fingerprint, 0, held, (0,) * len(held), planned=True)
+        return cls(fingerprint, 0, held, (0,) * len(held), plan)
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class Order:
             "format": FORMAT,
             "version": VERSION,
             "fingerprint": self.layout.fingerprint,
+            "plan": self.layout.plan,
             "seed": self.seed,
             "stages": [{"start": 0, "stride": self.layout.stride, "window": self.window}],
         }

@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,7 @@ FORMAT, VERSION = "luban-packing", 1
 ALGORITHM = "best-fit-decreasing"
 PLAN_DTYPE = np.dtype("<u4")
 _WORTH_A_POOL = 1 << 28  # tokens that one process packs in about a second
+_NAMED = 6
 _LOOKED_AT = 16  # shards whose documents are counted to say how many chopping cuts, spread over the split
 
 
@@ -84,6 +85,8 @@ class PlanEntry:
     """The shard's sha256."""
     url: str
     """The plan's file name, relative to the index."""
+    file_size: int
+    """Bytes."""
     sha256: str
     pieces: int
     fill: Fill
@@ -152,7 +155,7 @@ class Packing:
 
     def layout(self) -> Layout:
         """Its rows, for an order."""
-        return Layout.packed(self.fingerprint, (plan.fill.rows for plan in self.plans))
+        return Layout.packed(self.shards, (plan.fill.rows for plan in self.plans), self.fingerprint)
 
     def plan(self, shard: int) -> Plan:
         """Map a shard's plan.
@@ -190,10 +193,12 @@ class Packing:
 
 
 def load_packing(index: Index, row_length: int) -> Packing:
-    """The plans of a split for rows of `row_length` tokens; a plan is opened when a row of it is read.
+    """The plans of a split for rows of `row_length` tokens. A plan is there with its recorded size; its bytes are
+    compared when a row of it is read.
 
     Raises:
-        UserError: there are none, or of other shards than these, or the file that lists them is damaged or newer.
+        UserError: there are none, or of other shards than these, or one is missing or of another size, or the file that
+            lists them is damaged or newer.
     """
     path = index.folder / file_name(index.split, row_length)
     command = _command(index.folder, row_length)
@@ -230,6 +235,9 @@ def load_packing(index: Index, row_length: int) -> Packing:
             f"rows of {packing.row_length}, shards {packing.shards[:12]}, not {index.split}, {row_length}, "
             f"{index.fingerprint[:12]}. Make them again: {command}"
         )
+    problems = [problem for plan in plans if (problem := _size_problem(index.folder, plan))]
+    if problems:
+        raise UserError("\n".join(problems[:_NAMED]) + f"\nMake the plans again: {command}")
     return packing
 
 
@@ -285,7 +293,8 @@ def write_plan(folder: Path, shard: ShardEntry, dtype: np.dtype, kind: str, row_
         cut=cut,
         unread=0,
     )
-    return PlanEntry(shard.sha256, url, hashlib.sha256(buffer.getbuffer()).hexdigest(), len(lengths), fill)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    return PlanEntry(shard.sha256, url, buffer.tell(), digest, len(lengths), fill)
 
 
 def pack_split(index: Index, row_length: int, executor: Executor, ahead: int, done: Callable[[int], None]) -> Packing:
@@ -325,15 +334,17 @@ def pack(
     names = []
     for context in sorted(set(contexts)):
         progress.begin(f"pack for a context of {context}", sum(index.tokens for index in indexes), "tokens")
-        notes = []
+        lines = []
         for index in indexes:
             packing = pack_split(index, context + 1, executor, ahead, progress.advance)
             names += [file_name(index.split, context + 1), *(plan.url for plan in packing.plans)]
             if packing.plans:
-                notes.append(f"{index.split} {packing.fill}")
-                if index.kind == "text":
-                    notes.append(f"chopped it would be {chopped(index, context)}")
-        progress.end("; ".join(notes))
+                lines.append(f"  {index.split:<8} best fit  {packing.fill}")
+                plain = "chopped " if index.kind == "text" else "unpacked"
+                lines.append(f"  {'':<8} {plain}  {fill(index, context, 'chop')}")
+        progress.end(f"{sum(index.tokens for index in indexes):,} tokens")
+        for line in lines:
+            progress.say(line)
     return names
 
 
@@ -366,29 +377,47 @@ def pack_dataset(folder: Path, wanted: Iterable[int], workers: int = 0, progress
     return Dataset(dataset.folder, info)
 
 
-def chopped(index: Index, context: int) -> Fill:
-    """The same figures for rows that are chopped, each epoch the same but for which documents are cut.
+def fill(index: Index, context: int, packing: Literal["chop", "best_fit"]) -> Fill:
+    """How an epoch's rows are filled.
 
-    Documents are looked at in 16 shards at most, spread over the split, and the cut ones scaled up from those.
+    For chopped text, documents are looked at in 16 shards at most, spread over the split, and the cut ones scaled up
+    from those; which ones are cut changes from epoch to epoch.
+
+    Raises:
+        UserError: as `load_packing`.
     """
-    rows = [max(0, shard.tokens - 1) // context for shard in index.shards]
-    looked = np.unique(np.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).astype(int)).tolist() if rows else []
+    if packing == "best_fit":
+        return load_packing(index, context + 1).fill
+    if index.kind == "examples":
+        slots = index.documents * (context + 1)
+        return Fill(index.documents, slots, index.tokens, index.tokens - index.documents, index.documents, 0, 0)
+    rows = sum(max(0, shard.tokens - 1) // context for shard in index.shards)
+    count = len(index.shards)
     cut = seen = 0
-    for number in looked:
+    for number in sorted({step * count // min(count, _LOOKED_AT) for step in range(min(count, _LOOKED_AT))}):
         shard = index.shards[number]
         starts = MappedShard(index.folder, shard, index.dtype).document_starts()
         cut += best_fit.chopped(starts, shard.tokens, context + 1)
         seen += len(starts)
-    total = sum(rows)
     return Fill(
-        rows=total,
-        slots=total * (context + 1),
-        tokens=total * (context + 1),
-        labels=total * context,
+        rows=rows,
+        slots=rows * (context + 1),
+        tokens=rows * (context + 1),
+        labels=rows * context,
         documents=index.documents,
         cut=round(cut / seen * index.documents) if seen else 0,
-        unread=sum(max(0, shard.tokens - 1) for shard in index.shards) - total * context,
+        unread=sum(max(0, shard.tokens - 1) for shard in index.shards) - rows * context,
     )
+
+
+def _size_problem(folder: Path, plan: PlanEntry) -> str | None:
+    try:
+        size = (folder / plan.url).stat().st_size
+    except OSError as error:
+        return f"cannot read the packing plan {folder / plan.url}: {error.strerror or error}"
+    if size == plan.file_size:
+        return None
+    return f"the packing plan {folder / plan.url} is {size:,} bytes long, but was written with {plan.file_size:,}"
 
 
 def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

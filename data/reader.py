@@ -72,7 +72,7 @@ class LocalReader:
     def __init__(self, index: Index, order: Order, context: int):
         self.index, self.order = index, order
         self.length = context + 1
-        self._packing = load_packing(index, self.length) if order.layout.planned else None
+        self._packing = load_packing(index, self.length) if order.layout.plan else None
         self._opened: dict[int, tuple[MappedShard, list[int], Plan | None]] = {}
         self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
 

@@ -8,6 +8,7 @@ from typing import Literal
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.order import Order
+from data.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
 from data.shards import Index
 from data.tasks import encode_prompt
@@ -38,6 +39,11 @@ class Inputs:
     def tokens_per_byte(self) -> float:
         """Of the training split."""
         return self.train.tokens / self.train.text_bytes
+
+    @cached_property
+    def fill(self) -> Fill:
+        """How documents fill the rows of an epoch."""
+        return fill(self.train, self.context, self.packing)
 
     def reader(self) -> LocalReader:
         """A reader of the training rows."""

@@ -149,7 +149,13 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
     progress = Progress()
     if found:
-        if found.state["order"] != inputs.order.describe():
+        order = inputs.order.describe()
+        if found.state["order"] != order:
+            if found.state["order"] | {"plan": order["plan"]} == order:
+                raise UserError(
+                    f"{recipe.data.dataset} doesn't hold the packing plans that {run} was trained with "
+                    f"({inputs.order.layout.plan[:12]} now, {found.state['order']['plan'][:12]} then): restore them"
+                )
             raise UserError(
                 f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
                 f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
@@ -264,7 +270,7 @@ def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: Worl
         steps=recipe.train.steps,
         ranks=world.size,
         tokens_per_byte=inputs.tokens_per_byte if text else None,
-        epoch_tokens=inputs.order.rows_per_epoch * recipe.model.context if text else None,
+        epoch_tokens=inputs.fill.labels if text else None,
         flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1]),
         device=world.device.type,
         device_name=_device_name(world),
@@ -349,6 +355,8 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
         )
     if s.fixed is None:
         s.say("the validation split holds no row of this context: nothing is evaluated")
+    passes = s.recipe.train.steps * s.recipe.train.batch_rows / s.inputs.fill.rows
+    s.say(f"an epoch ({s.inputs.packing}): {s.inputs.fill}; the run reads {passes:.2f} epochs")
     s.say(
         f"attempt {s.attempt}: {s.world.size} rank(s), ZeRO {start['zero_stage']}, {start['precision']} on "
         f"{start['device']}, {start['trainable']:,} of {start['parameters']:,} parameters train, "

@@ -16,7 +16,7 @@ from data.build import build
 from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
 from data.order import Order
-from data.packing import Packing, chopped, contexts, file_name, load_packing, pack, pack_dataset
+from data.packing import Packing, contexts, file_name, fill, load_packing, pack, pack_dataset
 from data.publish import locked
 from data.reader import LocalReader, layout
 from data.shard_writer import write_split
@@ -113,10 +113,10 @@ def test_chopping_cuts_the_documents_that_lie_whole_in_no_row(lengths, row_lengt
 def test_rows_hold_every_document_and_an_example_whole(tmp_path_factory, lengths, context, kind):
     context = max(context, max(lengths) - 1) if kind == "examples" else context
     made, index = written(tmp_path_factory.mktemp("made"), lengths, kind, shard_tokens=500)
-    fill = packed(index, context).fill
+    filled = packed(index, context).fill
     rows = read(index, context)
-    assert rows.packed and rows.tokens.shape == (fill.rows, context + 1)
-    assert (rows.lengths <= context + 1).all() and rows.lengths.sum() == fill.tokens
+    assert rows.packed and rows.tokens.shape == (filled.rows, context + 1)
+    assert (rows.lengths <= context + 1).all() and rows.lengths.sum() == filled.tokens
     found = []
     for slot, (length, starts) in enumerate(zip(rows.lengths, rows.starts, strict=True)):
         assert starts[0] == 0 and (np.diff(starts) > 0).all()
@@ -131,25 +131,25 @@ def test_rows_hold_every_document_and_an_example_whole(tmp_path_factory, lengths
             part = slice(first, first + context + 1)
             expected.append((*document.tokens[part].tolist(), *uses[part].tolist()))
     assert sorted(found) == sorted(expected)
-    assert fill.cut == sum(length > context + 1 for length in lengths)
-    assert (fill.unread, fill.documents) == (0, len(lengths))
+    assert filled.cut == sum(length > context + 1 for length in lengths)
+    assert (filled.unread, filled.documents) == (0, len(lengths))
 
 
 @pytest.mark.parametrize("kind", ["text", "examples"])
 def test_labels_are_the_tokens_of_documents_but_their_first(tmp_path, kind):
     context = CONTEXT if kind == "text" else 200
     _, index = written(tmp_path, LENGTHS, kind, shard_tokens=300)
-    fill = packed(index, context).fill
+    filled = packed(index, context).fill
     rows = read(index, context)
     asked = Causal().batch(rows, torch.device("cpu")).labels.numpy() != IGNORED
     if kind == "text":
-        assert asked.sum() == fill.labels == sum(LENGTHS) - len(LENGTHS)
+        assert asked.sum() == filled.labels == sum(LENGTHS) - len(LENGTHS)
     else:
         assert rows.use is not None
         marked = (rows.use & IN_LOSS).astype(bool)
         for slot, starts in enumerate(rows.starts):
             marked[slot, starts] = False
-        assert np.array_equal(asked, marked[:, 1 : asked.shape[1] + 1]) and 0 < asked.sum() < fill.labels
+        assert np.array_equal(asked, marked[:, 1 : asked.shape[1] + 1]) and 0 < asked.sum() < filled.labels
 
 
 def test_plan_finds_the_documents_of_a_row_and_the_rows_of_a_document(tmp_path):
@@ -176,15 +176,15 @@ def test_rows_are_fuller_than_97_percent_and_cut_fewer_documents_than_chopping(s
     """On the standard library's code, and on English cut into paragraphs."""
     copy = shutil.copytree(small_dataset.folder, tmp_path / "copy")
     index = pack_dataset(copy, [256]).index("train")
-    fill = load_packing(index, 257).fill
-    assert fill.utilisation >= 0.97
-    assert fill.cut <= chopped(index, 256).cut
+    filled = load_packing(index, 257).fill
+    assert filled.utilisation >= 0.97
+    assert filled.cut <= fill(index, 256, "chop").cut
     tokenizer = small_dataset.tokenizer()
     sizes = [len(tokenizer.encode(part)) + 1 for text in english_texts for part in text.split("\n\n") if part.strip()]
     prose = write_split(tmp_path / "prose", "train", documents(sizes), U16, "t" * 64)
-    fill, chop = packed(prose, 256).fill, chopped(prose, 256)
-    assert fill.utilisation >= 0.97
-    assert fill.cut < 0.5 * chop.cut
+    filled, chop = packed(prose, 256).fill, fill(prose, 256, "chop")
+    assert filled.utilisation >= 0.97
+    assert filled.cut < 0.5 * chop.cut
     assert chop.utilisation == 1 and chop.unread < 256 * len(prose.shards)
 
 
@@ -229,19 +229,27 @@ def test_a_missing_plan_says_which_command_makes_it(copy):
     with pytest.raises(UserError, match=r"\(of train there are plans for: 64\)"):
         layout(index, 32, "best_fit")
     (copy / "train-000001.pack-65.npy").unlink()
-    with pytest.raises(UserError, match=r"cannot read the packing plan .*train-000001\.pack-65\.npy.*luban data pack"):
-        load_packing(index, 65).plan(1)
+    with pytest.raises(UserError, match=r"(?s)cannot read .* plan .*train-000001\.pack-65\.npy.*luban data pack"):
+        load_packing(index, 65)
 
 
 def test_a_plan_swapped_truncated_or_of_another_dataset_is_named(copy, tmp_path):
     index = pack_dataset(copy, [64]).index("train")
     one, other = (copy / f"train-00000{number}.pack-65.npy" for number in (1, 2))
     whole = one.read_bytes()
+    packing = load_packing(index, 65)
     shutil.copy(other, one)
+    with pytest.raises(UserError, match=rf"{one.name} is [\d,]+ bytes long, but was written with {len(whole):,}"):
+        load_packing(index, 65)
     with pytest.raises(UserError, match=rf"{one.name} is not the packing plan .*it is {other.name}\. Make the plans"):
-        load_packing(index, 65).plan(1)
+        packing.plan(1)
     assert one.name in "\n".join(load_dataset(copy).verify())
     one.write_bytes(whole[:-4])
+    with pytest.raises(UserError, match=rf"{one.name} is [\d,]+ bytes long, but was written with {len(whole):,}"):
+        load_packing(index, 65)
+    with pytest.raises(UserError, match=rf"{one.name} is not the packing plan .*sha256 differs"):
+        packing.plan(1)
+    one.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match=rf"{one.name} is not the packing plan .*sha256 differs"):
         load_packing(index, 65).plan(1)
     one.write_bytes(whole)

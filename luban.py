@@ -330,11 +330,17 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many last lines; 0: all.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
 ) -> None:
-    """What a rank said, wherever it runs: the logs lie in the run's folder, as attempt-N/rank-R.log."""
-    from cluster.logs import show
+    """What a rank said, wherever it runs: the logs lie in the run's folder, as attempt-N/rank-R.log.
+
+    With --follow it ends as the run did: 0 done, 2 a mistake in what was asked, 75 stopped early, 1 a fault.
+    """
+    from cluster.logs import ended, show
     from trainer.run import find
 
-    show(find(run), attempt, rank, lines, follow, typer.echo)
+    found = find(run)
+    show(found, attempt, rank, lines, follow, typer.echo)
+    if follow:
+        raise typer.Exit(ended(found))
 
 
 @app.command()

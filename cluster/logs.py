@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cluster import submission
 from cluster.hold import holder
+from cluster.job import DONE, EXIT_CODES, FAULT, USER_ERROR
 from cluster.launchers import scheduler
 from data.errors import UserError
-from trainer import claim
+from trainer import claim, record
 from trainer.units import printable
 
 POLL_S = 0.5
@@ -25,7 +26,7 @@ def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, sa
         rank: whose log.
         lines: so many last lines; 0: all of it.
         follow: go on until the run ends; a new attempt's log is taken up by itself. A run that waits at a scheduler
-            is waited for.
+            is waited for, before its first attempt and between two.
         say: takes each line.
 
     Raises:
@@ -37,7 +38,7 @@ def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, sa
     say(f"== {path}")
     offset = 0 if lines == 0 else _start_of_last(path, lines)
     while True:
-        alive = follow and (holder(run) is not None or claim.alive(run) is not None)
+        alive = follow and _lives(run)
         for line in _lines(path, offset, whole=not alive):
             say(printable(line.decode("utf-8", "replace").rstrip("\n")))
             offset += len(line)
@@ -48,6 +49,26 @@ def show(run: Path, attempt: int | None, rank: int, lines: int, follow: bool, sa
             path, offset = newest, 0
             say(f"== {path}")
         time.sleep(POLL_S)
+
+
+def ended(run: Path) -> int:
+    """The exit code that a run has come to, by its newest attempt: 0 done, 2 a mistake, 75 stopped, 1 anything else."""
+    attempts = record.load(run).attempts
+    return EXIT_CODES.get(attempts[-1].outcome or "fault", FAULT) if attempts else FAULT
+
+
+def _lives(run: Path) -> bool:
+    """Whether a run is at work, or its job has another life to come. Raises UserError where a scheduler is silent.
+
+    A run that is over by its own record is over, however long its scheduler takes to notice.
+    """
+    if holder(run) is not None or claim.alive(run) is not None:
+        return True
+    job = submission.read(run)
+    if job is None or ended(run) in (DONE, USER_ERROR):
+        return False
+    time.sleep(QUEUE_S)
+    return scheduler(job.on).state(job.id) is not None
 
 
 def _await_begin(run: Path, rank: int, say: Callable[[str], object]) -> None:

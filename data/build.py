@@ -67,11 +67,11 @@ def build(
                 **_origin(recipe, given),
                 "stages": pipeline.ledger.to_json(),
                 **_counts(columns, tokenized, indexes),
-                "tokenizer": describe_tokenizer(tokenizer),
+                "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
             },
         )
-    for line in ("dropped:", *(pipeline.ledger.lines() or ["  nothing"])):
+    for line in ("changed and dropped:", *(pipeline.ledger.lines() or ["  nothing"])):
         progress.say(line)
     progress.say(f"{out}: {len(columns):,} documents in {time.monotonic() - began:.1f} s")
     return load_dataset(out)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.clean import fault, normalise
+from data.clean.document import clean, combined, mend
 from data.corpus import Document
 from data.dedup import band_keys, exact_digest
 from data.recipe import DatasetRecipe
 from data.shard_writer import TokenDocument
 from data.shards import token_dtype
+from data.tally import Tally
 from data.tasks import Example, example_uses, join_example, make_examples
 from data.tokenizer import Tokenizer
 
@@ -31,6 +32,8 @@ class Drop:
     rule: str
     id: str
     bytes: int
+    excerpt: str = ""
+    """What was there, where that can be shown."""
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Prepared:
     completion_bytes: list[int] = field(default_factory=list)
     keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
     drops: list[Drop] = field(default_factory=list)
+    changes: dict[str, Tally] = field(default_factory=dict)
+    """What the rules changed in kept documents, by rule in the order they run."""
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
@@ -89,13 +94,19 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
     if document.text is None:
         said.drops.append(Drop("read", "not_text", document.id, size))
         return []
-    text = normalise(document.text)
-    completion = None if document.completion is None else normalise(document.completion)
+    if document.completion is None:
+        cleaned = clean(document.text, recipe.clean)
+        if cleaned.text is None:
+            said.drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.excerpt))
+            return []
+        text, completion, changes = cleaned.text, None, cleaned.changes
+    else:
+        text, changes = mend(document.text, recipe.clean)
+        completion, more = mend(document.completion, recipe.clean)
+        changes = combined(changes + more)
+    for change in changes:
+        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.excerpt)
     document = replace(document, text=text, completion=completion)
-    rule = fault(text, recipe.clean) if completion is None else None
-    if rule:
-        said.drops.append(Drop("clean", rule, document.id, size))
-        return []
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":

@@ -238,5 +238,10 @@ def _from_dataset(source: Source) -> Iterator[Document]:
     if dataset.kind != "text":
         raise UserError(f"source {source.label}: {dataset.folder} holds examples; only a dataset of text is a source")
     tokenizer = dataset.tokenizer()
+    if tokenizer.losses:
+        raise UserError(
+            f"source {source.label}: the tokenizer of {dataset.folder} {', '.join(tokenizer.losses)}, so its documents "
+            "can't be read back as they were. Use what that dataset was built from."
+        )
     for row, tokens in dataset.documents(source.split):
         yield Document(row.id, row.source, tokenizer.decode_bytes(tokens).decode())

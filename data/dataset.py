@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
+from data.origin import is_remote
+from data.remote import Access, Remote, open_remote
 from data.shards import SPLITS, Index, MappedShard
-from data.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+from data.tokenizer import Tokenizer
 
 FORMAT = "luban-dataset"
 VERSION = 1
@@ -45,8 +47,16 @@ class Dataset:
     """A complete dataset."""
 
     folder: Path
+    """Of a remote one: that of the cache, which holds what has come."""
     info: dict[str, Any]
     """The content of `dataset.json`."""
+    remote: Remote | None = None
+    """Where what isn't in the folder comes from."""
+
+    @property
+    def place(self) -> str:
+        """Its folder or its URL, for messages."""
+        return self.remote.origin.name if self.remote else str(self.folder)
 
     @property
     def name(self) -> str:
@@ -69,11 +79,13 @@ class Dataset:
         Raises:
             UserError: no such split, a shard missing or of another size, an index of another build.
         """
-        index = Index.load(self.folder, split)
+        if self.remote and f"{split}.index.json" in self.info.get("files", {}):
+            self.remote.file(f"{split}.index.json")
+        index = Index.load(self.folder, split, shards_here=self.remote is None)
         recorded = self.info["splits"].get(split, {}).get("fingerprint")
         if index.fingerprint != recorded:
             raise UserError(
-                f"{split}.index.json in {self.folder} belongs to another build than its {FILE}: "
+                f"{split}.index.json in {self.place} belongs to another build than its {FILE}: "
                 f"{index.fingerprint[:12]} there, {str(recorded)[:12]} here. Copy the dataset again, or rebuild it."
             )
         return index
@@ -82,16 +94,35 @@ class Dataset:
         """The tokenizer that made the shards."""
         return self._tokenizer
 
+    def file(self, name: str) -> Path:
+        """A file of the dataset other than a shard, fetched if need be; of a local one it may not exist."""
+        return self.remote.file(name) if self.remote else self.folder / name
+
+    def shard(self, index: Index, number: int) -> MappedShard:
+        """A shard of one of the splits, mapped; a remote one is fetched whole, and waited for.
+
+        Raises:
+            UserError: it is missing, or another than was written.
+        """
+        entry = index.shards[number]
+        if self.remote is None:
+            return MappedShard(self.folder, entry, index.dtype)
+        held = self.remote.whole(entry)
+        try:
+            return MappedShard(self.folder, entry, index.dtype)  # what is mapped stays, also when it is evicted
+        finally:
+            held.release()
+
     def rows(self, split: str) -> Iterator[DocumentRow]:
         """The split's documents in the order of their tokens."""
         from pyarrow import parquet
 
         for number, shard in enumerate(self.index(split).shards):
-            path = self.folder / f"{shard.url.removesuffix('.tar')}.docs.parquet"
+            path = self.file(f"{shard.url.removesuffix('.tar')}.docs.parquet")
             try:
                 table = parquet.read_table(path)
             except FileNotFoundError:
-                raise UserError(f"the document table {path.name} is missing from {self.folder}") from None
+                raise UserError(f"the document table {path.name} is missing from {self.place}") from None
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read the document table {path}: {error}") from None
             for row in table.to_pylist():
@@ -105,28 +136,38 @@ class Dataset:
         shard: tuple[int, MappedShard] | None = None
         for row in self.rows(split):
             if shard is None or shard[0] != row.shard:
-                shard = (row.shard, MappedShard(self.folder, index.shards[row.shard], index.dtype))
+                shard = (row.shard, self.shard(index, row.shard))
             yield row, shard[1].tokens(row.start, row.start + row.tokens)
 
     def verify(self) -> list[str]:
-        """Re-read every file against its sha256, and each shard's table; what is wrong, one line each."""
-        now, then = digests(self.folder), self.info.get("files", {})
-        problems = [
-            f"{name} in {self.folder} {'is missing' if name not in now else 'is not the file that was written'}"
-            for name in sorted(then)
-            if now.get(name) != then[name]
-        ]
+        """Re-read every file against its sha256, and each shard's table; what is wrong, one line each.
+
+        Shards of a remote dataset that aren't in the cache are read from their origin and not kept.
+        """
+        problems = self._damaged_files()
         for split in SPLITS:
             try:
                 index = self.index(split)
             except UserError as error:
                 problems.append(str(error))
                 continue
-            damaged = index.verify()
+            damaged = [each for shard in index.shards if (each := self.remote.problem(shard))] if self.remote else []
+            damaged += [] if self.remote else index.verify()
             problems += damaged
             if not damaged:
                 problems += self._table_problems(split, index)
         return problems
+
+    def _damaged_files(self) -> list[str]:
+        then = self.info.get("files", {})
+        if self.remote:
+            return [problem for name in sorted(then) if (problem := self.remote.damaged_file(name))]
+        now = digests(self.folder)
+        return [
+            f"{name} in {self.folder} {'is missing' if name not in now else 'is not the file that was written'}"
+            for name in sorted(then)
+            if now.get(name) != then[name]
+        ]
 
     def _table_problems(self, split: str, index: Index) -> list[str]:
         starts: dict[int, list[int]] = {number: [] for number in range(len(index.shards))}
@@ -136,9 +177,9 @@ class Dataset:
         except UserError as error:
             return [str(error)]
         return [
-            f"the document table of {shard.url} in {self.folder} doesn't match the shard"
+            f"the document table of {shard.url} in {self.place} doesn't match the shard"
             for number, shard in enumerate(index.shards)
-            if not np.array_equal(MappedShard(self.folder, shard, index.dtype).document_starts(), starts[number])
+            if not np.array_equal(self.shard(index, number).document_starts(), starts[number])
         ]
 
     @cached_property
@@ -156,58 +197,78 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def load_dataset(folder: Path | str) -> Dataset:
-    """Open a complete dataset. Shards are looked at by `index`.
+def load_dataset(place: Path | str, access: Access | None = None) -> Dataset:
+    """Open a complete dataset: a folder, or a URL or pipe as `data.origin` knows them. Shards are looked at by `index`.
+
+    Args:
+        access: how a remote one is fetched and kept.
 
     Raises:
         UserError: no dataset there, an interrupted build, a newer version, a tokenizer other than the shards'.
+        Unreachable: a remote one can't be had for now.
     """
-    folder = Path(folder).expanduser()
+    remote = None
+    if is_remote(place):
+        info, remote = open_remote(str(place), access or Access())
+        folder, shown = remote.folder, f"{FILE} from {remote.origin.name}"
+    else:
+        folder = Path(place).expanduser()
+        info, shown = _read(folder), str(folder / FILE)
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise UserError(f"{shown} doesn't describe a Luban dataset: its format should be {FORMAT!r}")
+    if info.get("version") != VERSION:
+        raise UserError(
+            f"{shown} has version {info.get('version')} of {FORMAT}; this Luban reads version {VERSION}. "
+            "Use the Luban that wrote it, or rebuild the dataset."
+        )
+    dataset = Dataset(folder, info, remote)
+    _check_tokenizer(dataset)
+    return dataset
+
+
+def _read(folder: Path) -> Any:
     path = folder / FILE
     try:
-        info = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_absent(folder)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise UserError(f"{path} doesn't describe a Luban dataset: its format should be {FORMAT!r}")
-    if info.get("version") != VERSION:
-        raise UserError(
-            f"{path} has version {info.get('version')} of {FORMAT}; this Luban reads version {VERSION}. "
-            "Use the Luban that wrote it, or rebuild the dataset."
-        )
-    dataset = Dataset(folder, info)
-    _check_tokenizer(dataset)
-    return dataset
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `dataset.json` says of its tokenizer."""
     return {
+        "make": tokenizer.make,
         "fingerprint": tokenizer.fingerprint,
-        "model_sha256": hashlib.sha256(tokenizer.model).hexdigest(),
         "vocab_size": tokenizer.vocab_size,
         "padded_vocab_size": tokenizer.padded_vocab_size,
-        "files": [MODEL_FILE, JSON_FILE],
+        "special": tokenizer.special,
+        "losses": list(tokenizer.losses),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files().items()},
     }
 
 
 def _check_tokenizer(dataset: Dataset) -> None:
     """Compare bytes first: parsing the model is only needed to say what differs."""
-    path = dataset.folder / MODEL_FILE
     recorded = dataset.info["tokenizer"]
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the dataset's tokenizer {path}: {error.strerror or error}") from None
-    if found == recorded["model_sha256"]:
+    differing = []
+    for name, digest in recorded["files"].items():
+        path = dataset.folder / name
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read the dataset's tokenizer {path}: {error.strerror or error}") from None
+        if found != digest:
+            differing.append(name)
+    if not differing:
         return
     fingerprint = dataset.tokenizer().fingerprint
     if fingerprint != recorded["fingerprint"]:
         raise UserError(
-            f"{path} is not the tokenizer that made these shards: its fingerprint is {fingerprint[:12]}, theirs "
-            f"{recorded['fingerprint'][:12]}. Put the right one back, or rebuild the dataset."
+            f"{', '.join(differing)} in {dataset.folder} is not the tokenizer that made these shards: its fingerprint "
+            f"is {fingerprint[:12]}, theirs {recorded['fingerprint'][:12]}. Put the right one back, or rebuild the "
+            "dataset."
         )
 
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.account import account_lines
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.ledger import drop_lines
 from data.shards import FIELDS, IN_LOSS, SPLITS, MappedShard
-from data.tokenizer import EOS
 
 _BAR = 40
 _SAMPLE_CHARACTERS = 300
@@ -52,7 +51,8 @@ def report(folder: Path | str, check: bool = False, samples: int = 2) -> str:
 
 def show(dataset: Dataset, tokens: np.ndarray) -> str:
     """Tokens as text on one line, control pieces by name, cut to 300 characters."""
-    text = repr(dataset.tokenizer().decode(tokens, control=True).removesuffix(EOS))[1:-1]
+    tokenizer = dataset.tokenizer()
+    text = repr(tokenizer.decode(tokens, control=True).removesuffix(tokenizer.pieces[tokenizer.eos_id]))[1:-1]
     return text if len(text) <= _SAMPLE_CHARACTERS else text[:_SAMPLE_CHARACTERS] + " ..."
 
 
@@ -85,7 +85,7 @@ def _stage_lines(dataset: Dataset) -> list[str]:
         for stage in stages
     ]
     head = f"{'stage':<13}{'documents in':>14}{'out':>12}{'bytes in':>16}{'out':>16}"
-    return [head, *lines, "dropped:", *(drop_lines(stages) or ["  nothing"])]
+    return [head, *lines, "changed and dropped:", *(account_lines(stages) or ["  nothing"])]
 
 
 def _length_lines(dataset: Dataset, split: str) -> list[str]:

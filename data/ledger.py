@@ -1,12 +1,16 @@
-"""What went into each stage of a build, what came out, and why the rest did not: the dataset's own account."""
+"""What went into each stage of a build, what came out, and why the rest did not: the dataset's own account.
 
-from collections.abc import Iterable
+A rule is told with a few examples. Those with the smallest hash of their id are shown: any number of workers and any
+cut into chunks choose the same, spread over the sources, and a tally stays small however much it counts.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.account import account_lines
 from data.chunks import Drop
-
-_IDS_SHOWN = 3
+from data.tally import Tally
 
 
 @dataclass
@@ -19,7 +23,9 @@ class Stage:
     documents_out: int
     bytes_out: int
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By rule: documents, bytes, and the smallest ids."""
+    """By rule: documents, bytes, examples (id, excerpt)."""
+    changed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By rule: documents that were changed and kept, places in them, bytes fewer, examples (id, excerpt)."""
 
 
 class Ledger:
@@ -28,38 +34,26 @@ class Ledger:
     def __init__(self) -> None:
         self.stages: list[Stage] = []
 
-    def add(self, name: str, came_in: tuple[int, int], went_out: tuple[int, int], drops: Iterable[Drop]) -> None:
-        """Book a stage: (documents, bytes) in and out, and each drop."""
-        rules: dict[str, list[Drop]] = {}
+    def add(
+        self,
+        name: str,
+        came_in: tuple[int, int],
+        went_out: tuple[int, int],
+        drops: Iterable[Drop],
+        changes: Mapping[str, Tally] | None = None,
+    ) -> None:
+        """Book a stage: (documents, bytes) in and out, each drop, and the changes by rule."""
+        rules: dict[str, Tally] = {}
         for drop in drops:
-            rules.setdefault(drop.rule, []).append(drop)
-        dropped = {
-            rule: {
-                "documents": len(held),
-                "bytes": sum(drop.bytes for drop in held),
-                "ids": sorted(drop.id for drop in held)[:_IDS_SHOWN],
-            }
-            for rule, held in sorted(rules.items())
-        }
-        self.stages.append(Stage(name, *came_in, *went_out, dropped))
+            rules.setdefault(drop.rule, Tally()).add(drop.id, 1, drop.bytes, drop.excerpt)
+        dropped = {rule: tally.to_json(items=False) for rule, tally in sorted(rules.items())}
+        changed = {rule: tally.to_json(items=True) for rule, tally in (changes or {}).items()}
+        self.stages.append(Stage(name, *came_in, *went_out, dropped, changed))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The stages as `dataset.json` holds them."""
         return [vars(stage) for stage in self.stages]
 
     def lines(self) -> list[str]:
-        """One line for each rule that dropped something."""
-        return drop_lines(self.to_json())
-
-
-def drop_lines(stages: list[dict[str, Any]]) -> list[str]:
-    """One line for each rule that dropped something, from the stages of a `dataset.json`."""
-    lines = []
-    for stage in stages:
-        for rule, held in stage["dropped"].items():
-            share = held["documents"] / max(1, stage["documents_in"])
-            lines.append(
-                f"  {stage['name']:<11} {rule:<26} {held['documents']:>9,} ({share:6.2%}) {held['bytes']:>14,} bytes"
-                f"  such as {', '.join(held['ids'])}"
-            )
-    return lines
+        """What `account_lines` says of the stages so far."""
+        return account_lines(self.to_json())

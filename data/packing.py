@@ -27,7 +27,7 @@ import numpy as np
 from data import best_fit
 from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
-from data.order import Layout
+from data.layout import Layout
 from data.progress import Progress, Silent
 from data.publish import locked, published, write_json
 from data.shards import SPLITS, Index, MappedShard, ShardEntry
@@ -155,7 +155,7 @@ class Packing:
 
     def layout(self) -> Layout:
         """Its rows, for an order."""
-        return Layout.packed(self.shards, (plan.fill.rows for plan in self.plans), self.fingerprint)
+        return Layout.packed(self.shards, (plan.fill.rows for plan in self.plans), self.fingerprint, self.row_length)
 
     def plan(self, shard: int) -> Plan:
         """Map a shard's plan.

@@ -27,8 +27,10 @@ from data.progress import Progress
 from data.recipe import DatasetRecipe
 from data.shard_writer import plan_shards, shard_name, write_index, write_shard
 from data.shards import SPLITS, Index, ShardEntry, token_dtype
+from data.tally import Tally
 from data.tokenizer import Tokenizer
-from data.tokenizer_training import train
+from data.tokenizer_sample import Sampler
+from data.tokenizer_training import obtain
 from data.workplace import in_order
 
 _CHUNK_CHARACTERS = 1 << 21
@@ -82,6 +84,7 @@ class Pipeline:
         """Take the empty folder `work` to put files in and `hands` to do what can be done in parallel."""
         self.recipe = recipe
         self.ledger = Ledger()
+        self.tokenizer_account: dict[str, Any] = {}
         self._work = work
         self._hands = hands
         self._workers = workers
@@ -139,15 +142,11 @@ class Pipeline:
         """The tokenizer, reused or trained on a sample of the train split; its files are in the folder."""
         wanted = self.recipe.tokenizer
         self._progress.begin("tokenizer", None, "bytes")
-        if wanted.reuse is not None:
-            tokenizer = Tokenizer.load(wanted.reuse.expanduser())
-        else:
-            texts = self._sample(columns.only(splits == 0), wanted.sample_bytes)
-            tokenizer = train(texts, wanted.vocab_size, wanted.character_coverage, self._workers)
-        tokenizer.save(self._work)
-        how = "trained" if wanted.reuse is None else f"taken from {wanted.reuse}"
-        self._progress.end(f"{tokenizer.vocab_size:,} pieces, {how}")
-        return tokenizer
+        made = obtain(wanted, self._sample(columns.only(splits == 0), wanted.sample_bytes), self._workers)
+        made.tokenizer.save(self._work)
+        self.tokenizer_account = made.account
+        self._progress.end(made.said)
+        return made.tokenizer
 
     def tokenize(self, columns: Columns, tokenizer: Tokenizer) -> tuple[Columns, Tokenized]:
         """Tokenize every row; those that stay, and where their tokens are.
@@ -221,7 +220,11 @@ class Pipeline:
         text = (read[0] - len(drops["read"]), read[1] - sum(drop.bytes for drop in drops["read"]))
         clean = (sum(part.cleaned for part in parts), sum(part.cleaned_bytes for part in parts))
         self.ledger.add("read", read, text, drops["read"])
-        self.ledger.add("clean", text, clean, drops["clean"])
+        changes: dict[str, Tally] = {}
+        for part in parts:
+            for rule, tally in part.changes.items():
+                changes.setdefault(rule, Tally()).merge(tally)
+        self.ledger.add("clean", text, clean, drops["clean"], changes)
         if self.recipe.kind == "examples":
             self.ledger.add("examples", clean, (len(columns), int(columns.bytes.sum())), drops["examples"])
 
@@ -241,16 +244,17 @@ class Pipeline:
         return f"{self.recipe.name}\0{self.recipe.seed}\0{use}\0"
 
     def _sample(self, columns: Columns, limit: int) -> Iterator[str]:
-        """Texts of whole documents, picked by hash, of `limit` bytes at most (the first is cut to it)."""
-        order = np.lexsort((columns.ids, _draws(self._key("sample"), columns.ids)))
-        within = np.cumsum(columns.bytes[order]) <= limit
-        within[0] = True
-        chosen = columns.only(np.sort(order[within]))
+        """Texts, picked by hash, of `limit` bytes at most."""
+        draws = _draws(self._key("sample"), columns.ids)
+        sampler = Sampler(limit)
+        sampler.count(columns.sources, draws, columns.bytes)
+        taken = sampler.taken(columns.sources, draws, columns.bytes)
+        chosen, taken = columns.only(taken > 0), taken[taken > 0]
         for chunk in np.unique(chosen.chunks):
             content = text_file(self._work, int(chunk)).read_bytes()
-            group = chosen.only(chosen.chunks == chunk)
-            for start, size in zip(group.offsets, group.bytes, strict=True):
-                yield content[start : start + min(int(size), limit)].decode("utf-8", "ignore")
+            mine = chosen.chunks == chunk
+            for start, size in zip(chosen.offsets[mine].tolist(), taken[mine].tolist(), strict=True):
+                yield content[start : start + size].decode("utf-8", "ignore")
 
 
 def _joined(parts: list[Prepared]) -> tuple[Columns, np.ndarray]:

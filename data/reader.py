@@ -9,14 +9,15 @@ nothing asks a reader where it is.
 import queue
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from data.order import Layout, Order
-from data.packing import Plan, load_packing
+from data.layout import Layout
+from data.order import Order
+from data.packing import Packing, Plan, load_packing
 from data.shards import Index, MappedShard
 
 T = TypeVar("T")
@@ -63,80 +64,126 @@ def longest_document(index: Index) -> int:
     return longest
 
 
-class LocalReader:
-    """Reads rows by position from mapped shards. One per thread that reads.
+class OpenShard(Protocol):
+    """What a reader needs of a shard, wherever its bytes are; token numbers count from the shard's first token."""
 
-    An example longer than the context and one is cut there; `longest_document` tells beforehand.
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop), of the shard's dtype."""
+        ...
+
+    def uses(self, start: int, stop: int) -> np.ndarray:
+        """Their use bytes (uint8)."""
+        ...
+
+    def document_starts(self) -> np.ndarray:
+        """First token of every document of the shard, ascending (int64)."""
+        ...
+
+
+def mapped(index: Index, shard: int) -> OpenShard:
+    """A shard on a local disk, memory-mapped. Raises UserError where it is missing or of another size."""
+    return MappedShard(index.folder, index.shards[shard], index.dtype)
+
+
+class LocalReader:
+    """Reads rows by position from shards that `open_shard` gives random access to. One per thread that reads.
+
+    An example longer than the context and one is cut there; `longest_document` tells beforehand. The rows read together
+    are as wide as the longest of their stages' row lengths.
     """
 
-    def __init__(self, index: Index, order: Order, context: int):
-        self.index, self.order = index, order
+    def __init__(self, indexes: Index | Sequence[Index], order: Order, context: int,
+                 open_shard: Callable[[Index, int], OpenShard] = mapped):  # fmt: skip
+        """
+        Args:
+            indexes: of the order's sources, in their order.
+            context: of the model; a row has one token more, unless its stage has shorter ones.
+            open_shard: opens the shard of that number; each is opened once.
+        """
+        self.indexes = (indexes,) if isinstance(indexes, Index) else tuple(indexes)
+        self.order = order
         self.length = context + 1
-        self._packing = load_packing(index, self.length) if order.layout.plan else None
-        self._opened: dict[int, tuple[MappedShard, list[int], Plan | None]] = {}
-        self._chunk: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._lengths = np.array([walk.layout.row_length(self.length) for walk in order.walks])
+        self._packings: list[Packing | None] = [
+            load_packing(self.indexes[walk.source], walk.layout.plan_length) if walk.layout.plan else None
+            for walk in order.walks
+        ]
+        self._open_shard = open_shard
+        self._opened: dict[tuple[int, int], tuple[OpenShard, list[int]]] = {}
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions` (int64; -1 gives a filler row)."""
-        tokens = np.empty((len(positions), self.length), np.int64)
+        walks, shards, firsts = self._places(positions)
+        real = positions >= 0
+        width = int(self._lengths[walks[real]].max(initial=self._lengths.min()))
+        tokens = np.empty((len(positions), width), np.int64)
         lengths = np.zeros(len(positions), np.int64)
-        use = np.zeros(tokens.shape, np.uint8) if self.index.kind == "examples" else None
+        use = np.zeros(tokens.shape, np.uint8) if self.indexes[0].kind == "examples" else None
         starts = []
-        shards, firsts = self._places(positions)
-        for slot, (position, shard, start) in enumerate(
-            zip(positions.tolist(), shards.tolist(), firsts.tolist(), strict=True)
+        for slot, (position, walk, shard, start) in enumerate(
+            zip(positions.tolist(), walks.tolist(), shards.tolist(), firsts.tolist(), strict=True)
         ):
             if position < 0:
                 tokens[slot] = 0
                 starts.append(np.empty(0, np.int64))
                 continue
-            mapped, documents, plan = self._open(shard)
-            if plan is not None:
-                spans = plan.spans(start)
+            source = self.order.walks[walk].source
+            opened, documents = self._open(source, shard)
+            if self._packings[walk] is not None:
+                spans = self._plan(walk, shard).spans(start)
             elif use is None:
-                spans = [(start, start + self.length)]
+                spans = [(start, start + int(self._lengths[walk]))]
             else:
-                end = documents[start + 1] if start + 1 < len(documents) else self.index.shards[shard].tokens
+                entry = self.indexes[source].shards[shard]
+                end = documents[start + 1] if start + 1 < len(documents) else entry.tokens
                 spans = [(documents[start], min(end, documents[start] + self.length))]
             at, begins = 0, []
             for begin, end in spans:
                 begins.append(at)
                 upto = at + end - begin
-                tokens[slot, at:upto] = mapped.tokens(begin, end)
+                tokens[slot, at:upto] = opened.tokens(begin, end)
                 if use is not None:
-                    use[slot, at:upto] = mapped.uses(begin, end)
+                    use[slot, at:upto] = opened.uses(begin, end)
                 at = upto
             tokens[slot, at:] = 0
             lengths[slot] = at
-            if use is None and plan is None:
+            if use is None and self._packings[walk] is None:
                 inside = documents[bisect_right(documents, start) : bisect_left(documents, start + at)]
                 begins += [document - start for document in inside]
             starts.append(np.array(begins, np.int64))
-        return Rows(tokens, lengths, tuple(starts), use, positions, self._packing is not None)
+        return Rows(tokens, lengths, tuple(starts), use, positions, any(each is not None for each in self._packings))
 
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
-        shard, start = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
+    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(walk, shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
+        walk, shard, start = (np.zeros(len(positions), np.int64) for _ in range(3))
         real = positions >= 0
         for number in np.unique(positions[real] // RESOLVED):
-            if self._chunk is None or self._chunk[0] != number:
-                found = self.order.places(np.arange(number * RESOLVED, (number + 1) * RESOLVED))
-                self._chunk = (int(number), found.shard, found.start)
             mine = real & (positions // RESOLVED == number)
             offset = positions[mine] - number * RESOLVED
-            shard[mine], start[mine] = self._chunk[1][offset], self._chunk[2][offset]
-        return shard, start
+            if self._chunk is None or self._chunk[0] != number or offset.max() >= len(self._chunk[1]):
+                stop = (int(number) + 1) * RESOLVED
+                if self.order.end is not None:  # what lies behind it can't be resolved, unless it is asked for
+                    stop = max(min(stop, self.order.end), int(positions[mine].max()) + 1)
+                found = self.order.places(np.arange(number * RESOLVED, stop))
+                self._chunk = (int(number), found.walk, found.shard, found.start)
+            walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
+        return walk, shard, start
 
-    def _open(self, shard: int) -> tuple[MappedShard, list[int], Plan | None]:
-        """A shard's map, where its documents start, as a list (bisecting an array costs five times as much), its plan.
+    def _open(self, source: int, shard: int) -> tuple[OpenShard, list[int]]:
+        """A shard and where its documents start, as a list: bisecting an array costs five times as much."""
+        if (source, shard) not in self._opened:
+            opened = self._open_shard(self.indexes[source], shard)
+            self._opened[source, shard] = (opened, opened.document_starts().tolist())
+        return self._opened[source, shard]
 
-        A plan says where documents start by itself.
-        """
-        if shard not in self._opened:
-            mapped = MappedShard(self.index.folder, self.index.shards[shard], self.index.dtype)
-            plan = self._packing.plan(shard) if self._packing else None
-            self._opened[shard] = (mapped, [] if plan else mapped.document_starts().tolist(), plan)
-        return self._opened[shard]
+    def _plan(self, walk: int, shard: int) -> Plan:
+        packing = self._packings[walk]
+        assert packing is not None
+        if (walk, shard) not in self._plans:
+            self._plans[walk, shard] = packing.plan(shard)
+        return self._plans[walk, shard]
 
 
 class Prefetch(Generic[T]):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -58,33 +59,6 @@ class Source(Section):
         return self.name or (self.path.resolve().name if self.path else self.kind)
 
 
-class Clean(Section):
-    """Which documents are dropped for what they are. null switches a rule off; each drop is counted by rule."""
-
-    min_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 20
-    """Fewer characters other than white space than this: `too_short`."""
-    max_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 8_000_000
-    """More characters than this: `too_long`."""
-    max_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 100_000
-    """A line with more characters than this (minified code, embedded data): `long_line`."""
-    max_mean_line_characters: Fixed[Annotated[int, Field(ge=1)] | None] = 5_000
-    """More characters a non-empty line on average than this: `long_lines`. A paragraph a line is well below."""
-    min_letters: Fixed[Share | None] = 0.4
-    """A smaller share of letters of any script among the characters that aren't white space: `few_letters`."""
-    max_digits: Fixed[Share | None] = 0.3
-    """A larger share of digits among the characters that aren't white space: `many_digits`."""
-    max_table_lines: Fixed[Share | None] = 0.6
-    """In a document of 50 lines or more, a larger share of lines that hold only numbers, byte escapes and
-    punctuation: `data_table`."""
-    max_repeated_lines: Fixed[Share | None] = 0.6
-    """In a document of 20 lines or more, a larger share of its characters in repetitions of earlier lines:
-    `repeated_lines`."""
-    max_control_characters: Fixed[Share | None] = 0.001
-    """A larger share of control characters (tab, newline and form feed aside): `control_characters`."""
-    max_replacement_characters: Fixed[Share | None] = 0.001
-    """A larger share of U+FFFD, left where a decoder gave up: `broken_encoding`."""
-
-
 class Dedup(Section):
     """Which documents are dropped for being copies. Of a set of copies the one with the smallest id stays."""
 
@@ -122,12 +96,17 @@ class TokenizerTraining(Section):
     vocab_size: Fixed[Annotated[int, Field(ge=512, le=1_000_000)]] = 32768
     """Pieces, control and byte pieces included; fewer if the text has no more to merge."""
     sample_bytes: Fixed[Annotated[int, Field(ge=1)]] = 100_000_000
-    """Train on at most so many bytes of documents, picked by hash. Training takes some 15 times that in memory."""
+    """Train on at most so many bytes of documents, picked by hash, each source by its share; a long document gives its
+    beginning. Training takes some 15 times that in memory."""
     character_coverage: Fixed[Annotated[float, Field(gt=0, le=1)]] = 0.9995
     """Share of the characters seen that get a piece of their own; the others are written as bytes."""
     reuse: Fixed[Path | None] = None
-    """A dataset folder, or a tokenizer.model, whose tokenizer is taken as it is; the settings above don't matter
-    then. A model that goes on from another needs that one's."""
+    """A tokenizer that is taken as it is: a dataset's folder, a Hugging Face model's, a SentencePiece model or a
+    tokenizer.json; the settings above don't matter then. A model that goes on from another needs that one's. One that
+    changes text is taken too; the build says how many of a sample of documents don't come back whole."""
+    special: Fixed[dict[str, str]] = Field(default_factory=dict)
+    """With reuse: which of its pieces stand for eos, pad, bos, mask, completion and whatever else a template asks for,
+    where the files beside it don't say, such as {eos: "[SEP]"}. No text yields these pieces."""
 
 
 class Task(Section):

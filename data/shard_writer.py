@@ -20,6 +20,7 @@ import numpy as np
 
 from data.publish import published, write_json
 from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
+from data.sums import Summing, sums_name
 
 BLOCK_TOKENS = 1 << 20
 SHARD_TOKENS = 1 << 22
@@ -74,7 +75,7 @@ def write_shard(
     first_block: int = 0,
     block_tokens: int = BLOCK_TOKENS,
 ) -> ShardEntry:
-    """Write one tar and its document table `NAME.docs.parquet`; both appear under their names when whole.
+    """Write one tar, its document table `NAME.docs.parquet` and its sums; each appears under its name when whole.
 
     Args:
         first_block: the number of the shard's first block in its split, which is its key in the tar.
@@ -90,7 +91,9 @@ def write_shard(
             for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=True):
                 columns[key].append(value)
             tar.add(document.tokens, document.uses)
-        sha256, size = tar.close()
+        sha256, size, sums = tar.close()
+    with published(folder / sums_name(name)) as path, path.open("wb") as file:
+        np.save(file, sums, allow_pickle=False)
     _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
     text_bytes = sum(columns["bytes"])
     return ShardEntry(
@@ -134,13 +137,14 @@ class _HashedFile:
 
     def __init__(self, file: io.BufferedWriter):
         self._file = file
-        self.sha256 = hashlib.sha256()
+        self.sha256, self.summing = hashlib.sha256(), Summing()
         self.size = 0
 
     def write(self, piece: bytes) -> int:
         if self._file.closed:
             return len(piece)  # after a failure, tarfile still flushes when it is collected
         self.sha256.update(piece)
+        self.summing.update(piece)
         self.size += len(piece)
         return self._file.write(piece)
 
@@ -171,12 +175,12 @@ class _TarBlocks:
         while self._pending_tokens >= self._block_tokens:
             self._write_block(self._block_tokens)
 
-    def close(self) -> tuple[str, int]:
-        """Write what is pending and the tar's end; (sha256 hex, bytes)."""
+    def close(self) -> tuple[str, int, np.ndarray]:
+        """Write what is pending and the tar's end; (sha256 hex, bytes, sums)."""
         if self._pending_tokens:
             self._write_block(self._pending_tokens)
         self._tar.close()
-        return self._file.sha256.hexdigest(), self._file.size
+        return self._file.sha256.hexdigest(), self._file.size, self._file.summing.sums()
 
     def _write_block(self, count: int) -> None:
         tokens = np.concatenate([part for part, _ in self._pending])

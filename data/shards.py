@@ -16,7 +16,7 @@ import hashlib
 import json
 import mmap
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,8 +151,8 @@ class Index:
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
-    def load(cls, folder: Path | str, split: str) -> "Index":
-        """Read `SPLIT.index.json` and check that each shard is there with its recorded size.
+    def load(cls, folder: Path | str, split: str, shards_here: bool = True) -> "Index":
+        """Read `SPLIT.index.json` and, with `shards_here`, check that each shard is there with its recorded size.
 
         Raises:
             UserError: no such split, an unreadable or newer index, a shard that is missing or has another size.
@@ -183,7 +183,8 @@ class Index:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {_mend(folder)}") from None
-        problems = [problem for shard in index.shards if (problem := index._size_problem(shard))]
+        shards = index.shards if shards_here else ()
+        problems = [problem for shard in shards if (problem := index._size_problem(shard))]
         if problems:
             raise UserError("\n".join(problems) + f"\n{_mend(folder)}")
         return index
@@ -251,6 +252,10 @@ class MappedShard:
                 f"{entry.url} in {folder} is {len(self._map):,} bytes long, but was written with "
                 f"{entry.file_size:,}. {_mend(Path(folder))}"
             )
+        self._arrange(entry, dtype)
+
+    def _arrange(self, entry: ShardEntry, dtype: np.dtype) -> None:
+        """Lay the arrays over the map."""
         self.entry = entry
         self.dtype = np.dtype(dtype)
         self._first = [0, *accumulate(block.tokens for block in entry.blocks)]
@@ -258,6 +263,7 @@ class MappedShard:
         uses = all(block.use_offset >= 0 for block in entry.blocks)
         self._uses = [self._view(USE_DTYPE, block.tokens, block.use_offset) for block in entry.blocks] if uses else None
         self._starts: np.ndarray | None = None
+        self._documents: list[int] | None = None
         self._lock = threading.Lock()
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
@@ -282,6 +288,21 @@ class MappedShard:
                 self._starts = np.concatenate(parts)
                 self._starts.setflags(write=False)
             return self._starts
+
+    def starts_between(self, begin: int, end: int) -> list[int]:
+        """First tokens of the documents that start behind token `begin` and before `end`, ascending."""
+        documents = self._list() if self._documents is None else self._documents
+        return documents[bisect_right(documents, begin) : bisect_left(documents, end)]
+
+    def document(self, number: int) -> tuple[int, int]:
+        """(first token, one past the last) of the shard's document of that number."""
+        documents = self._list() if self._documents is None else self._documents
+        return documents[number], documents[number + 1] if number + 1 < len(documents) else self.entry.tokens
+
+    def _list(self) -> list[int]:
+        """Where documents start, as a list: bisecting an array costs five times as much."""
+        documents = self._documents = self.document_starts().tolist()
+        return documents
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.entry.tokens:

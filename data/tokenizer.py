@@ -1,18 +1,20 @@
-"""The tokenizer: SentencePiece BPE over bytes-in, bytes-out text, with control pieces that text can't produce.
+"""The tokenizer: text -> ids -> text, one interface over two makes, with control pieces that text can't produce.
 
-Identity normalization, byte fallback and untouched whitespace make it lossless: 0 of 2,300 documents changed in
-a round trip, against 2,300 of 2,300 with SentencePiece's defaults. BPE rather than unigram: its vocabulary is
-the same for any number of threads. The one character that SentencePiece itself would lose, a literal U+2581
-(its sign for a space), is written as its three bytes here, so no document has to be dropped for it.
+What Luban trains is SentencePiece BPE with byte fallback, identity normalization and untouched white space: lossless,
+0 of 2,300 documents changed in a round trip, against 2,300 of 2,300 with SentencePiece's defaults. BPE rather than
+unigram: its vocabulary is the same for any number of threads. What others trained is taken as it is: any SentencePiece
+model (`data/tokenizer_sentencepiece.py`), any Hugging Face tokenizer.json (`data/tokenizer_huggingface.py`); `losses`
+then says what it does to text.
 
-No learned piece holds a newline, so a long text is cut at newlines and encoded in parts with the same result:
-6 MB/s per core, and one string of many megabytes doesn't slow to a crawl. Training lives in
-`data/tokenizer_training.py`, the Hugging Face file in `data/tokenizer_json.py`.
+Templates insert control pieces, by `piece_id`. A template asks for `<|mask|>`; where the vocabulary has another name
+for it, `special` maps the role `mask` to that name, as `tokenizer_config.json` does in a Hugging Face folder. Training
+lives in `data/tokenizer_training.py`, the tokenizer.json of a model of ours in `data/tokenizer_json.py`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,16 @@ import numpy as np
 
 from data.errors import UserError
 
+FORMAT = "luban-tokenizer"
+VERSION = 1
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+"""Which piece ends a document and so on, under the names that transformers reads; what Luban adds is in `luban`."""
+_SPECIAL_FILE = "special_tokens_map.json"
+_MODEL_FILES = (JSON_FILE, MODEL_FILE, "spiece.model", "sentencepiece.bpe.model")
+_MAKES = {"sentencepiece": MODEL_FILE, "huggingface": JSON_FILE}
+
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>"
 SPANS = tuple(f"<|span_{number}|>" for number in range(100))
 SPARES = tuple(f"<|spare_{number}|>" for number in range(16))
@@ -34,97 +44,93 @@ CONTROL_PIECES = (
     *SPARES,
 )
 """After pad, unk, bos and eos (ids 0 to 3), in the order of their ids."""
+HUGGING_FACE_ROLES = ("eos", "bos", "pad", "unk", "mask", "cls", "sep")
 SPACE = "\u2581"
-_PART_CHARACTERS = 4096
 _PADDING = 128
+_SHOWN = 12
 
 
-class Tokenizer:
-    """A trained tokenizer. Text -> ids by `encode`, ids -> text by `decode`; immutable, picklable, thread-safe."""
+class Tokenizer(ABC):
+    """Text -> ids by `encode`, ids -> text by `decode`; immutable, picklable, thread-safe."""
 
-    def __init__(self, model: bytes, origin: str = "the tokenizer"):
-        """Take a serialized SentencePiece model; `origin` names it in messages.
+    make: str
+    """ "sentencepiece" or "huggingface"."""
+    content: bytes
+    """The file it was read from, as it was."""
+    pieces: tuple[str, ...]
+    """Every piece in the order of the ids, as its vocabulary writes it; "" for an id that stands for nothing."""
+    piece_bytes: np.ndarray
+    """UTF-8 bytes that each id stands for (int64, [vocab_size]); 0 for a control piece. With `losses` nominal: what
+    the piece spells, whatever the text was before it was normalized."""
+    losses: tuple[str, ...]
+    """What it does to text that decoding can't undo, a phrase each; none: every text comes back byte for byte."""
+    special: dict[str, str]
+    """Role -> piece, where the piece isn't called `<|role|>`."""
+    is_control: np.ndarray
+    """Whether no text yields the id, only a template (bool, [vocab_size])."""
+    fingerprint: str
+    """sha256 of vocabulary, rules and roles: two that agree give the same ids and ends, whatever wrote the file."""
 
-        Raises:
-            UserError: not a SentencePiece model, or one whose settings lose text.
-        """
-        from sentencepiece import SentencePieceProcessor
+    @staticmethod
+    def load(path: Path | str, special: Mapping[str, str] | None = None) -> "Tokenizer":
+        """The tokenizer in a file, or in a folder: a dataset, a trained tokenizer, a Hugging Face model.
 
-        try:
-            proto = model_proto(model)
-            self._processor = SentencePieceProcessor(model_proto=model)
-        except Exception as error:  # protobuf and sentencepiece each raise several types of their own
-            raise UserError(f"{origin} is not a SentencePiece model: {error}") from None
-        rules = proto.normalizer_spec
-        lossless = not (rules.precompiled_charsmap or rules.add_dummy_prefix or rules.remove_extra_whitespaces)
-        if not (lossless and proto.trainer_spec.byte_fallback):
-            raise UserError(
-                f"{origin} changes text: it needs identity normalization, byte fallback, no dummy prefix and no "
-                "removal of whitespace. Train one with: luban tokenizer train RECIPE"
-            )
-        self.model = model
-        self._pieces = [piece.piece for piece in proto.pieces]
-        self._ids = {piece: number for number, piece in enumerate(self._pieces)}
-        missing = [piece for piece in (PAD, BOS, EOS, *CONTROL_PIECES) if piece not in self._ids]
-        if missing:
-            raise UserError(f"{origin} lacks the control piece {missing[0]}: it was not trained by Luban")
-        self._bytes = [_stands_for(piece.piece, piece.type == piece.BYTE) for piece in proto.pieces]
-        self._shown = list(self._bytes)
-        for number, piece in enumerate(proto.pieces):
-            if piece.type in (piece.CONTROL, piece.UNKNOWN):
-                self._bytes[number] = b""
-                self._shown[number] = piece.piece.encode()
-        self.piece_bytes = np.array([len(held) for held in self._bytes], np.int64)
-        """UTF-8 bytes that each id stands for; 0 for a control piece. Shape [vocab_size]."""
-        self._space_ids = [self._ids[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
-        self.fingerprint = _fingerprint(proto)
-        """sha256 of the vocabulary (pieces, types, scores): two builds of it agree whatever wrote the file."""
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Tokenizer":
-        """The tokenizer in a file, or in a folder's `tokenizer.model`.
+        Args:
+            special: role -> piece, such as eos -> "</s>"; comes before what the files say.
 
         Raises:
-            UserError: there is none, or it is not one that keeps text whole.
+            UserError: there is none, it is damaged, or nothing says which piece ends a document.
         """
         path = Path(path)
-        file = path / MODEL_FILE if path.is_dir() else path
+        folder = path if path.is_dir() else path.parent
+        config = _config(folder)
+        file = path if not path.is_dir() else folder / _model_file(folder, config)
         try:
-            return cls(file.read_bytes(), str(file))
+            content = file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror or error}") from None
+        roles = {**_roles(folder, config), **(special or {})}
+        if file.suffix == ".json":
+            from data.tokenizer_huggingface import HuggingFaceTokenizer
+
+            return HuggingFaceTokenizer(content, roles, config, str(file))
+        from data.tokenizer_sentencepiece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(content, roles, str(file))
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.model` and `tokenizer.json` into `folder`."""
+        """Write its files into `folder`, `tokenizer_config.json` last."""
         from data.publish import published
-        from data.tokenizer_json import to_json
 
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in ((MODEL_FILE, self.model), (JSON_FILE, to_json(self.model).encode())):
+        for name, content in self.files().items():
             with published(folder / name) as temporary:
                 temporary.write_bytes(content)
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """The files it is kept in, by name; the first is the one that `load` reads it from."""
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text` (int32), nothing added. No text yields a control piece."""
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text (int32): what `encode` gives, one call into SentencePiece for all."""
-        parts: list[str] = []
-        places: list[list[int]] = []
-        for text in texts:
-            place = []
-            for number, clean in enumerate(text.split(SPACE)):
-                if number:
-                    place.append(-1)
-                for part in _cut(clean):
-                    place.append(len(parts))
-                    parts.append(part)
-            places.append(place)
-        encoded = self._processor.encode(parts, num_threads=1, return_type="numpy") if parts else []
-        space = np.array(self._space_ids, np.int32)
-        empty = np.zeros(0, np.int32)
-        return [np.concatenate([empty, *(space if at < 0 else encoded[at] for at in place)]) for place in places]
+        """Ids of each text (int32): what `encode` gives, one call into the library for all.
+
+        Raises:
+            UserError: a text holds half of a surrogate pair, which no UTF-8 can say.
+        """
+        try:
+            return self._encode(texts)
+        except TypeError:
+            for text in texts:
+                _refuse_half_characters(text)
+            raise
+
+    @abstractmethod
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_many` of whole characters."""
 
     def decode(self, ids: Iterable[int] | np.ndarray, control: bool = False) -> str:
         """The text of `ids`; bytes that aren't UTF-8 (a character cut in two) show as U+FFFD.
@@ -132,32 +138,47 @@ class Tokenizer:
         Args:
             control: show control pieces by name instead of leaving them out.
         """
-        table = self._shown if control else self._bytes
-        return self._join(ids, table).decode("utf-8", "replace")
+        # a model's vocabulary is padded, so it may utter an id beyond the pieces: it stands for nothing
+        known = [number for number in _listed(ids) if number < len(self.pieces)]
+        if not control:
+            return self._text([number for number in known if not self._controls[number]])
+        shown: list[str] = []
+        run: list[int] = []
+        for number in known:
+            if self._controls[number]:
+                shown += [self._text(run), self.pieces[number]]
+                run = []
+            else:
+                run.append(number)
+        return "".join([*shown, self._text(run)])
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for: exactly the UTF-8 of the text they were encoded from."""
-        return self._join(ids, self._bytes)
+        """The bytes that `ids` stand for: without `losses`, exactly the UTF-8 of the text they were encoded from."""
+        return self.decode(ids).encode()
+
+    @abstractmethod
+    def _text(self, ids: list[int]) -> str:
+        """The text of ids that are neither control pieces nor beyond the vocabulary."""
 
     def piece_id(self, piece: str) -> int:
-        """The id of a piece, such as `<|mask|>`.
+        """The id of a piece, such as `<|mask|>`, or of the one that stands in for it here.
 
         Raises:
-            UserError: the vocabulary has no such piece.
+            UserError: the vocabulary has no such piece, nor `special` one for its role.
         """
-        if piece not in self._ids:
-            raise UserError(f"the tokenizer has no piece {piece!r}")
-        return self._ids[piece]
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        """Every piece in the order of the ids, U+2581 for a space, `<0x0A>` for a byte."""
-        return tuple(self._pieces)
+        role = piece[2:-2] if for_templates(piece) else None
+        found = self._ids.get(self.special.get(role, piece) if role else piece)
+        if found is None:
+            hint = (
+                f". Choose one of its own for it: tokenizer.special.{role}=PIECE; {self._candidates()}" if role else ""
+            )
+            raise UserError(f"the tokenizer has no piece {piece!r}{hint}")
+        return found
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces."""
-        return len(self._pieces)
+        return len(self.pieces)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -166,54 +187,131 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """Id of `<|pad|>`."""
-        return self._ids[PAD]
+        """Id of the piece that fills up rows. Raises UserError where there is none."""
+        return self.piece_id(PAD)
 
     @property
     def bos_id(self) -> int:
-        """Id of `<|bos|>`."""
-        return self._ids[BOS]
+        """Id of the piece that begins a text. Raises UserError where there is none."""
+        return self.piece_id(BOS)
 
     @property
     def eos_id(self) -> int:
-        """Id of `<|eos|>`, the end of every document."""
-        return self._ids[EOS]
+        """Id of the end of every document."""
+        return self.piece_id(EOS)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
-        return Tokenizer, (self.model,)
+    def _take(self, pieces: Iterable[str], roles: Mapping[str, str], origin: str) -> None:
+        """Keep vocabulary and roles.
 
-    def _join(self, ids: Iterable[int] | np.ndarray, table: list[bytes]) -> bytes:
-        numbers = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        # a model's vocabulary is padded, so it may utter an id beyond the pieces: it stands for nothing
-        return b"".join(table[number] for number in numbers if number < len(table))
+        Raises:
+            UserError: a role's piece is not in the vocabulary, or no piece ends a document.
+        """
+        self.pieces = tuple(pieces)
+        self._ids = {piece: number for number, piece in enumerate(self.pieces) if piece}
+        self.special = {role: piece for role, piece in sorted(roles.items()) if piece != f"<|{role}|>"}
+        for role, piece in self.special.items():
+            if piece not in self._ids:
+                raise UserError(f"{origin} has no piece {piece!r} to be its {role}; {self._candidates()}")
+        if EOS not in self._ids and "eos" not in self.special:
+            raise UserError(
+                f"nothing says which piece of {origin} ends a document. Choose one: tokenizer.special.eos=PIECE; "
+                f"{self._candidates()}"
+            )
+
+    def _candidates(self) -> str:
+        names = [piece for piece in self._ids if _looks_special(piece)]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return f"it has {', '.join(names[:_SHOWN])}{more}" if names else "it has none that looks like one"
+
+    def _seal(self, rules: Any) -> None:
+        """Fix the fingerprint; `rules` is all that decides the ids beside the pieces, as JSON."""
+        said = json.dumps([rules, self.special], ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+        self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
+        self._controls: list[bool] = self.is_control.tolist()
+
+    def _configuration(self, theirs: Mapping[str, Any]) -> bytes:
+        """`tokenizer_config.json`: what transformers needs beside tokenizer.json, and what `load` needs."""
+        said: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        said |= {key: held for key, held in theirs.items() if key != "luban"}
+        for role in HUGGING_FACE_ROLES:
+            piece = self.special.get(role, f"<|{role}|>")
+            if piece in self._ids:
+                said[f"{role}_token"] = piece
+        said["luban"] = {"format": FORMAT, "version": VERSION, "make": self.make, "special": self.special}
+        return (json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
-def model_proto(model: bytes) -> Any:
-    """A serialized SentencePiece model as its protocol buffer, with `.pieces`, `.trainer_spec`, `.normalizer_spec`."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    proto.ParseFromString(model)
-    return proto
+def for_templates(piece: str) -> bool:
+    """Whether a piece is called `<|role|>`, as templates ask for it, whatever its vocabulary makes of it."""
+    return len(piece) > 4 and piece.startswith("<|") and piece.endswith("|>")
 
 
-def _cut(text: str) -> Iterable[str]:
-    """`text` in parts of about 4,096 characters, cut after newlines only."""
-    start = 0
-    while len(text) - start > _PART_CHARACTERS:
-        stop = text.rfind("\n", start, start + _PART_CHARACTERS) + 1
-        stop = stop or text.find("\n", start + _PART_CHARACTERS) + 1 or len(text)
-        yield text[start:stop]
-        start = stop
-    if start < len(text):
-        yield text[start:]
+def _listed(ids: Iterable[int] | np.ndarray) -> Iterable[int]:
+    return ids.tolist() if isinstance(ids, np.ndarray) else ids
 
 
-def _stands_for(piece: str, is_byte: bool) -> bytes:
-    return bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
+def _looks_special(piece: str) -> bool:
+    pairs = (("<", ">"), ("[", "]"))
+    byte = len(piece) == 6 and piece.startswith("<0x")
+    return (
+        len(piece) > 2 and not byte and any(piece.startswith(first) and piece.endswith(last) for first, last in pairs)
+    )
 
 
-def _fingerprint(proto: Any) -> str:
-    vocabulary = [[piece.piece, int(piece.type), round(piece.score, 4)] for piece in proto.pieces]
-    said = json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(said.encode()).hexdigest()
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a text holds half of a surrogate pair (U+{ord(text[error.start]):04X}) at character {error.start}, which "
+            "is no text: read the file it came from with its right encoding"
+        ) from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says, or nothing."""
+    path = folder / CONFIG_FILE
+    held = _read(path)
+    ours = held.get("luban", {})
+    if ours and (ours.get("format") != FORMAT or ours.get("version") != VERSION or ours.get("make") not in _MAKES):
+        raise UserError(
+            f"{path} has version {ours.get('version')} of {ours.get('format')}; this Luban reads version {VERSION} of "
+            f"{FORMAT}. Use the Luban that wrote it."
+        )
+    return held
+
+
+def _model_file(folder: Path, config: Mapping[str, Any]) -> str:
+    if "luban" in config:
+        return _MAKES[config["luban"]["make"]]
+    found = next((name for name in _MODEL_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"cannot read the tokenizer {folder / MODEL_FILE}: there is none, and no {JSON_FILE}. Where a Hugging Face "
+            "tokenizer has only vocab files, its save_pretrained writes a tokenizer.json."
+        )
+    return found
+
+
+def _roles(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> piece as the folder's files say it; Luban's own word comes last, and wins."""
+    found: dict[str, str] = {}
+    for held in (_read(folder / _SPECIAL_FILE), config):
+        for role in HUGGING_FACE_ROLES:
+            piece = held.get(f"{role}_token")
+            piece = piece.get("content") if isinstance(piece, dict) else piece
+            if isinstance(piece, str):
+                found[role] = piece
+    return {**found, **config.get("luban", {}).get("special", {})}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(held, dict):
+        raise UserError(f"{path} should hold one JSON object")
+    return held

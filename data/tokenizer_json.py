@@ -6,7 +6,8 @@ finds control pieces in text (set `encode_special_tokens`, or `split_special_tok
 reads a literal U+2581 as a space.
 """
 
-from data.tokenizer import SPACE, model_proto
+from data.tokenizer import SPACE
+from data.tokenizer_sentencepiece import model_proto
 
 
 def to_json(model: bytes) -> str:

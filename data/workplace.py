@@ -28,7 +28,7 @@ BUILDING = ".building"
 _LOCK = "lock"
 _OURS = re.compile(
     r"(train|valid|heldout)(-\d{6}\.(tar|docs\.parquet|pack-\d+\.npy)|\.(index|pack-\d+)\.json)"
-    r"|tokenizer\.(model|json)|\..*\.tmp"
+    r"|tokenizer(\.(model|json)|_config\.json)|\..*\.tmp"
 )
 _SCRATCH = re.compile(r"\d{6,}\.(text|tokens)|" + _LOCK)
 _FULL = (errno.ENOSPC, errno.EDQUOT)

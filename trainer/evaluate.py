@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.order import deal
+from data.deal import deal
 from data.reader import LocalReader
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer

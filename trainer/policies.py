@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.order import key
+from data.permutation import key
 from trainer import checkpoint, watchdog
 from trainer.generate import generate
 from trainer.mirror import send_record

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data.account import entries
 from trainer.report_page import Html, details, section, table, tag
 from trainer.report_story import Story
 from trainer.units import short, size
@@ -29,8 +30,8 @@ def chapter(story: Story) -> Html:
         "Corpus",
         tag("p", about),
         table(["stage", "documents in", "text in", "documents out", "text out", "dropped"], _stages(info)),
-        tag("h3", "Dropped, and why", style="margin-top:18px"),
-        table(["stage", "rule", "documents", "of those in", "text", "such as"], _drops(info)),
+        tag("h3", "Changed and dropped, and why", style="margin-top:18px"),
+        table(["stage", "rule", "what", "documents", "of those in", "text", "such as"], _rules(info)),
         details("Sources and splits", table(["source", "documents", "text", "tokens", "licence"], sources),
                 table(["split", "documents", "text", "tokens", "shards"], splits)),
     )  # fmt: skip
@@ -49,9 +50,8 @@ def _stages(info: Mapping[str, Any]) -> Iterator[list[object]]:
         ]
 
 
-def _drops(info: Mapping[str, Any]) -> Iterator[list[object]]:
-    for stage in info.get("stages", []):
-        for rule, held in stage["dropped"].items():
-            share = held["documents"] / max(1, stage["documents_in"])
-            such_as = ", ".join(held.get("ids", []))
-            yield [stage["name"], rule, f"{held['documents']:,}", f"{share:.2%}", size(held["bytes"]), such_as]
+def _rules(info: Mapping[str, Any]) -> Iterator[list[object]]:
+    for entry in entries(info.get("stages", [])):
+        such_as = [tag("div", example) for example in entry.examples]
+        count = (f"{entry.documents:,}", f"{entry.share:.2%}", size(entry.bytes))
+        yield [entry.stage, entry.rule, entry.what, *count, such_as]

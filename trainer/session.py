@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from data.order import key
+from data.permutation import key
 from trainer import checkpoint, claim, goodput, record
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint
@@ -149,13 +149,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
     progress = Progress()
     if found:
-        order = inputs.order.describe()
-        if found.state["order"] != order:
-            if found.state["order"] | {"plan": order["plan"]} == order:
-                raise UserError(
-                    f"{recipe.data.dataset} doesn't hold the packing plans that {run} was trained with "
-                    f"({inputs.order.layout.plan[:12]} now, {found.state['order']['plan'][:12]} then): restore them"
-                )
+        if found.state["order"] != inputs.order.describe():
             raise UserError(
                 f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
                 f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"

@@ -18,7 +18,7 @@ import torch
 
 from data import settings
 from data.errors import UserError
-from data.order import WORD
+from data.permutation import WORD
 from data.publish import write_json
 from trainer import record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint

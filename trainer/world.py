@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import UserError
-from data.order import WORD
+from data.permutation import WORD
 
 
 @dataclass(frozen=True)

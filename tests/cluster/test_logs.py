@@ -9,8 +9,9 @@ import pytest
 
 from cluster import logs, submission
 from cluster.hold import hold
-from cluster.logs import show
+from cluster.logs import ended, show
 from data.errors import UserError
+from tests.trainer.conftest import FakeRun
 
 
 def write(run: Path, attempt: int, rank: int, text: str) -> Path:
@@ -82,3 +83,39 @@ def test_following_a_run_that_is_still_queued_waits_for_its_first_log(
     path.unlink()
     with pytest.raises(UserError, match=r"no log of rank 0; there is none"):  # the job is over by now
         show(tmp_path, None, 0, 0, True, said.append)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("done", 0), ("user_error", 2), ("stopped", 75), ("fault", 1), (None, 1)]
+)
+def test_following_ends_with_the_run_s_own_code(tmp_path: Path, outcome: str | None, code: int) -> None:
+    run = FakeRun(tmp_path / "first")
+    assert ended(run.folder) == 1
+    run.attempt()
+    if outcome:
+        run.event("outcome", outcome=outcome, message="")
+    assert ended(run.folder) == code
+
+
+def test_following_waits_between_two_lives_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(tmp_path / "first")
+    run.attempt()
+    run.event("outcome", outcome="stopped", message="")
+    submission.write(run.folder, "slurm", "17")
+    first = write(run.folder, 1, 0, "a\n")
+
+    class Queue:
+        states = iter(("queued (BeginTime)", "running on n1"))
+
+        def state(self, id: str) -> str | None:
+            state = next(self.states, None)
+            if state == "running on n1":
+                write(run.folder, 2, 0, "b\n")
+            return state
+
+    queue = Queue()
+    monkeypatch.setattr(logs, "scheduler", lambda on: queue)
+    monkeypatch.setattr(logs, "QUEUE_S", 0.01)
+    said: list[str] = []
+    show(run.folder, None, 0, 0, True, said.append)
+    assert said == [f"== {first}", "a", f"== {run.folder}/logs/attempt-2/rank-0.log", "b"]

@@ -91,8 +91,14 @@ def test_the_account_adds_up(small_dataset):
         assert stage["documents_out"] == following["documents_in"]
         assert stage["bytes_out"] == following["bytes_in"]
         assert stage["documents_in"] - stage["documents_out"] == sum(d["documents"] for d in stage["dropped"].values())
+        told = sum(each["bytes"] for kind in ("dropped", "changed") for each in stage[kind].values())
+        assert stage["bytes_in"] - stage["bytes_out"] == told
     info = small_dataset.info
-    assert stages[0]["dropped"]["not_text"] == {"documents": 1, "bytes": 6, "ids": ["code/picture.py"]}
+    assert stages[0]["dropped"]["not_text"] == {
+        "documents": 1,
+        "bytes": 6,
+        "examples": [{"id": "code/picture.py", "excerpt": ""}],
+    }
     assert stages[-1]["bytes_out"] == info["text_bytes"] == sum(s["text_bytes"] for s in info["splits"].values())
     assert info["tokens"] == sum(small_dataset.index(split).tokens for split in SPLITS)
     assert info["bytes_per_token"] == pytest.approx(info["text_bytes"] / info["tokens"], abs=1e-5)
@@ -214,7 +220,7 @@ def test_an_empty_corpus_says_what_became_of_it(tmp_path):
     (folder / "c.txt").write_bytes(b"\0\1")
     with pytest.raises(UserError) as caught:
         build(folder_recipe(folder), tmp_path / "out")
-    for part in ("no document is left", "too_short", "made/a.txt, made/b.txt", "not_text", "made/c.txt"):
+    for part in ("no document is left", "too_short", "made/a.txt", "made/b.txt: short", "not_text", "made/c.txt"):
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "none.jsonl").write_text("\n")
@@ -363,8 +369,12 @@ def test_the_tokenizer_learns_from_the_train_split_only(tmp_path):
 
 def test_training_the_tokenizer_alone_gives_the_one_that_the_build_has(small_recipe, small_dataset, tmp_path):
     tokenizer = train_tokenizer(small_recipe, tmp_path / "tokenizer")
-    assert tokenizer.model == small_dataset.tokenizer().model
-    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["tokenizer.json", "tokenizer.model"]
+    assert tokenizer.content == small_dataset.tokenizer().content
+    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
     with pytest.raises(UserError, match="is a dataset, which has its tokenizer"):
         train_tokenizer(small_recipe, small_dataset.folder)
 

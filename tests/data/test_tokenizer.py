@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from data.tokenizer import BOS, CONTROL_PIECES, EOS, PAD, SPACE, Tokenizer
-from data.tokenizer_training import train
+from data.tokenizer_training import Fed, train
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_hugging_face_file_gives_the_same_ids(tokenizer, texts, tmp_path):
 def test_training_gives_the_same_file_whatever_the_order_and_threads(code_texts):
     first = train(code_texts, 1024, threads=1)
     again = train(code_texts[::-1], 1024, threads=3)
-    assert first.model == again.model
+    assert first.content == again.content
     assert first.fingerprint == again.fingerprint
     assert train(code_texts, 1025).fingerprint != first.fingerprint
 
@@ -154,17 +154,33 @@ def test_saved_and_pickled_tokenizers_are_the_same(tokenizer, tmp_path):
     assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["type"] == "BPE"
 
 
-def test_a_file_that_is_no_tokenizer_of_ours_is_refused(tmp_path, code_texts):
-    import sentencepiece
-
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the tokenizer .*tokenizer\.model"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         Tokenizer.load(tmp_path)
-    with (tmp_path / "lossy.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(code_texts[0].split("\n")), model_writer=file, vocab_size=90, minloglevel=2
-        )
-    with pytest.raises(UserError, match=r"lossy\.model changes text"):
-        Tokenizer.load(tmp_path / "lossy.model")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not a tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "text \udfff", "\ud83d\udd25"])
+def test_half_a_character_is_refused_and_named(tokenizer, half):
+    with pytest.raises(UserError, match=r"half of a surrogate pair \(U\+D[8F]..\) at character \d"):
+        tokenizer.encode_many(["good", half])
+
+
+def test_a_line_that_sentencepiece_would_pass_over_is_learned_from(code_texts):
+    lines = "".join(f"zyzzyva \u2585 quixotic {number}\n" for number in range(400))
+    assert {"▁quixotic", "zyzzyva"} <= set(train([*code_texts[:3], lines], 1024).pieces)
+
+
+def test_training_counts_what_it_was_fed(code_texts):
+    line = "word " * 200_000  # 1 MB
+    fed = Fed()
+    train([*code_texts[:3], line + "\nshort\n", "", "x" * 10_000], 1024, fed=fed)
+    assert (fed.documents, fed.cut_lines) == (6, 2)
+    assert fed.bytes == sum(len(text.encode()) for text in code_texts[:3]) + len(line) + 7 + 10_000
+    short = sum(1 for text in code_texts[:3] for line in text.split("\n") if line)
+    assert fed.lines == short + -(-len(line) // 4095) + 1 + 3  # a part ends before a space

@@ -5,7 +5,8 @@ import pytest
 
 from data.dataset import Dataset
 from data.errors import UserError
-from data.order import Layout, Order
+from data.layout import Layout
+from data.order import Order
 from data.reader import LocalReader, layout
 from data.trace import documents_at
 

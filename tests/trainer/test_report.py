@@ -127,17 +127,28 @@ def test_figures_and_chapters_are_there(one):
 def test_the_corpus_chapter_tells_what_was_dropped_and_why(killed_run):
     corpus = killed_run.folder.parent / "corpus"
     corpus.mkdir()
-    rule = {"documents": 25, "bytes": 1 << 20, "ids": ["a/b.py", "<i>.py"]}
+    shown = [{"id": "a/b.py", "excerpt": "<b>x"}, {"id": "<i>.py", "excerpt": ""}]
+    rule = {"documents": 25, "bytes": 1 << 20, "examples": shown}
+    mended = {"documents": 3, "items": 1234, "bytes": 9, "examples": []}
     stage = {"name": "clean", "documents_in": 100, "bytes_in": 4 << 20, "documents_out": 75, "bytes_out": 3 << 20}
     counts = {"documents": 75, "tokens": 1000, "text_bytes": 3 << 20, "bytes_per_token": 3.1}
     split = {"shards": 1, "documents": 75, "tokens": 1000, "text_bytes": 3 << 20, "fingerprint": "ab"}
-    info = counts | {"format": "luban-dataset", "name": "tiny", "stages": [stage | {"dropped": {"long_line": rule}}],
-                     "tokenizer": {"vocab_size": 512}, "splits": {"train": split},
+    info = counts | {"format": "luban-dataset", "name": "tiny", "stages": [stage | {"dropped": {"long_line": rule},
+                     "changed": {"mojibake": mended}}], "tokenizer": {"vocab_size": 512}, "splits": {"train": split},
                      "sources": {"mine": counts}, "licences": {"mine": "PSF-2.0"}}  # fmt: skip
     (corpus / "dataset.json").write_text(json.dumps(info))
     text = write([killed_run.folder], killed_run.folder / "report.html").read_text("utf-8")
     words = " ".join(parsed(text).text)
-    for word in ("long_line", "25.00%", "25.0%", "1 MiB", "a/b.py, <i>.py", "PSF-2.0", "75 documents"):
+    for word in (
+        "long_line",
+        "25.00%",
+        "25.0%",
+        "1 MiB",
+        "a/b.py: <b>x <i>.py",
+        "changed in 1,234 places",
+        "PSF-2.0",
+        "75 documents",
+    ):
         assert word in words
 
 
@@ -155,7 +166,7 @@ def test_the_corpus_chapter_reads_a_dataset_that_was_really_built(killed_run, tm
     build(recipe, killed_run.folder.parent / "corpus")
     text = write([killed_run.folder], killed_run.folder / "report.html").read_text("utf-8")
     assert "There is no dataset at" not in text
-    assert "30 documents" in " ".join(parsed(text).text) or "Dropped, and why" in text
+    assert "30 documents" in " ".join(parsed(text).text) or "Changed and dropped, and why" in text
 
 
 def test_the_proof_of_resuming_is_shown_with_its_verdict(killed_run):

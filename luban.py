@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Build datasets, and look into them.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train tokenizers, and look into them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cluster_app, name="cluster")
@@ -50,9 +50,6 @@ PointArgument = Annotated[
 ]
 
 
-DatasetArgument = Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)]
-
-
 @data_app.command("build")
 def data_build(
     recipe: RecipeArgument = None,
@@ -79,7 +76,7 @@ def data_build(
 
 @data_app.command("pack")
 def data_pack(
-    dataset: DatasetArgument,
+    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
     context: Annotated[list[int], typer.Option(min=1, help="In tokens; may be given several times.")],
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
@@ -87,18 +84,21 @@ def data_pack(
     from data.packing import pack_dataset
     from data.progress import for_this_stream
 
-    pack_dataset(_found(dataset), context, workers, for_this_stream())
+    here = dataset.exists() or dataset.is_absolute()
+    pack_dataset(dataset if here else _home() / dataset, context, workers, for_this_stream())
 
 
 @data_app.command("inspect")
 def data_inspect(
-    dataset: DatasetArgument,
+    dataset: Annotated[str, typer.Argument(help="A dataset's folder, or its URL.", show_default=False)],
     check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
 ) -> None:
     """Counts, shares, lengths, what was dropped and why, and decoded samples."""
     from data.inspect import report
+    from data.origin import is_remote
 
-    typer.echo(report(_found(dataset), check))
+    here = is_remote(dataset) or Path(dataset).exists() or Path(dataset).is_absolute()
+    typer.echo(report(dataset if here else _home() / dataset, check))
 
 
 @tokenizer_app.command("train")
@@ -114,6 +114,28 @@ def tokenizer_train(
 
     settings = _load(DatasetRecipe, recipe, overrides, RECIPES, "stdlib")
     train_tokenizer(_at_home(settings), out or _home() / "tokenizers" / settings.name, progress=for_this_stream())
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    path: Annotated[Path, typer.Argument(help="A tokenizer's file or folder, or a dataset.", show_default=False)],
+    on: Annotated[list[Path] | None, typer.Option(help="Text to try it on: a dataset or a UTF-8 file.")] = None,
+    special: Annotated[
+        list[str] | None, typer.Option(help="ROLE=PIECE, where its files don't say, such as eos=[SEP].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """What its tokens cost by source, which characters it lacks, its longest, rarest and unused pieces."""
+    import json
+
+    from data.tokenizer import Tokenizer, roles
+    from data.tokenizer_inspect import inspect, report, text_to_look_at
+
+    path, *places = (
+        place if place.exists() or place.is_absolute() else _home() / place for place in (path, *(on or []))
+    )
+    said = inspect(Tokenizer.load(path, roles(special or [])), text_to_look_at(path, places))
+    typer.echo(json.dumps(said, ensure_ascii=False, indent=1) if as_json else report(said))
 
 
 @app.command()
@@ -456,11 +478,6 @@ def _tree(name: str | None, overrides: list[str] | None, recipes: Path, default:
     return apply(read_yaml(path), overrides), name or f"the recipe {default}"
 
 
-def _found(dataset: Path) -> Path:
-    """A dataset's folder, looked for under LUBAN_HOME where the working directory has none."""
-    return dataset if dataset.exists() or dataset.is_absolute() else _home() / dataset
-
-
 def _at_home(recipe: Any) -> Any:
     """A dataset recipe whose datasets are looked for under LUBAN_HOME where the working directory has none."""
 
@@ -484,12 +501,16 @@ def _home() -> Path:
 def main() -> None:
     """Run the command line; a person's mistake is one message and exit code 2, never a traceback."""
     from data.errors import UserError
+    from data.patience import Unreachable
 
     try:
         app()
     except UserError as error:
         print(f"luban: {error}", file=sys.stderr)
         sys.exit(2)
+    except Unreachable as error:
+        print(f"luban: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("luban: interrupted", file=sys.stderr)
         sys.exit(130)

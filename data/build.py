@@ -5,6 +5,7 @@ what is written about it. The same recipe and input give the same bytes at any n
 library's 31.5 MB take 15 seconds on two idle cores.
 """
 
+import hashlib
 import os
 import platform
 import time
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from data import corpus
+from data.chunks import Encoded
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
 from data.packing import contexts, pack, pack_dataset
-from data.pipeline import Columns, Pipeline, Tokenized
+from data.pipeline import Pipeline
 from data.progress import Progress, Silent
 from data.publish import write_json
 from data.recipe import DatasetRecipe
@@ -53,12 +55,13 @@ def build(
         missing = set(recipe.pack) - contexts(out)
         return pack_dataset(out, missing, recipe.workers, progress) if missing else found
     workers = recipe.workers or os.cpu_count() or 1
-    with workplace(out) as work, nullcontext(executor) if executor else pool(workers) as hands:
+    decides = _decides(recipe, given)
+    with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        columns = pipeline.remove_copies(*pipeline.read())
-        tokenizer = pipeline.tokenizer(columns, pipeline.splits(columns))
-        columns, tokenized = pipeline.tokenize(columns, tokenizer)
-        indexes = pipeline.write(columns, tokenized, tokenizer)
+        rows = pipeline.remove_copies(pipeline.read())
+        tokenizer = pipeline.tokenizer(rows)
+        parts = pipeline.tokenize(rows, tokenizer)
+        indexes = pipeline.write(parts, tokenizer)
         pack(indexes, recipe.pack, hands, 2 * workers + 2, progress)
         publish(work, out)
         write_json(
@@ -66,14 +69,14 @@ def build(
             {
                 **_origin(recipe, given),
                 "stages": pipeline.ledger.to_json(),
-                **_counts(columns, tokenized, indexes),
+                **(counts := _counts(parts, indexes)),
                 "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
             },
         )
     for line in ("changed and dropped:", *(pipeline.ledger.lines() or ["  nothing"])):
         progress.say(line)
-    progress.say(f"{out}: {len(columns):,} documents in {time.monotonic() - began:.1f} s")
+    progress.say(f"{out}: {counts['documents']:,} documents in {time.monotonic() - began:.1f} s")
     return load_dataset(out)
 
 
@@ -87,14 +90,14 @@ def train_tokenizer(
     """
     if recipe.tokenizer.reuse is not None:
         raise UserError(f"tokenizer.reuse is {recipe.tokenizer.reuse}: this recipe trains no tokenizer")
-    out = out.expanduser()
+    out, progress = out.expanduser(), progress or Silent()
     if (out / FILE).exists():
         raise UserError(f"{out} is a dataset, which has its tokenizer. Choose another --out.")
     workers = recipe.workers or os.cpu_count() or 1
-    with workplace(out) as work, nullcontext(executor) if executor else pool(workers) as hands:
-        pipeline = Pipeline(recipe, work, hands, workers, progress or Silent())
-        columns = pipeline.remove_copies(*pipeline.read())
-        tokenizer = pipeline.tokenizer(columns, pipeline.splits(columns))
+    decides = _decides(recipe, corpus.fingerprint(recipe.sources))
+    with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
+        pipeline = Pipeline(recipe, work, hands, workers, progress)
+        tokenizer = pipeline.tokenizer(pipeline.remove_copies(pipeline.read()))
         publish(work, out)
     return tokenizer
 
@@ -137,8 +140,16 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
-    """The settings that decide the shards: all but the number of workers, and the plans that can be added later."""
-    return recipe.model_dump(mode="json", exclude={"workers", "pack"})
+    """The settings that decide the shards: not who works with how much memory, nor plans that can be added later."""
+    return recipe.model_dump(mode="json", exclude={"workers", "memory", "pack"})
+
+
+def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
+    """What parts that one build left must have been made from for another to use them; the code counts too."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return {**_origin(recipe, given), "code": code.hexdigest()}
 
 
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
@@ -155,16 +166,11 @@ def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _counts(columns: Columns, tokenized: Tokenized, indexes: list[Index]) -> dict[str, Any]:
-    tokens, text_bytes = int(tokenized.lengths.sum()), int(columns.bytes.sum())
-    sources = {}
-    for source in sorted(set(columns.sources)):
-        mine = columns.sources == source
-        sources[source] = {
-            "documents": int(mine.sum()),
-            "tokens": int(tokenized.lengths[mine].sum()),
-            "text_bytes": int(columns.bytes[mine].sum()),
-        }
+def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:
+    sources: dict[str, np.ndarray] = {}
+    for part in parts:
+        for source, counts in part.sources.items():
+            sources[source] = sources.get(source, np.zeros(3, np.int64)) + counts
     splits = {
         index.split: {
             "shards": len(index.shards),
@@ -175,11 +181,15 @@ def _counts(columns: Columns, tokenized: Tokenized, indexes: list[Index]) -> dic
         }
         for index in indexes
     }
+    documents, tokens, text_bytes = (int(total) for total in np.sum([*sources.values()], axis=0))
     return {
-        "documents": len(columns),
+        "documents": documents,
         "tokens": tokens,
         "text_bytes": text_bytes,
         "bytes_per_token": float(np.round(text_bytes / tokens, 6)),
         "splits": splits,
-        "sources": sources,
+        "sources": {
+            source: dict(zip(("documents", "tokens", "text_bytes"), counts.tolist(), strict=True))
+            for source, counts in sorted(sources.items())
+        },
     }

@@ -1,103 +1,155 @@
-"""The parts of a build that run in workers: plain functions from files to files, a chunk of documents each.
+"""The parts of a build that run in workers: plain functions from files to files, some 2 MB of documents each.
 
-Chunks are cut by size, never by the number of workers, and results come back in the order of the chunks: that is
-why the bytes don't depend on who did the work. Text and tokens travel through files in the build's folder: the
-parent holds about half a kilobyte a document, and the executor may be a process pool or anything that shares the
-folder.
+Parts are cut by size, never by the number of workers, and what is said of them is taken in their order: that is why
+the bytes don't depend on who did the work. Everything travels through files in the build's folder, so the executor
+may be a process pool or anything that shares the folder; a part that is there already is not made again.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.clean.document import clean, combined, mend
 from data.corpus import Document
-from data.dedup import band_keys, exact_digest
+from data.dedup import band_keys
+from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
-from data.shard_writer import TokenDocument
-from data.shards import token_dtype
+from data.shards import SPLITS, token_dtype
 from data.tally import Tally
 from data.tasks import Example, example_uses, join_example, make_examples
 from data.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Drop:
-    """One document that doesn't reach the dataset."""
-
-    stage: str
-    rule: str
-    id: str
-    bytes: int
-    excerpt: str = ""
-    """What was there, where that can be shown."""
-
-
 @dataclass
 class Prepared:
-    """What a chunk's documents became: columns over the kept ones, whose text is in `NUMBER.text`."""
+    """What became of a part's documents, beside the rows in its file. Sizes in UTF-8 bytes of text."""
 
-    ids: list[str] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    prompt_bytes: list[int] = field(default_factory=list)
-    """UTF-8 bytes of the text, or of the prompt."""
-    completion_bytes: list[int] = field(default_factory=list)
-    keys: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint64))
-    drops: list[Drop] = field(default_factory=list)
-    changes: dict[str, Tally] = field(default_factory=dict)
-    """What the rules changed in kept documents, by rule in the order they run."""
+    documents: int = 0
+    """Read."""
+    bytes: int = 0
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
+    rows: int = 0
+    row_bytes: int = 0
+    changes: dict[str, Tally] = field(default_factory=dict)
+    """What the rules changed in kept documents, by rule in the order they run."""
+
+    @classmethod
+    def from_json(cls, about: dict[str, Any]) -> "Prepared":
+        """The inverse of `asdict`."""
+        made = cls(**about)
+        for rule, tally in about["changes"].items():
+            made.changes[rule] = Tally(**tally | {"examples": [tuple(shown) for shown in tally["examples"]]})
+        return made
 
 
-def text_file(work: Path, chunk: int) -> Path:
-    """Where a chunk's kept texts are, one after another."""
-    return work / f"{chunk:06d}.text"
+@dataclass
+class Encoded:
+    """What became of a part's rows, beside the tokens in its file."""
+
+    rows: int = 0
+    """With tokens: the others were too long."""
+    row_bytes: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    """By split."""
+    sources: dict[str, list[int]] = field(default_factory=dict)
+    """By source: documents, tokens, UTF-8 bytes of text."""
 
 
-def token_file(work: Path, chunk: int) -> Path:
-    """Where a chunk's tokens are."""
-    return work / f"{chunk:06d}.tokens"
+def prepared(work: Path, part: int) -> Prepared | None:
+    """What `prepare` said of a part that is finished."""
+    about = about_part(part_file(work, part))
+    return None if about is None else Prepared.from_json(about)
 
 
-def prepare(chunk: int, documents: Sequence[Document], work: Path, recipe: DatasetRecipe) -> Prepared:
-    """Clean a chunk, make examples of it if the recipe says so, write the texts, return digests and band keys."""
-    said = Prepared()
-    texts: list[str] = []
-    with text_file(work, chunk).open("wb") as file:
-        for document in documents:
-            for item in _kept(document, recipe, said):
-                prompt, completion = item.prompt.encode(), item.completion.encode()
-                file.write(prompt + completion)
-                whole = f"{item.prompt}\n{item.completion}" if recipe.kind == "examples" else item.prompt
-                said.ids.append(item.id)
-                said.origins.append(item.origin)
-                said.sources.append(item.source)
-                said.digests.append(exact_digest(whole))
-                said.prompt_bytes.append(len(prompt))
-                said.completion_bytes.append(len(completion))
-                texts.append(whole)
+def prepare(part: int, documents: Sequence[Document], work: Path, recipe: DatasetRecipe) -> Prepared:
+    """Clean a part's documents, make examples of them if the recipe says so, and write rows for what is kept."""
+    import pyarrow
+
+    said = Prepared(len(documents), sum(document.bytes for document in documents))
+    drops: list[Drop] = []
+    items = [item for document in documents for item in _kept(document, recipe, said, drops)]
+    texts = [_text(item) for item in items]
+    digests = [_digest(text) for text in texts]
+    sizes = [len(item.prompt.encode()) + len(item.completion.encode()) for item in items]
+    columns: dict[str, Any] = {
+        "id": pyarrow.array([item.id for item in items], pyarrow.string()),
+        "source": pyarrow.array([item.source for item in items], pyarrow.string()),
+        "split": _splits(recipe, [item.origin for item in items]),
+        "order": _hashes(recipe, "order", [item.id for item in items]),
+        "digest_high": np.array([digest >> 64 for digest in digests], np.uint64),
+        "digest_low": np.array([digest & (1 << 64) - 1 for digest in digests], np.uint64),
+        "bytes": np.array(sizes, np.int64),
+        "content": pyarrow.array([_content(item, recipe) for item in items], pyarrow.large_binary()),
+    }
     if recipe.dedup.near:
-        said.keys = band_keys(texts, recipe.dedup)
+        columns |= {band_name(band): keys for band, keys in enumerate(band_keys(texts, recipe.dedup).T)}
+    said.rows, said.row_bytes = len(items), sum(sizes)
+    write_part(part_file(work, part), columns, asdict(said), drops)
     return said
 
 
-def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Example]:
-    """The document as items to keep; what is dropped goes to `said`. A text is an item without completion."""
+def band_name(band: int) -> str:
+    """The column of a part that holds the keys of a band."""
+    return f"band_{band:02d}"
+
+
+def text_of(content: bytes, recipe: DatasetRecipe) -> str:
+    """The text of a row, from its content: what copies are found, and a tokenizer learns, by."""
+    return _text(_item(content, recipe))
+
+
+def _text(item: Example) -> str:
+    return f"{item.prompt}\n{item.completion}" if item.completion else item.prompt
+
+
+def _content(item: Example, recipe: DatasetRecipe) -> bytes:
+    """What a part holds of an item: a text is itself, an example JSON."""
+    return (item.prompt if recipe.kind == "text" else json.dumps([item.prompt, item.completion])).encode()
+
+
+def _item(content: bytes, recipe: DatasetRecipe) -> Example:
+    """The inverse of `_content`; what travels apart is empty."""
+    return Example("", "", "", *((content.decode(), "") if recipe.kind == "text" else json.loads(content)))
+
+
+def _digest(text: str) -> int:
+    import xxhash
+
+    return xxhash.xxh3_128_intdigest(text.encode())
+
+
+def _splits(recipe: DatasetRecipe, origins: Sequence[str]) -> np.ndarray:
+    """Each row's split by a hash of its source document's id, as a position in SPLITS (uint8)."""
+    shares = recipe.split
+    draws = (_hashes(recipe, "split", origins) >> np.uint64(11)) / float(1 << 53)
+    return np.where(draws < shares.heldout, 2, np.where(draws < shares.heldout + shares.valid, 1, 0)).astype(np.uint8)
+
+
+def _hashes(recipe: DatasetRecipe, use: str, ids: Iterable[str]) -> np.ndarray:
+    """A hash (uint64) of each id, keyed by dataset, seed and use."""
+    import xxhash
+
+    key = f"{recipe.name}\0{recipe.seed}\0{use}\0"
+    return np.array([xxhash.xxh3_64_intdigest(f"{key}{id_}".encode()) for id_ in ids], np.uint64)
+
+
+def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop]) -> list[Example]:
+    """The document as items to keep; what is dropped goes to `drops`. A text is an item without completion."""
     size = document.bytes
     if document.text is None:
-        said.drops.append(Drop("read", "not_text", document.id, size))
+        drops.append(Drop("read", "not_text", document.id, size))
         return []
     if document.completion is None:
         cleaned = clean(document.text, recipe.clean)
         if cleaned.text is None:
-            said.drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.excerpt))
+            drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
         text, completion, changes = cleaned.text, None, cleaned.changes
     else:
@@ -105,7 +157,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
         completion, more = mend(document.completion, recipe.clean)
         changes = combined(changes + more)
     for change in changes:
-        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.excerpt)
+        said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
     document = replace(document, text=text, completion=completion)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
@@ -113,86 +165,79 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared) -> list[Exa
         return [Example(document.id, document.id, document.source, text, "")]
     made = make_examples(document, recipe.task)
     if made is None:
-        said.drops.append(Drop("examples", f"not_for_{recipe.task.kind}", document.id, document.bytes))
+        drops.append(Drop("examples", f"not_for_{recipe.task.kind}", document.id, document.bytes))
         return []
     kept = []
     for example in made:
         if example.fault:
             size = len(example.prompt.encode()) + len(example.completion.encode())
-            said.drops.append(Drop("examples", example.fault, example.id, size))
+            drops.append(Drop("examples", example.fault, example.id, size))
         else:
             kept.append(example)
     return kept
 
 
-@dataclass(frozen=True)
-class Slice:
-    """The place of one kept item in a chunk's text file."""
+def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> Encoded:
+    """Tokenize a part's surviving rows, sorted by split and by the hash that shuffles them.
 
-    offset: int
-    prompt_bytes: int
-    completion_bytes: int
-
-
-def encode(
-    chunk: int, items: Sequence[Slice], work: Path, fingerprint: str, examples: bool, max_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize a chunk's surviving items into its token file, one after another.
+    A shard is a range of those hashes, so whoever writes it finds its documents in one piece of each part.
 
     Args:
-        fingerprint: of the tokenizer in `work`.
-
-    Returns:
-        Tokens of each item (int64; 0: an example longer than `max_tokens`, not written), and of its prompt with
-        the marker (int64; 0 for a text).
+        fingerprint: of the tokenizer in the build's folder.
     """
-    tokenizer = _tokenizer(work, fingerprint)
-    content = text_file(work, chunk).read_bytes()
-    prompts = [content[item.offset : item.offset + item.prompt_bytes].decode() for item in items]
-    encoded = tokenizer.encode_many(prompts)
-    if examples:
-        ends = [item.offset + item.prompt_bytes for item in items]
-        parts = [content[end : end + item.completion_bytes] for end, item in zip(ends, items, strict=True)]
-        completions = tokenizer.encode_many([part.decode() for part in parts])
-        whole = [join_example(tokenizer, *pair) for pair in zip(encoded, completions, strict=True)]
-        prompt_tokens = [len(prompt) + 1 for prompt in encoded]
-    else:
-        whole = [np.append(tokens, np.int32(tokenizer.eos_id)) for tokens in encoded]
-        prompt_tokens = [0] * len(whole)
-    lengths = [0 if examples and len(tokens) > max_tokens else len(tokens) for tokens in whole]
-    with token_file(work, chunk).open("wb") as file:
-        for tokens, length in zip(whole, lengths, strict=True):
-            file.write(tokens[:length].astype(token_dtype(tokenizer.vocab_size)).tobytes())
-    return np.array(lengths, np.int64), np.array(prompt_tokens, np.int64)
+    import pyarrow
+
+    path = token_file(rows.work, part)
+    if (about := about_part(path)) is not None:
+        return Encoded(**about)
+    tokenizer = _tokenizer(rows.work, fingerprint)
+    batch = read_part(part_file(rows.work, part))
+    there = np.flatnonzero(rows.there(part))
+    batch = batch.take(there[np.lexsort((batch["order"].to_numpy()[there], batch["split"].to_numpy()[there]))])
+    items = [_item(content, recipe) for content in batch["content"].to_pylist()]
+    tokens, uses = _encode(items, tokenizer, recipe)
+    short = np.array([not uses or len(held) <= recipe.task.max_tokens for held in tokens], bool)
+    ids, sizes = batch["id"].to_pylist(), batch["bytes"].to_pylist()
+    drops = [Drop("tokenize", "example_too_long", ids[at], sizes[at]) for at in np.flatnonzero(~short)]
+    kept = np.flatnonzero(short)
+    batch, tokens, uses = batch.take(kept), [tokens[at] for at in kept], [uses[at] for at in kept] if uses else []
+    lengths = np.array([len(held) for held in tokens], np.int64)
+    columns = {name: batch[name] for name in ("id", "source", "split", "order", "digest_high", "digest_low", "bytes")}
+    columns["length"] = pyarrow.array(lengths)
+    columns["tokens"] = _lists(tokens, token_dtype(tokenizer.vocab_size))
+    if uses:
+        columns["uses"] = _lists(uses, uses[0].dtype)
+    said = Encoded(len(batch), int(batch["bytes"].to_numpy().sum()))
+    splits = batch["split"].to_numpy()
+    said.tokens = {split: int(lengths[splits == number].sum()) for number, split in enumerate(SPLITS)}
+    for source, size, length in zip(batch["source"].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
+        counts = said.sources.setdefault(source, [0, 0, 0])
+        said.sources[source] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
+    write_part(path, columns, asdict(said), drops)
+    return said
+
+
+def _encode(
+    items: list[Example], tokenizer: Tokenizer, recipe: DatasetRecipe
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each row's tokens, and in a dataset of examples the use of each."""
+    firsts = tokenizer.encode_many([item.prompt for item in items])
+    if recipe.kind == "text":
+        return [np.append(tokens, np.int32(tokenizer.eos_id)) for tokens in firsts], []
+    pairs = list(zip(firsts, tokenizer.encode_many([item.completion for item in items]), strict=True))
+    whole = [join_example(tokenizer, *pair) for pair in pairs]
+    return whole, [example_uses(len(pair[0]) + 1, len(tokens)) for pair, tokens in zip(pairs, whole, strict=True)]
+
+
+def _lists(arrays: Sequence[np.ndarray], dtype: np.dtype) -> Any:
+    import pyarrow
+
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    values = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+    return pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(work: Path, fingerprint: str) -> Tokenizer:
     """The build's tokenizer, parsed once a process; the fingerprint tells a later build in the same folder apart."""
     return Tokenizer.load(work)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One document on its way from a chunk's token file into a shard."""
-
-    chunk: int
-    first: int
-    """First token in the chunk's token file."""
-    tokens: int
-    prompt_tokens: int
-    id: str
-    source: str
-    text_bytes: int
-    digest: str
-
-
-def gathered(placed: Sequence[Placed], work: Path, dtype: np.dtype, examples: bool) -> Iterator[TokenDocument]:
-    """The documents' tokens, out of the chunks' token files."""
-    maps: dict[int, np.ndarray] = {}
-    for place in placed:
-        if place.chunk not in maps:
-            maps[place.chunk] = np.memmap(token_file(work, place.chunk), dtype, "r")
-        tokens = maps[place.chunk][place.first : place.first + place.tokens]
-        uses = example_uses(place.prompt_tokens, place.tokens) if examples else None
-        yield TokenDocument(place.id, place.source, tokens, place.text_bytes, place.digest, uses)

@@ -7,14 +7,14 @@ import numpy as np
 from data.account import account_lines
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.shards import FIELDS, IN_LOSS, SPLITS, MappedShard
+from data.shards import FIELDS, IN_LOSS, SPLITS
 
 _BAR = 40
 _SAMPLE_CHARACTERS = 300
 
 
 def report(folder: Path | str, check: bool = False, samples: int = 2) -> str:
-    """A page of text about the dataset in `folder`.
+    """A page of text about the dataset in `folder`, or at a URL.
 
     Args:
         check: also re-read every shard against its digest.
@@ -26,7 +26,7 @@ def report(folder: Path | str, check: bool = False, samples: int = 2) -> str:
     dataset = load_dataset(folder)
     info = dataset.info
     lines = [
-        f"{dataset.name} in {dataset.folder}: {dataset.kind}, {info['documents']:,} documents, "
+        f"{dataset.name} in {dataset.place}: {dataset.kind}, {info['documents']:,} documents, "
         f"{info['tokens']:,} tokens, {info['text_bytes']:,} bytes of text, {dataset.bytes_per_token:.3f} bytes a token",
         f"tokenizer {info['tokenizer']['fingerprint'][:12]}: {info['tokenizer']['vocab_size']:,} pieces, "
         f"{info['tokenizer']['padded_vocab_size']:,} rows in a model",
@@ -107,7 +107,7 @@ def _sample_lines(dataset: Dataset, split: str, samples: int) -> list[str]:
     lines = ["", f"{split}: {len(wanted)} of its documents"]
     for number, row in enumerate(dataset.rows(split)):
         if number in wanted:
-            shard = MappedShard(dataset.folder, index.shards[row.shard], index.dtype)
+            shard = dataset.shard(index, row.shard)
             span = (row.start, row.start + row.tokens)
             lines.append(f"  {row.id} ({row.tokens:,} tokens)")
             lines.append(f"    {show(dataset, shard.tokens(*span))}")

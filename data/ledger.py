@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.account import account_lines
-from data.chunks import Drop
+from data.parts import Drop
 from data.tally import Tally
 
 
@@ -45,7 +45,7 @@ class Ledger:
         """Book a stage: (documents, bytes) in and out, each drop, and the changes by rule."""
         rules: dict[str, Tally] = {}
         for drop in drops:
-            rules.setdefault(drop.rule, Tally()).add(drop.id, 1, drop.bytes, drop.excerpt)
+            rules.setdefault(drop.rule, Tally()).add(drop.id, 1, drop.bytes, drop.sample)
         dropped = {rule: tally.to_json(items=False) for rule, tally in sorted(rules.items())}
         changed = {rule: tally.to_json(items=True) for rule, tally in (changes or {}).items()}
         self.stages.append(Stage(name, *came_in, *went_out, dropped, changed))

@@ -126,7 +126,8 @@ class Order:
         for at, stage in enumerate(stages):
             stop = stages[at + 1].start if at + 1 < len(stages) else None
             parts, unread, limits = [], [], []
-            for name in sorted(stage.weights):
+            inside = sorted(stage.weights, key=lambda name: sources[numbers[name]].fingerprint)
+            for name in inside:
                 layout, number = stage.layouts[name], numbers[name]
                 source = sources[number]
                 identity = (name, stage.window, layout)
@@ -142,8 +143,7 @@ class Order:
                 parts.append(_Part(walk, first))
                 unread.append(left)
                 limits.append(_limit(source, walks[walk], first))
-            weights = [stage.weights[name] for name in sorted(stage.weights)]
-            mixture = Mixture(weights, limits, key(seed, MIX, at), lanes)
+            mixture = Mixture([stage.weights[name] for name in inside], limits, key(seed, MIX, at), lanes)
             ends = None if mixture.end is None else stage.start + mixture.end * lanes
             if stop is not None and ends is not None and ends < stop:
                 raise UserError(
@@ -182,7 +182,7 @@ class Order:
         return said[0] if len(said) == 1 else hashlib.sha256(" ".join(said).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What fixes the order, for a checkpoint; `departure` tells whether a run may go on with another."""
+        """What fixes the order, for a checkpoint; `data/departure.py` tells whether a run may go on with another."""
         capped = {source.name: source.max_epochs for source in self.sources}
         return {
             "format": FORMAT,
@@ -208,6 +208,10 @@ class Order:
                 for stage in self.stages
             ],
         }
+
+    def stage(self, position: int) -> Stage:
+        """The one that a position belongs to."""
+        return self.stages[int(np.searchsorted(self._starts, position, side="right")) - 1]
 
     def places(self, positions: np.ndarray) -> Places:
         """Where the rows at `positions` (int64, each >= 0) lie.
@@ -365,38 +369,6 @@ class Order:
         position = self._position(run, place, lane, number - int(run.parts[place].first[lane]))
         if position is not None and position < stop:
             heappush(waiting, (position, lane, place, number))
-
-
-def departure(then: Mapping[str, Any], now: Mapping[str, Any], consumed: int) -> str | None:
-    """Why a run that has consumed so many positions in one order can't go on in another; None: it can.
-
-    What lies ahead may change: stages that have not begun, and new ones.
-
-    Args:
-        then, now: as `Order.describe` says.
-    """
-    for name, words in (("version", "version of the order"), ("seed", "seed"), ("lanes", "data.lanes"),
-                        ("block", "block of a mixture")):  # fmt: skip
-        if then.get(name) != now[name]:
-            return f"{words} {then.get(name)} then, {now[name]} now"
-    begun = [[stage for stage in said["stages"] if stage["start"] < max(consumed, 1)] for said in (then, now)]
-    for number, (old, new) in enumerate(zip(*begun, strict=False)):
-        for name in ("start", "window"):
-            if old[name] != new[name]:
-                return f"{name} of stage {number} was {old[name]}, and is {new[name]} now"
-        for source in sorted(old["sources"].keys() ^ new["sources"].keys()):
-            verb = "read" if source in old["sources"] else "did not read"
-            return f"stage {number}, from position {old['start']:,}, {verb} source {source}"
-        for source, said in old["sources"].items():
-            for name in said.keys() | new["sources"][source].keys():
-                a, b = said.get(name), new["sources"][source].get(name)
-                if a != b:
-                    return f"{name} of source {source} in stage {number} was {a}, and is {b} now"
-    if len(begun[0]) != len(begun[1]):
-        longer = max(begun, key=len)[min(map(len, begun))]["start"]
-        known = "began then" if len(begun[0]) > len(begun[1]) else "begins now"
-        return f"a stage {known} at position {longer:,}, and the run has read {consumed:,}"
-    return None
 
 
 def _check(stages: Sequence[Stage], lanes: int) -> None:

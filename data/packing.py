@@ -53,8 +53,8 @@ class Fill:
     labels: int
     """Tokens predicted from one before in the same row; in examples only those in the loss count, which are fewer."""
     documents: int
-    cut: int
-    """Documents that don't lie whole in a row."""
+    cut: int | None
+    """Documents that don't lie whole in a row; None: not known."""
     unread: int
     """Tokens in no row, as labels."""
 
@@ -63,18 +63,9 @@ class Fill:
         """Share of the slots that hold tokens."""
         return self.tokens / self.slots if self.slots else 0.0
 
-    def __add__(self, other: "Fill") -> "Fill":
-        return Fill(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
     def __str__(self) -> str:
-        share = self.cut / self.documents if self.documents else 0.0
-        return (
-            f"{self.rows:,} rows, {self.utilisation:.1%} full, {share:.1%} of the documents cut, "
-            f"{self.unread:,} tokens unread an epoch"
-        )
-
-
-EMPTY = Fill(0, 0, 0, 0, 0, 0, 0)
+        cut = "" if self.cut is None else f"{self.cut / max(1, self.documents):.1%} of the documents cut, "
+        return f"{self.rows:,} rows, {self.utilisation:.1%} full, {cut}{self.unread:,} tokens unread an epoch"
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,7 @@ class Plan:
             starts: first token of each document of the shard, ascending.
         """
         low, high = self.first[rows].astype(np.int64), self.first[rows + 1].astype(np.int64)
-        which, pieces = _ranges(low, high)
+        which, pieces = ranges(low, high)
         return which, np.searchsorted(starts, self.start[pieces], side="right") - 1
 
     def rows(self, starts: np.ndarray, tokens: int, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +116,7 @@ class Plan:
         order = np.argsort(self.start, kind="stable")
         ends = np.append(starts[1:], tokens)
         low, high = (np.searchsorted(self.start, edge[documents], sorter=order) for edge in (starts, ends))
-        which, places = _ranges(low, high)
+        which, places = ranges(low, high)
         return which, np.searchsorted(self.first, order[places], side="right") - 1
 
 
@@ -141,11 +132,13 @@ class Packing:
     """Fingerprint of the shards they are plans of."""
     plans: tuple[PlanEntry, ...]
     """One a shard, in their order."""
+    find: Callable[[str], Path] | None = None
+    """Where a plan of that name is; None: in the folder."""
 
     @property
     def fill(self) -> Fill:
         """Of an epoch."""
-        return sum((plan.fill for plan in self.plans), EMPTY)
+        return Fill(*(sum(getattr(plan.fill, each.name) for plan in self.plans) for each in fields(Fill)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,7 +157,7 @@ class Packing:
             UserError: it is missing, or has other bytes than when it was written.
         """
         said = self.plans[shard]
-        path = self.folder / said.url
+        path = self.find(said.url) if self.find else self.folder / said.url
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
@@ -192,9 +185,12 @@ class Packing:
         return f"Make the plans again: {_command(self.folder, self.row_length)}"
 
 
-def load_packing(index: Index, row_length: int) -> Packing:
+def load_packing(index: Index, row_length: int, find: Callable[[str], Path] | None = None) -> Packing:
     """The plans of a split for rows of `row_length` tokens. A plan is there with its recorded size; its bytes are
     compared when a row of it is read.
+
+    Args:
+        find: gives a plan of a dataset that is elsewhere, by its name, when it is asked for.
 
     Raises:
         UserError: there are none, or of other shards than these, or one is missing or of another size, or the file that
@@ -221,7 +217,7 @@ def load_packing(index: Index, row_length: int) -> Packing:
         )
     try:
         plans = tuple(PlanEntry(**{**plan, "fill": Fill(**plan["fill"])}) for plan in said["plans"])
-        packing = Packing(index.folder, said["split"], said["row_length"], said["shards"], plans)
+        packing = Packing(index.folder, said["split"], said["row_length"], said["shards"], plans, find)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}). Make the plans again: {command}"
@@ -235,7 +231,8 @@ def load_packing(index: Index, row_length: int) -> Packing:
             f"rows of {packing.row_length}, shards {packing.shards[:12]}, not {index.split}, {row_length}, "
             f"{index.fingerprint[:12]}. Make them again: {command}"
         )
-    problems = [problem for plan in plans if (problem := _size_problem(index.folder, plan))]
+    here = plans if find is None else ()
+    problems = [problem for plan in here if (problem := _size_problem(index.folder, plan))]
     if problems:
         raise UserError("\n".join(problems[:_NAMED]) + f"\nMake the plans again: {command}")
     return packing
@@ -348,7 +345,9 @@ def pack(
     return names
 
 
-def pack_dataset(folder: Path, wanted: Iterable[int], workers: int = 0, progress: Progress | None = None) -> Dataset:
+def pack_dataset(
+    folder: Path | str, wanted: Iterable[int], workers: int = 0, progress: Progress | None = None
+) -> Dataset:
     """Pack a dataset that is there for the contexts `wanted`; its `dataset.json` is otherwise the same.
 
     Args:
@@ -358,6 +357,10 @@ def pack_dataset(folder: Path, wanted: Iterable[int], workers: int = 0, progress
         UserError: as `write_plan`, or no dataset there, another command adds plans just now, or it can't be written.
     """
     dataset = load_dataset(folder)
+    if dataset.remote:
+        raise UserError(
+            f"{dataset.place} can only be read here: add packing plans where it was built, and copy it anew"
+        )
     workers = workers or os.cpu_count() or 1
     if dataset.index("train").tokens < _WORTH_A_POOL:
         workers = 1
@@ -377,24 +380,27 @@ def pack_dataset(folder: Path, wanted: Iterable[int], workers: int = 0, progress
     return Dataset(dataset.folder, info)
 
 
-def fill(index: Index, context: int, packing: Literal["chop", "best_fit"]) -> Fill:
+def fill(index: Index, context: int, packing: Literal["chop", "best_fit"], here: bool = True) -> Fill:
     """How an epoch's rows are filled.
 
     For chopped text, documents are looked at in 16 shards at most, spread over the split, and the cut ones scaled up
     from those; which ones are cut changes from epoch to epoch.
 
+    Args:
+        here: shards can be looked at; else it isn't known how many documents chopping cuts.
+
     Raises:
         UserError: as `load_packing`.
     """
     if packing == "best_fit":
-        return load_packing(index, context + 1).fill
+        return load_packing(index, context + 1, None if here else index.folder.joinpath).fill
     if index.kind == "examples":
         slots = index.documents * (context + 1)
         return Fill(index.documents, slots, index.tokens, index.tokens - index.documents, index.documents, 0, 0)
     rows = sum(max(0, shard.tokens - 1) // context for shard in index.shards)
     count = len(index.shards)
     cut = seen = 0
-    for number in sorted({step * count // min(count, _LOOKED_AT) for step in range(min(count, _LOOKED_AT))}):
+    for number in spread(count, _LOOKED_AT) if here else ():
         shard = index.shards[number]
         starts = MappedShard(index.folder, shard, index.dtype).document_starts()
         cut += best_fit.chopped(starts, shard.tokens, context + 1)
@@ -405,9 +411,14 @@ def fill(index: Index, context: int, packing: Literal["chop", "best_fit"]) -> Fi
         tokens=rows * (context + 1),
         labels=rows * context,
         documents=index.documents,
-        cut=round(cut / seen * index.documents) if seen else 0,
+        cut=round(cut / seen * index.documents) if seen else None,
         unread=sum(max(0, shard.tokens - 1) for shard in index.shards) - rows * context,
     )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly spread."""
+    return sorted({step * count // min(count, most) for step in range(min(count, most))})
 
 
 def _size_problem(folder: Path, plan: PlanEntry) -> str | None:
@@ -420,7 +431,7 @@ def _size_problem(folder: Path, plan: PlanEntry) -> str | None:
     return f"the packing plan {folder / plan.url} is {size:,} bytes long, but was written with {plan.file_size:,}"
 
 
-def _ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every integer of the ranges [low, high), with the number of its range: two int64 arrays."""
     counts = high - low
     which = np.repeat(np.arange(len(low)), counts)

@@ -1,32 +1,37 @@
 """The stages of a build that look at all documents, and the hand-over to workers of those that don't.
 
-    read and clean    chunks of some 2 MB go to workers, which leave the kept text in a file and send back digests
-    remove copies     here, over all documents: exact, then near
-    split             by a hash of the source document's id, so a file and what was made of it are on one side only
+    read and clean    some 2 MB at a time go to workers, which leave rows in a file a part
+    remove copies     over all rows: exact, then near; keys are sorted on disk, a mask says who is left
     tokenizer         learns from a sample of `train` alone
-    tokenize          chunks again, surviving documents only
-    shuffle, write    documents in the order of a keyed hash; here too: one process writes what a hundred tokenize
+    tokenize          part by part again, surviving rows only
+    shuffle, write    documents in the order of a keyed hash, each shard gathered from all parts
 
-Nothing here depends on the number of workers: chunks are cut by size and their results taken in order.
+What grows with the dataset is in files: this process holds a few numbers a part and works in `memory` bytes. Nothing
+depends on the number of workers, and each file is published when it is whole: a build that was killed goes on behind
+the last of them.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data import corpus
-from data.chunks import Drop, Placed, Prepared, Slice, encode, gathered, prepare, text_file
-from data.dedup import exact_copies, near_copies
+from data.chunks import Encoded, Prepared, band_name, encode, prepare, prepared, text_of
+from data.copies import equal_rows, exact_copies, near_copies, write_edges
 from data.errors import UserError
 from data.ledger import Ledger
+from data.parts import Drop, Rows, part_file, read_drops, read_part, token_file
 from data.progress import Progress
+from data.publish import write_json
 from data.recipe import DatasetRecipe
-from data.shard_writer import plan_shards, shard_name, write_index, write_shard
+from data.shard_writer import write_index
 from data.shards import SPLITS, Index, ShardEntry, token_dtype
+from data.shuffle import grouped, plan, write_group
 from data.tally import Tally
 from data.tokenizer import Tokenizer
 from data.tokenizer_sample import Sampler
@@ -34,54 +39,16 @@ from data.tokenizer_training import obtain
 from data.workplace import in_order
 
 _CHUNK_CHARACTERS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Documents (or examples) that survive, a row each; arrays of one length."""
-
-    ids: np.ndarray
-    origins: np.ndarray
-    sources: np.ndarray
-    digests: np.ndarray
-    chunks: np.ndarray
-    offsets: np.ndarray
-    """First byte in the chunk's text file."""
-    prompt_bytes: np.ndarray
-    completion_bytes: np.ndarray
-
-    @property
-    def bytes(self) -> np.ndarray:
-        """UTF-8 bytes of each."""
-        return self.prompt_bytes + self.completion_bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def only(self, which: np.ndarray) -> "Columns":
-        """The rows that a mask or positions pick."""
-        return Columns(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
-
-    def drops(self, which: np.ndarray, stage: str, rule: str) -> list[Drop]:
-        """The rows that a mask picks, as drops."""
-        gone = self.only(which)
-        return [Drop(stage, rule, str(id_), int(size)) for id_, size in zip(gone.ids, gone.bytes, strict=True)]
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Where each row's tokens are in its chunk's token file; arrays of one length."""
-
-    firsts: np.ndarray
-    lengths: np.ndarray
-    prompt_tokens: np.ndarray
+_DOCUMENT_CHARACTERS = 100
+"""What a document counts beside its text, so that a part of empty ones ends too."""
+_TOKENIZER = "tokenizer.account"
 
 
 class Pipeline:
     """One build's stages, to be called in the order in which they stand here; `ledger` keeps the account."""
 
     def __init__(self, recipe: DatasetRecipe, work: Path, hands: Executor, workers: int, progress: Progress):
-        """Take the empty folder `work` to put files in and `hands` to do what can be done in parallel."""
+        """Take the folder `work`, with what an earlier build of the same recipe left, and `hands` to share the work."""
         self.recipe = recipe
         self.ledger = Ledger()
         self.tokenizer_account: dict[str, Any] = {}
@@ -89,215 +56,220 @@ class Pipeline:
         self._hands = hands
         self._workers = workers
         self._progress = progress
+        self._memory = int(recipe.memory)
+        self._counts = (0, 0)
 
-    def read(self) -> tuple[Columns, np.ndarray]:
-        """Read, clean and make examples. Returns the kept rows and their band keys [rows, bands].
+    def read(self) -> Rows:
+        """Read, clean and make examples. Returns the rows that are kept.
 
         Raises:
             UserError: unreadable input, two documents of one id, or nothing kept.
         """
         self._progress.begin("read and clean", None, "documents")
-        seen = [0, 0]
-        calls = ((prepare, number, part, self._work, self.recipe) for number, part in enumerate(self._parts(seen)))
         parts: list[Prepared] = []
-        for part in in_order(self._hands, calls, 2 * self._workers + 2):
+        for part in in_order(self._hands, self._readings(), 2 * self._workers + 2):
             parts.append(part)
-            self._progress.advance(part.cleaned + sum(1 for drop in part.drops if drop.stage != "examples"))
-        columns, keys = _joined(parts)
-        self._book_reading(parts, (seen[0], seen[1]), columns)
-        self._progress.end(f"{seen[0]:,} documents, {seen[1]:,} bytes; {len(columns):,} kept")
-        self._need(columns, "to build a dataset from")
-        ids, counts = np.unique(columns.ids, return_counts=True)
-        if len(ids) < len(columns):
-            raise UserError(f"two documents have the id {ids[counts > 1][0]!r}: two sources give the same ones")
-        return columns, keys
+            self._progress.advance(part.documents)
+        self._book_reading(parts)
+        seen = (sum(part.documents for part in parts), sum(part.bytes for part in parts))
+        self._progress.end(f"{seen[0]:,} documents, {seen[1]:,} bytes; {self._counts[0]:,} kept")
+        self._need("to build a dataset from")
+        rows = Rows.of(self._work, (part.rows for part in parts))
+        self._refuse_equal_ids(rows)
+        return rows
 
-    def remove_copies(self, columns: Columns, keys: np.ndarray) -> Columns:
+    def remove_copies(self, rows: Rows) -> Rows:
         """The rows without exact and near copies."""
         rules = self.recipe.dedup
         self._progress.begin("remove copies", None, "documents")
-        before = len(columns)
+        before = self._counts[0]
         if rules.exact:
-            copies = exact_copies(columns.digests.tolist(), columns.ids.tolist())
-            columns, keys = self._drop(columns, copies, "exact_dedup", "exact_copy"), keys[~copies]
+            rows = self._drop(rows, lambda: exact_copies(rows, self._memory), "exact_dedup", "exact_copy")
         if rules.near:
-            copies = near_copies(keys, columns.ids.tolist())
-            columns = self._drop(columns, copies, "near_dedup", "near_copy")
-        self._progress.end(f"{before - len(columns):,} of {before:,} dropped")
-        return columns
+            rows = self._drop(rows, lambda: self._near_copies(rows), "near_dedup", "near_copy")
+        self._progress.end(f"{before - self._counts[0]:,} of {before:,} dropped")
+        return rows
 
-    def splits(self, columns: Columns) -> np.ndarray:
-        """Each row's split, as a position in SPLITS."""
-        shares = self.recipe.split
-        draws = _draws(self._key("split"), columns.origins)
-        splits = np.where(draws < shares.heldout, 2, np.where(draws < shares.heldout + shares.valid, 1, 0))
-        if not (splits == 0).any():
-            raise UserError(
-                f"the split left none of the {len(columns)} documents for train (valid {shares.valid:g}, heldout "
-                f"{shares.heldout:g}). Lower the shares, or deal anew with another seed."
-            )
-        return splits
+    def tokenizer(self, rows: Rows) -> Tokenizer:
+        """The tokenizer, reused or trained on a sample of the train split; its files are in the folder.
 
-    def tokenizer(self, columns: Columns, splits: np.ndarray) -> Tokenizer:
-        """The tokenizer, reused or trained on a sample of the train split; its files are in the folder."""
+        Raises:
+            UserError: there is nothing in the train split.
+        """
         wanted = self.recipe.tokenizer
+        self._need_training_rows(rows)
         self._progress.begin("tokenizer", None, "bytes")
-        made = obtain(wanted, self._sample(columns.only(splits == 0), wanted.sample_bytes), self._workers)
+        account = self._work / _TOKENIZER
+        if account.exists():
+            tokenizer, self.tokenizer_account = Tokenizer.load(self._work), json.loads(account.read_text("utf-8"))
+            self._progress.end(f"{tokenizer.vocab_size:,} pieces, made before")
+            return tokenizer
+        made = obtain(wanted, self._sample(rows, wanted.sample_bytes), self._workers)
         made.tokenizer.save(self._work)
         self.tokenizer_account = made.account
+        write_json(account, made.account)
         self._progress.end(made.said)
         return made.tokenizer
 
-    def tokenize(self, columns: Columns, tokenizer: Tokenizer) -> tuple[Columns, Tokenized]:
-        """Tokenize every row; those that stay, and where their tokens are.
+    def tokenize(self, rows: Rows, tokenizer: Tokenizer) -> list[Encoded]:
+        """Tokenize every row; what came of each part.
 
         Raises:
             UserError: every example is too long.
         """
-        self._progress.begin("tokenize", int(columns.bytes.sum()), "bytes")
-        examples, limit = self.recipe.kind == "examples", self.recipe.task.max_tokens
-        groups = [columns.only(columns.chunks == chunk) for chunk in np.unique(columns.chunks)]
-        calls = (
-            (encode, int(group.chunks[0]), _slices(group), self._work, tokenizer.fingerprint, examples, limit)
-            for group in groups
-        )
-        results = []
-        for group, result in zip(groups, in_order(self._hands, calls, 2 * self._workers + 2), strict=True):
-            results.append(result)
-            self._progress.advance(int(group.bytes.sum()))
-        lengths = np.concatenate([held for held, _ in results])
-        firsts = np.concatenate([np.cumsum(held) - held for held, _ in results])
-        prompt_tokens = np.concatenate([held for _, held in results])
-        kept = lengths > 0
-        columns = self._drop(columns, ~kept, "tokenize", "example_too_long")
-        self._progress.end(f"{int(lengths.sum()):,} tokens")
-        self._need(columns, f"within task.max_tokens = {limit}")
-        return columns, Tokenized(firsts[kept], lengths[kept], prompt_tokens[kept])
+        self._progress.begin("tokenize", self._counts[0], "documents")
+        calls = ((encode, part, rows, tokenizer.fingerprint, self.recipe) for part in rows.parts)
+        parts: list[Encoded] = []
+        for part in in_order(self._hands, calls, 2 * self._workers + 2):
+            parts.append(part)
+            self._progress.advance(part.rows)
+        drops = chain.from_iterable(read_drops(token_file(self._work, part)) for part in rows.parts)
+        self._book("tokenize", (sum(part.rows for part in parts), sum(part.row_bytes for part in parts)), drops)
+        self._progress.end(f"{sum(sum(part.tokens.values()) for part in parts):,} tokens")
+        self._need(f"within task.max_tokens = {self.recipe.task.max_tokens}")
+        return parts
 
-    def write(self, columns: Columns, tokenized: Tokenized, tokenizer: Tokenizer) -> list[Index]:
+    def write(self, parts: list[Encoded], tokenizer: Tokenizer) -> list[Index]:
         """Shuffle the rows of each split and write shards, tables and indexes into the folder."""
         dtype = token_dtype(tokenizer.vocab_size)
-        splits = self.splits(columns)
-        order = np.lexsort((columns.ids, _draws(self._key("order"), columns.ids)))
-        self._progress.begin("write shards", int(tokenized.lengths.sum()), "tokens")
+        tokens = {split: sum(part.tokens[split] for part in parts) for split in SPLITS}
+        self._progress.begin("write shards", sum(tokens.values()), "tokens")
+        documents = sum(part.rows for part in parts)
+        shards = plan(self._work, len(parts), documents, tokens, self.recipe.shard_tokens, self._memory)
+        groups = [group for split in shards for group in grouped(split, self._memory // self._workers)]
+        entries: dict[int, list[ShardEntry]] = {number: [] for number in range(len(SPLITS))}
+        calls = ((write_group, self._work, group, len(parts), dtype) for group in groups)
+        for group, made in zip(groups, in_order(self._hands, calls, self._workers), strict=True):
+            entries[group[0].split] += made
+            self._progress.advance(sum(entry.tokens for entry in made))
         indexes = []
         for number, split in enumerate(SPLITS):
-            rows = order[splits[order] == number]
-            shards: list[ShardEntry] = []
-            blocks = 0
-            for part in plan_shards(tokenized.lengths[rows], self.recipe.shard_tokens):
-                placed = _placed(columns, tokenized, rows[part])
-                documents = gathered(placed, self._work, dtype, self.recipe.kind == "examples")
-                shards.append(write_shard(self._work, shard_name(split, len(shards)), documents, dtype, blocks))
-                blocks += shards[-1].samples
-                self._progress.advance(shards[-1].tokens)
-            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, tuple(shards))
+            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, tuple(entries[number]))
             write_index(index, self.recipe.name)
             indexes.append(index)
         self._progress.end(", ".join(f"{index.split} {index.tokens:,} tokens" for index in indexes))
         return indexes
 
-    def _parts(self, seen: list[int]) -> Iterator[list[corpus.Document]]:
-        """Documents in runs of about 2 M characters; counts them and their bytes in `seen`."""
+    def _readings(self) -> Iterator[tuple]:
+        """Calls that give what became of each part, of finished ones what was said then."""
+        finished = 0
+        for number, part in enumerate(self._parts()):
+            if part_file(self._work, number).exists():
+                finished += 1
+                yield prepared, self._work, number
+            else:
+                yield prepare, number, part, self._work, self.recipe
+        if finished:
+            self._progress.say(f"{finished:,} parts were finished before")
+
+    def _parts(self) -> Iterator[list[corpus.Document]]:
+        """Documents in runs of about 2 M characters."""
         part: list[corpus.Document] = []
         held = 0
         for document in corpus.documents(self.recipe.sources):
-            seen[0] += 1
-            seen[1] += document.bytes
             part.append(document)
-            held += len(document.text or "")
+            held += len(document.text or "") + _DOCUMENT_CHARACTERS
             if held >= _CHUNK_CHARACTERS:
                 yield part
                 part, held = [], 0
         if part:
             yield part
 
-    def _book_reading(self, parts: list[Prepared], read: tuple[int, int], columns: Columns) -> None:
-        drops: dict[str, list[Drop]] = {"read": [], "clean": [], "examples": []}
-        for part in parts:
-            for drop in part.drops:
-                drops[drop.stage].append(drop)
-        text = (read[0] - len(drops["read"]), read[1] - sum(drop.bytes for drop in drops["read"]))
-        clean = (sum(part.cleaned for part in parts), sum(part.cleaned_bytes for part in parts))
-        self.ledger.add("read", read, text, drops["read"])
+    def _book_reading(self, parts: list[Prepared]) -> None:
+        def drops(stage: str) -> Iterator[Drop]:
+            held = chain.from_iterable(read_drops(part_file(self._work, part)) for part in range(len(parts)))
+            return (drop for drop in held if drop.stage == stage)
+
+        self._counts = (sum(part.documents for part in parts), sum(part.bytes for part in parts))
+        not_text = list(drops("read"))
+        readable = (self._counts[0] - len(not_text), self._counts[1] - sum(drop.bytes for drop in not_text))
+        self._book("read", readable, not_text)
         changes: dict[str, Tally] = {}
         for part in parts:
             for rule, tally in part.changes.items():
                 changes.setdefault(rule, Tally()).merge(tally)
-        self.ledger.add("clean", text, clean, drops["clean"], changes)
+        cleaned = (sum(part.cleaned for part in parts), sum(part.cleaned_bytes for part in parts))
+        self._book("clean", cleaned, drops("clean"), changes)
+        kept = (sum(part.rows for part in parts), sum(part.row_bytes for part in parts))
         if self.recipe.kind == "examples":
-            self.ledger.add("examples", clean, (len(columns), int(columns.bytes.sum())), drops["examples"])
+            self._book("examples", kept, drops("examples"))
 
-    def _drop(self, columns: Columns, which: np.ndarray, stage: str, rule: str) -> Columns:
-        kept = columns.only(~which)
-        sizes = [(len(held), int(held.bytes.sum())) for held in (columns, kept)]
-        self.ledger.add(stage, sizes[0], sizes[1], columns.drops(which, stage, rule))
-        return kept
+    def _book(
+        self, stage: str, left: tuple[int, int], drops: Iterable[Drop], changes: dict[str, Tally] | None = None
+    ) -> None:
+        self.ledger.add(stage, self._counts, left, drops, changes)
+        self._counts = left
 
-    def _need(self, columns: Columns, what: str) -> None:
-        if len(columns):
+    def _refuse_equal_ids(self, rows: Rows) -> None:
+        """Equal hashes of ids are looked at: equal ids are an error, different ones chance."""
+        for pairs in equal_rows(rows, "order", self._memory):
+            for pair in zip(*pairs, strict=True):
+                first, second = (self._id(rows, int(number)) for number in pair)
+                if first == second:
+                    raise UserError(f"two documents have the id {first!r}: two sources give the same ones")
+
+    def _id(self, rows: Rows, number: int) -> str:
+        part = int(np.searchsorted(rows.starts, number, "right")) - 1
+        return read_part(part_file(self._work, part))["id"][number - int(rows.starts[part])].as_py()
+
+    def _near_copies(self, rows: Rows) -> Iterator[np.ndarray]:
+        bands = [band_name(band) for band in range(self.recipe.dedup.bands)]
+        share = self._memory // min(self._workers, len(bands))
+        calls = ((write_edges, rows, band, share) for band in bands)
+        edges = list(in_order(self._hands, calls, self._workers + 1))
+        return near_copies(rows, edges, self._memory)
+
+    def _drop(self, rows: Rows, gone: Callable[[], Iterator[np.ndarray]], stage: str, rule: str) -> Rows:
+        """The rows without those that `gone` finds (unless a build before this one has), booked."""
+        name = f"after-{stage}"
+        found = (self._work / name).exists()
+        left = Rows(self._work, rows.starts, name) if found else rows.without(gone(), name)
+        count, size = self._counts
+        for drop in rows.lost(left, stage, rule):
+            count, size = count - 1, size - drop.bytes
+        self._book(stage, (count, size), rows.lost(left, stage, rule))
+        return left
+
+    def _need(self, what: str) -> None:
+        if self._counts[0]:
             return
         reasons = "\n".join(self.ledger.lines()) or "  there was none to begin with"
         raise UserError(f"no document is left {what}. Dropped:\n{reasons}")
 
-    def _key(self, use: str) -> str:
-        return f"{self.recipe.name}\0{self.recipe.seed}\0{use}\0"
+    def _need_training_rows(self, rows: Rows) -> None:
+        if not any((splits == 0).any() for _, splits in rows.columns("split")):
+            shares = self.recipe.split
+            raise UserError(
+                f"the split left none of the {self._counts[0]} documents for train (valid {shares.valid:g}, heldout "
+                f"{shares.heldout:g}). Lower the shares, or deal anew with another seed."
+            )
 
-    def _sample(self, columns: Columns, limit: int) -> Iterator[str]:
+    def _sample(self, rows: Rows, limit: int) -> Iterator[str]:
         """Texts, picked by hash, of `limit` bytes at most."""
-        draws = _draws(self._key("sample"), columns.ids)
         sampler = Sampler(limit)
-        sampler.count(columns.sources, draws, columns.bytes)
-        taken = sampler.taken(columns.sources, draws, columns.bytes)
-        chosen, taken = columns.only(taken > 0), taken[taken > 0]
-        for chunk in np.unique(chosen.chunks):
-            content = text_file(self._work, int(chunk)).read_bytes()
-            mine = chosen.chunks == chunk
-            for start, size in zip(chosen.offsets[mine].tolist(), taken[mine].tolist(), strict=True):
-                yield content[start : start + size].decode("utf-8", "ignore")
+        for part in rows.parts:
+            _, *about = self._training_rows(rows, part)
+            sampler.count(*about)
+        for part in rows.parts:
+            places, *about = self._training_rows(rows, part)
+            taken = sampler.taken(*about)
+            content = read_part(part_file(self._work, part))["content"]
+            for row, size in zip(places[taken > 0].tolist(), taken[taken > 0].tolist(), strict=True):
+                text = text_of(content[row].as_py(), self.recipe)
+                yield text.encode()[:size].decode("utf-8", "ignore")
+
+    def _training_rows(self, rows: Rows, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of a part's rows in the train split: place in the part, source, draw for the sample, bytes."""
+        batch = read_part(part_file(self._work, part))
+        places = np.flatnonzero(rows.there(part) & (batch["split"].to_numpy() == 0))
+        sources = np.array(batch["source"].take(places).to_pylist(), str)
+        draws = (_sample_keys(batch["order"].to_numpy()[places]) >> np.uint64(11)) / float(1 << 53)
+        return places, sources, draws, batch["bytes"].to_numpy()[places]
 
 
-def _joined(parts: list[Prepared]) -> tuple[Columns, np.ndarray]:
-    """The chunks' columns, one after another, with each row's chunk and place in it; and the band keys."""
-
-    def column(values: Iterable[list[Any]], dtype: Any) -> np.ndarray:
-        return np.array([value for part in values for value in part], dtype)
-
-    chunks, offsets = [], []
-    for number, part in enumerate(parts):
-        sizes = np.array(part.prompt_bytes, np.int64) + np.array(part.completion_bytes, np.int64)
-        chunks.append(np.full(len(sizes), number, np.int64))
-        offsets.append(np.cumsum(sizes) - sizes)
-    empty = np.zeros(0, np.int64)
-    columns = Columns(
-        ids=column((part.ids for part in parts), object),
-        origins=column((part.origins for part in parts), object),
-        sources=column((part.sources for part in parts), object),
-        digests=column((part.digests for part in parts), object),
-        chunks=np.concatenate([empty, *chunks]),
-        offsets=np.concatenate([empty, *offsets]),
-        prompt_bytes=column((part.prompt_bytes for part in parts), np.int64),
-        completion_bytes=column((part.completion_bytes for part in parts), np.int64),
-    )
-    filled = [part.keys for part in parts if len(part.keys)]
-    return columns, np.concatenate(filled) if filled else np.zeros((len(columns), 0), np.uint64)
-
-
-def _draws(key: str, ids: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each id, a hash of it and the key (float64)."""
-    import xxhash
-
-    hashes = (xxhash.xxh3_64_intdigest(f"{key}{id_}".encode()) >> 11 for id_ in ids)
-    return np.fromiter(hashes, np.uint64, len(ids)) / float(1 << 53)
-
-
-def _slices(columns: Columns) -> list[Slice]:
-    places = zip(columns.offsets, columns.prompt_bytes, columns.completion_bytes, strict=True)
-    return [Slice(int(offset), int(prompt), int(completion)) for offset, prompt, completion in places]
-
-
-def _placed(columns: Columns, tokenized: Tokenized, rows: np.ndarray) -> list[Placed]:
-    picked = columns.only(rows)
-    places = (picked.chunks, tokenized.firsts[rows], tokenized.lengths[rows], tokenized.prompt_tokens[rows])
-    names = (picked.ids, picked.sources, picked.bytes, picked.digests)
-    return [Placed(*row) for row in zip(*(column.tolist() for column in (*places, *names)), strict=True)]
+def _sample_keys(order: np.ndarray) -> np.ndarray:
+    """Another order than the shards' (splitmix64's finaliser), so that a sample isn't the first of them."""
+    keys = order.copy()
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    return keys ^ (keys >> np.uint64(31))

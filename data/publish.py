@@ -1,11 +1,13 @@
 """Files that appear under their names only when they are whole: temporary name, fsync, rename, fsync the folder.
 
-A reader or a rerun after a crash or a full disk therefore never meets half a file.
+A reader or a rerun after a crash or a full disk therefore never meets half a file. The temporary name is the
+writer's own: two processes that make the same file (one of them believed dead) don't write into each other's.
 """
 
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from data.errors import UserError
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:

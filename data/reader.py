@@ -8,9 +8,10 @@ nothing asks a reader where it is.
 
 import queue
 import threading
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from data.shards import Index, MappedShard
 
 T = TypeVar("T")
 RESOLVED = 8192  # positions resolved at once: the order costs 0.2 us a row in chunks, 8 times more row by row
+PLANS = 4096  # packing plans kept mapped: some 60 KB of address space each, of 65,530 maps that Linux grants a process
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,17 @@ class Rows:
     """Whether neighbours in a row have nothing to do with each other: a document's first token is then no label."""
 
 
-def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop") -> Layout:
+def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop", here: bool = True) -> Layout:
     """How the rows of a split lie in its shards: chopped text or one example a row, or those of a packing plan.
+
+    Args:
+        here: plans lie beside the index; else they come when they are read.
 
     Raises:
         UserError: no row, or no packing plans for this context.
     """
     if packing == "best_fit":
-        return load_packing(index, context + 1).layout()
+        return load_packing(index, context + 1, None if here else index.folder.joinpath).layout()
     if index.kind == "examples":
         return Layout.documents(index.fingerprint, (shard.documents for shard in index.shards))
     return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context)
@@ -57,11 +62,7 @@ def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "c
 
 def longest_document(index: Index) -> int:
     """Tokens of the longest document of a split, EOS included; 0 for an empty one."""
-    longest = 0
-    for shard in index.shards:
-        starts = MappedShard(index.folder, shard, index.dtype).document_starts()
-        longest = max(longest, int(np.diff(starts, append=shard.tokens).max(initial=0)))
-    return longest
+    return max((shard.longest for shard in index.shards), default=0)
 
 
 class OpenShard(Protocol):
@@ -75,8 +76,12 @@ class OpenShard(Protocol):
         """Their use bytes (uint8)."""
         ...
 
-    def document_starts(self) -> np.ndarray:
-        """First token of every document of the shard, ascending (int64)."""
+    def starts_between(self, begin: int, end: int) -> list[int]:
+        """First tokens of the documents that start behind token `begin` and before `end`, ascending."""
+        ...
+
+    def document(self, number: int) -> tuple[int, int]:
+        """(first token, one past the last) of the shard's document of that number."""
         ...
 
 
@@ -93,24 +98,26 @@ class LocalReader:
     """
 
     def __init__(self, indexes: Index | Sequence[Index], order: Order, context: int,
-                 open_shard: Callable[[Index, int], OpenShard] = mapped):  # fmt: skip
+                 open_shard: Callable[[Index, int], OpenShard] = mapped,
+                 find: Callable[[Index, str], Path] | None = None):  # fmt: skip
         """
         Args:
             indexes: of the order's sources, in their order.
             context: of the model; a row has one token more, unless its stage has shorter ones.
             open_shard: opens the shard of that number; each is opened once.
+            find: gives a shard's packing plan by its name, where plans don't lie beside the indexes.
         """
         self.indexes = (indexes,) if isinstance(indexes, Index) else tuple(indexes)
         self.order = order
         self.length = context + 1
         self._lengths = np.array([walk.layout.row_length(self.length) for walk in order.walks])
         self._packings: list[Packing | None] = [
-            load_packing(self.indexes[walk.source], walk.layout.plan_length) if walk.layout.plan else None
+            self._load_packing(walk.source, walk.layout.plan_length, find) if walk.layout.plan else None
             for walk in order.walks
         ]
         self._open_shard = open_shard
-        self._opened: dict[tuple[int, int], tuple[OpenShard, list[int]]] = {}
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._opened: dict[tuple[int, int], OpenShard] = {}
+        self._plan = lru_cache(maxsize=PLANS)(self._map_plan)
         self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -130,15 +137,14 @@ class LocalReader:
                 starts.append(np.empty(0, np.int64))
                 continue
             source = self.order.walks[walk].source
-            opened, documents = self._open(source, shard)
+            opened = self._open(source, shard)
             if self._packings[walk] is not None:
                 spans = self._plan(walk, shard).spans(start)
             elif use is None:
                 spans = [(start, start + int(self._lengths[walk]))]
             else:
-                entry = self.indexes[source].shards[shard]
-                end = documents[start + 1] if start + 1 < len(documents) else entry.tokens
-                spans = [(documents[start], min(end, documents[start] + self.length))]
+                begin, end = opened.document(start)
+                spans = [(begin, min(end, begin + self.length))]
             at, begins = 0, []
             for begin, end in spans:
                 begins.append(at)
@@ -150,8 +156,7 @@ class LocalReader:
             tokens[slot, at:] = 0
             lengths[slot] = at
             if use is None and self._packings[walk] is None:
-                inside = documents[bisect_right(documents, start) : bisect_left(documents, start + at)]
-                begins += [document - start for document in inside]
+                begins += [document - start for document in opened.starts_between(start, start + at)]
             starts.append(np.array(begins, np.int64))
         return Rows(tokens, lengths, tuple(starts), use, positions, any(each is not None for each in self._packings))
 
@@ -171,19 +176,23 @@ class LocalReader:
             walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
         return walk, shard, start
 
-    def _open(self, source: int, shard: int) -> tuple[OpenShard, list[int]]:
-        """A shard and where its documents start, as a list: bisecting an array costs five times as much."""
+    def close(self) -> None:
+        """Let go of what the reader has open; it reads no more."""
+        self._opened.clear()
+
+    def _open(self, source: int, shard: int) -> OpenShard:
         if (source, shard) not in self._opened:
-            opened = self._open_shard(self.indexes[source], shard)
-            self._opened[source, shard] = (opened, opened.document_starts().tolist())
+            self._opened[source, shard] = self._open_shard(self.indexes[source], shard)
         return self._opened[source, shard]
 
-    def _plan(self, walk: int, shard: int) -> Plan:
+    def _load_packing(self, source: int, length: int, find: Callable[[Index, str], Path] | None) -> Packing:
+        index = self.indexes[source]
+        return load_packing(index, length, None if find is None else partial(find, index))
+
+    def _map_plan(self, walk: int, shard: int) -> Plan:
         packing = self._packings[walk]
         assert packing is not None
-        if (walk, shard) not in self._plans:
-            self._plans[walk, shard] = packing.plan(shard)
-        return self._plans[walk, shard]
+        return packing.plan(shard)
 
 
 class Prefetch(Generic[T]):

@@ -4,10 +4,11 @@ Everything but `workers` and `pack` decides the bytes of the shards: two builds 
 equal, file by file. Recipes that work as they stand are in `data/recipes/`.
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
@@ -15,6 +16,18 @@ from data.settings import Fixed, Free, Section
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _bytes(value: Any) -> Any:
+    """A number of bytes, also as `500MB` or `1.5 GB`."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if match is None or match[2].upper() not in _UNITS:
+        return value
+    return round(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1_000_000)]
 
 
 class Source(Section):
@@ -60,7 +73,8 @@ class Source(Section):
 
 
 class Dedup(Section):
-    """Which documents are dropped for being copies. Of a set of copies the one with the smallest id stays."""
+    """Which documents are dropped for being copies. Of a set of copies the first stays: the one whose source
+    stands first in the recipe, there the first in the order of ids."""
 
     exact: Fixed[bool] = True
     """Drop documents whose cleaned text is equal to another's (xxh3, 128 bits)."""
@@ -108,6 +122,12 @@ class TokenizerTraining(Section):
     """With reuse: which of its pieces stand for eos, pad, bos, mask, completion and whatever else a template asks for,
     where the files beside it don't say, such as {eos: "[SEP]"}. No text yields these pieces."""
 
+    @model_validator(mode="after")
+    def _roles_of_what_is_taken(self) -> "TokenizerTraining":
+        if self.special and self.reuse is None:
+            raise ValueError("special means something only with reuse: a trained tokenizer has all its control pieces")
+        return self
+
 
 class Task(Section):
     """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""
@@ -151,6 +171,10 @@ class DatasetRecipe(Section):
     only where longer than a row of context + 1. More can be made later: `luban data pack`."""
     workers: Free[Count] = 0
     """Processes; 0: one a core. Changes nothing in the result."""
+    memory: Free[Bytes] = 2_000_000_000
+    """Bytes to sort in (500MB, 2GB): hashes, keys of copies and the order of documents that don't fit wait on disk.
+    Cleaning and tokenizing take some 200 MB a process besides, training a tokenizer what `sample_bytes` says. Changes
+    nothing in the result."""
 
     @field_validator("sources")
     @classmethod

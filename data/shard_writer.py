@@ -43,23 +43,55 @@ class TokenDocument:
     """uint8, one a token; only in a dataset of examples."""
 
 
+class Cuts:
+    """Where a split's documents are cut into shards, found in one pass over their lengths in their order.
+
+    There are total // shard_tokens shards (at least one if there is a document), each as near to an equal share of
+    the tokens as documents allow. Documents of one key are not parted.
+    """
+
+    def __init__(self, tokens: int, shard_tokens: int):
+        """Prepare for documents of `tokens` tokens altogether."""
+        count = max(1, tokens // shard_tokens)
+        self._wanted = tokens * np.arange(1, count) / count
+        self._next = 0
+        self._last = (0, 0)
+        self._cuts: dict[int, int] = {}
+
+    def add(self, keys: np.ndarray, lengths: np.ndarray) -> None:
+        """Take the next documents: ascending keys (uint64), and tokens of each."""
+        if not len(keys):
+            return
+        last_of_key = np.append(keys[1:] != keys[:-1], True)
+        keys, ends = keys[last_of_key], np.cumsum(lengths, dtype=np.int64)[last_of_key] + self._last[1]
+        stop = int(np.searchsorted(self._wanted, ends[-1], "right"))
+        for wanted in self._wanted[self._next : stop]:
+            at = int(np.searchsorted(ends, wanted))
+            before = (int(keys[at - 1]), int(ends[at - 1])) if at else self._last
+            after = (int(keys[at]), int(ends[at]))
+            key, end = before if before[1] and wanted - before[1] < after[1] - wanted else after
+            self._cuts[end] = key
+        self._next = stop
+        self._last = (int(keys[-1]), int(ends[-1]))
+
+    def ends(self) -> list[tuple[int, int]]:
+        """Of each shard the key of its last document, and the tokens up to its end counted from the split's first."""
+        if not self._last[1]:
+            return []
+        return [(key, end) for end, key in sorted((self._cuts | {self._last[1]: self._last[0]}).items())]
+
+
 def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> list[slice]:
-    """Consecutive runs of documents, one a shard, each as near to an equal share of the tokens as documents allow.
+    """Consecutive runs of documents, one a shard, as `Cuts` makes them.
 
     Args:
         lengths: tokens of each document.
-        shard_tokens: the size to aim at; there are total // shard_tokens shards, at least one if there is a document.
+        shard_tokens: the size to aim at.
     """
-    ends = np.cumsum(np.asarray(lengths, np.int64))
-    if not len(ends):
-        return []
-    count = max(1, int(ends[-1]) // shard_tokens)
-    wanted = int(ends[-1]) * np.arange(1, count + 1) / count
-    after = np.minimum(np.searchsorted(ends, wanted), len(ends) - 1)
-    before = np.maximum(after - 1, 0)
-    nearer = np.where(np.abs(ends[before] - wanted) < np.abs(ends[after] - wanted), before, after)
-    cuts = sorted({0, *(int(cut) + 1 for cut in nearer[:-1]), len(ends)})
-    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    cuts = Cuts(int(np.sum(lengths)), shard_tokens)
+    cuts.add(np.arange(len(lengths), dtype=np.uint64), np.asarray(lengths, np.int64))
+    starts = [0, *(last + 1 for last, _ in cuts.ends())]
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]
 
 
 def shard_name(split: str, number: int) -> str:
@@ -95,9 +127,9 @@ def write_shard(
     with published(folder / sums_name(name)) as path, path.open("wb") as file:
         np.save(file, sums, allow_pickle=False)
     _write_table(folder / f"{name.removesuffix('.tar')}.docs.parquet", columns)
-    text_bytes = sum(columns["bytes"])
+    text_bytes, longest = sum(columns["bytes"]), max(columns["tokens"], default=0)
     return ShardEntry(
-        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, tuple(tar.blocks)
+        name, len(tar.blocks), size, sha256, tar.tokens, len(columns["id"]), text_bytes, longest, tuple(tar.blocks)
     )
 
 

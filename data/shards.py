@@ -77,6 +77,8 @@ class ShardEntry:
     documents: int
     text_bytes: int
     """UTF-8 bytes of the text that the tokens stand for."""
+    longest: int
+    """Tokens of its longest document: told without reading it."""
     blocks: tuple[Block, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class ShardEntry:
             "ntokens": self.tokens,
             "ndocs": self.documents,
             "nbytes": self.text_bytes,
+            "longest": self.longest,
             "blocks": [[b.token_offset, b.tokens, b.document_offset, b.documents, b.use_offset] for b in self.blocks],
         }
 
@@ -104,6 +107,7 @@ class ShardEntry:
             entry["ntokens"],
             entry["ndocs"],
             entry["nbytes"],
+            entry["longest"],
             blocks,
         )
         if len(blocks) != shard.samples or sum(block.tokens for block in blocks) != shard.tokens:
@@ -195,14 +199,17 @@ class Index:
         Args:
             progress: called with the number of bytes just read.
         """
-        problems = []
-        for shard in self.shards:
+        return [problem for shard in self.shards if (problem := self.problem(shard, progress))]
+
+    def problem(self, shard: ShardEntry, progress: Callable[[int], None] | None = None) -> str | None:
+        """The same for one shard; None: it is as it was written."""
+        try:
             problem = self._size_problem(shard)
             if not problem and _sha256(self.folder / shard.url, progress) != shard.sha256:
                 problem = f"{shard.url} in {self.folder} has other bytes than when it was written (its sha256 differs)"
-            if problem:
-                problems.append(problem)
-        return problems
+        except OSError as error:
+            problem = f"{shard.url} in {self.folder} can't be read: {error.strerror or error}"
+        return problem
 
     def to_json(self, name: str) -> dict[str, Any]:
         """The index file's content; `name` is the dataset's."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.clean.excerpt import excerpt
+
 SHOWN = 3
 
 
@@ -16,14 +18,16 @@ class Tally:
     examples: list[tuple[int, str, str]] = field(default_factory=list)
     """(hash of the id, id, excerpt), the smallest few, in order."""
 
-    def add(self, id: str, items: int, bytes: int, excerpt: str) -> None:
-        """Count one document."""
+    def add(self, id: str, items: int, bytes: int, text: str) -> None:
+        """Count one document; of `text` an excerpt is kept, where the document is one of the few."""
         import xxhash
 
         self.documents += 1
         self.items += items
         self.bytes += bytes
-        self._show([(xxhash.xxh3_64_intdigest(id.encode()), id, excerpt)])
+        place = xxhash.xxh3_64_intdigest(id.encode())
+        if len(self.examples) < SHOWN or (place, id) < self.examples[-1][:2]:
+            self._show([(place, id, excerpt(text))])
 
     def merge(self, other: "Tally") -> None:
         """Count what another has counted."""
@@ -39,6 +43,4 @@ class Tally:
         return counted | {"bytes": self.bytes, "examples": shown}
 
     def _show(self, more: list[tuple[int, str, str]]) -> None:
-        if len(self.examples) == SHOWN and all(each > self.examples[-1] for each in more):
-            return
         self.examples = sorted([*self.examples, *more])[:SHOWN]

@@ -29,8 +29,11 @@ JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 """Which piece ends a document and so on, under the names that transformers reads; what Luban adds is in `luban`."""
 _SPECIAL_FILE = "special_tokens_map.json"
-_MODEL_FILES = (JSON_FILE, MODEL_FILE, "spiece.model", "sentencepiece.bpe.model")
-_MAKES = {"sentencepiece": MODEL_FILE, "huggingface": JSON_FILE}
+LOSSY_FILE = "sentencepiece.model"
+"""A SentencePiece model without an equal tokenizer.json: under the name `tokenizer.model` transformers would load it
+without a word, and give other ids."""
+_MODEL_FILES = (JSON_FILE, MODEL_FILE, LOSSY_FILE, "spiece.model", "sentencepiece.bpe.model")
+_MAKES = {"sentencepiece": (MODEL_FILE, LOSSY_FILE), "huggingface": (JSON_FILE,)}
 
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>"
 SPANS = tuple(f"<|span_{number}|>" for number in range(100))
@@ -59,9 +62,11 @@ class Tokenizer(ABC):
     """The file it was read from, as it was."""
     pieces: tuple[str, ...]
     """Every piece in the order of the ids, as its vocabulary writes it; "" for an id that stands for nothing."""
+    spellings: list[bytes]
+    """The bytes that each id stands for, maybe a part of a character; none for a control piece. With `losses` nominal:
+    what the piece spells, whatever the text was before it was normalized."""
     piece_bytes: np.ndarray
-    """UTF-8 bytes that each id stands for (int64, [vocab_size]); 0 for a control piece. With `losses` nominal: what
-    the piece spells, whatever the text was before it was normalized."""
+    """How many bytes that is (int64, [vocab_size])."""
     losses: tuple[str, ...]
     """What it does to text that decoding can't undo, a phrase each; none: every text comes back byte for byte."""
     special: dict[str, str]
@@ -89,14 +94,14 @@ class Tokenizer(ABC):
             content = file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {file}: {error.strerror or error}") from None
-        roles = {**_roles(folder, config), **(special or {})}
+        said = {**_roles(folder, config), **(special or {})}
         if file.suffix == ".json":
             from data.tokenizer_huggingface import HuggingFaceTokenizer
 
-            return HuggingFaceTokenizer(content, roles, config, str(file))
+            return HuggingFaceTokenizer(content, said, config, str(file))
         from data.tokenizer_sentencepiece import SentencePieceTokenizer
 
-        return SentencePieceTokenizer(content, roles, str(file))
+        return SentencePieceTokenizer(content, said, str(file))
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`, `tokenizer_config.json` last."""
@@ -228,6 +233,7 @@ class Tokenizer(ABC):
         said = json.dumps([rules, self.special], ensure_ascii=True, separators=(",", ":"), sort_keys=True)
         self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
         self._controls: list[bool] = self.is_control.tolist()
+        self.piece_bytes = np.array([len(held) for held in self.spellings], np.int64)
 
     def _configuration(self, theirs: Mapping[str, Any]) -> bytes:
         """`tokenizer_config.json`: what transformers needs beside tokenizer.json, and what `load` needs."""
@@ -239,6 +245,17 @@ class Tokenizer(ABC):
                 said[f"{role}_token"] = piece
         said["luban"] = {"format": FORMAT, "version": VERSION, "make": self.make, "special": self.special}
         return (json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def roles(said: Iterable[str]) -> dict[str, str]:
+    """`["eos=[SEP]", ...]` as role -> piece."""
+    found = {}
+    for item in said:
+        role, equals, piece = item.partition("=")
+        if not (role and equals and piece):
+            raise UserError(f"{item}: write a role as ROLE=PIECE, such as eos=[SEP]")
+        found[role] = piece
+    return found
 
 
 def for_templates(piece: str) -> bool:
@@ -282,9 +299,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _model_file(folder: Path, config: Mapping[str, Any]) -> str:
-    if "luban" in config:
-        return _MAKES[config["luban"]["make"]]
-    found = next((name for name in _MODEL_FILES if (folder / name).is_file()), None)
+    names = _MAKES[config["luban"]["make"]] if "luban" in config else _MODEL_FILES
+    found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise UserError(
             f"cannot read the tokenizer {folder / MODEL_FILE}: there is none, and no {JSON_FILE}. Where a Hugging Face "

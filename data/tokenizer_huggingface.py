@@ -59,13 +59,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self._library = tokenizers.Tokenizer.from_str(json.dumps(said))
         self._library.encode_special_tokens = True
         added = {token["id"]: token["content"] for token in said["added_tokens"]}
-        byte_level = _named(said.get("decoder"), "ByteLevel") is not None
-        self._bytes = _byte_level(self.pieces, added, self.is_control) if byte_level else None
-        self.losses = tuple(_losses(said, self.pieces, byte_level))
-        held = self._bytes or [
-            b"" if control else _spelling(piece) for piece, control in zip(pieces, self.is_control, strict=True)
+        self._byte_level = _named(said.get("decoder"), "ByteLevel") is not None
+        self.losses = tuple(_losses(said, self.pieces, self._byte_level))
+        spell = _by_bytes if self._byte_level else _by_characters
+        self.spellings = [
+            b"" if self.is_control[number] else piece.encode() if number in added else spell(piece)
+            for number, piece in enumerate(self.pieces)
         ]
-        self.piece_bytes = np.array([len(piece) for piece in held], np.int64)
         self._prefix = said["model"].get("continuing_subword_prefix") or ""
         self._seal(said)
 
@@ -75,10 +75,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes that `ids` stand for: without `losses`, exactly the UTF-8 of the text they were encoded from."""
-        if self._bytes is None:
+        if not self._byte_level:
             return super().decode_bytes(ids)
         numbers = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return b"".join(self._bytes[number] for number in numbers if number < len(self._bytes))
+        return b"".join(self.spellings[number] for number in numbers if number < len(self.spellings))
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -106,8 +106,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return np.array([number for number in ids if not self.is_control[number]], np.int32)
 
     def _text(self, ids: list[int]) -> str:
-        if self._bytes is not None:
-            return b"".join(self._bytes[number] for number in ids).decode("utf-8", "replace")
+        if self._byte_level:
+            return b"".join(self.spellings[number] for number in ids).decode("utf-8", "replace")
         return self._library.decode(ids, skip_special_tokens=False)
 
     def _protect(self, said: dict[str, Any]) -> None:
@@ -138,28 +138,24 @@ def _named(part: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | Non
 
 
 def _alphabet() -> dict[str, int]:
-    """Character -> byte of GPT-2's byte-level alphabet (Radford et al. 2019): printable Latin-1 stands for itself."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _byte_level(pieces: Sequence[str], added: Mapping[int, str], control: np.ndarray) -> list[bytes]:
-    alphabet = _alphabet()
-    held = []
-    for number, piece in enumerate(pieces):
-        if control[number]:
-            held.append(b"")
-        elif number in added or any(character not in alphabet for character in piece):
-            held.append(piece.encode())
-        else:
-            held.append(bytes(alphabet[character] for character in piece))
-    return held
+_ALPHABET = _alphabet()
+"""Character -> byte of GPT-2's byte-level alphabet (Radford et al. 2019): printable Latin-1 stands for itself."""
 
 
-def _spelling(piece: str) -> bytes:
+def _by_bytes(piece: str) -> bytes:
+    if any(character not in _ALPHABET for character in piece):
+        return piece.encode()
+    return bytes(_ALPHABET[character] for character in piece)
+
+
+def _by_characters(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x"):
-        return b"?"  # a byte
+        return bytes([int(piece[3:5], 16)])
     return piece.removeprefix("##").replace(SPACE, " ").encode()
 
 
@@ -172,7 +168,7 @@ def _losses(said: Mapping[str, Any], pieces: Sequence[str], byte_level: bool) ->
         yield "puts a space in front"
     if not byte_level:
         yield f"is not byte-level ({said['model']['type']})"
-    elif not set(_alphabet()) <= set(pieces):
+    elif not set(_ALPHABET) <= set(pieces):
         yield "lacks some of the 256 bytes"
     if any(token["lstrip"] or token["rstrip"] for token in said["added_tokens"] if not token["special"]):
         yield "has added tokens that swallow the white space beside them"

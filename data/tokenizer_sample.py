@@ -21,7 +21,7 @@ class Sampler:
         """`limit`: bytes of the sample, at most."""
         self.limit = limit
         self._longest = max(limit // _PARTS, _LEAST)
-        self._bytes: dict[str, np.ndarray] = {}
+        self._bins: dict[str, np.ndarray] = {}
         self._thresholds: dict[str, tuple[int, int]] | None = None
 
     def count(self, sources: np.ndarray, draws: np.ndarray, sizes: np.ndarray) -> None:
@@ -29,8 +29,9 @@ class Sampler:
         bins, counted = _bins(draws), np.minimum(sizes, self._longest)
         for source in np.unique(sources).tolist():
             mine = sources == source
-            held = self._bytes.setdefault(source, np.zeros(_STEPS * _OCTAVES, np.int64))
+            held, documents = self._bins.setdefault(source, np.zeros((2, _STEPS * _OCTAVES), np.int64))
             np.add.at(held, bins[mine], counted[mine])
+            np.add.at(documents, bins[mine], 1)
 
     def taken(self, sources: np.ndarray, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Bytes (int64) of each document, from its beginning, that are in the sample; 0: not in it."""
@@ -45,14 +46,15 @@ class Sampler:
 
     def _decide(self) -> dict[str, tuple[int, int]]:
         """Source -> (first bin that is out, most bytes of a document)."""
-        total = sum(int(held.sum()) for held in self._bytes.values())
+        total = sum(int(held.sum()) for held, _ in self._bins.values())
         found = {}
-        for source, held in self._bytes.items():
+        for source, (held, documents) in self._bins.items():
             quota = max(1, self.limit * int(held.sum()) // max(1, total)) if total > self.limit else total
             below = np.cumsum(held)
             out = int(np.searchsorted(below, quota, side="right"))
             first = int(np.flatnonzero(held)[0]) if held.any() else 0
-            found[source] = (out, self._longest) if out > first else (first + 1, quota)
+            each = max(1, quota // max(1, int(documents[first])))  # where one bin is too much already
+            found[source] = (out, self._longest) if out > first else (first + 1, each)
         return found
 
 

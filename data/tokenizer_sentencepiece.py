@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.tokenizer import CONFIG_FILE, JSON_FILE, MODEL_FILE, SPACE, Tokenizer, for_templates
+from data.tokenizer import CONFIG_FILE, JSON_FILE, LOSSY_FILE, MODEL_FILE, SPACE, Tokenizer, for_templates
 
 _PART_CHARACTERS = 4096
 
@@ -48,33 +48,29 @@ class SentencePieceTokenizer(Tokenizer):
         unknown = np.array([piece.type == piece.UNKNOWN for piece in proto.pieces])
         if proto.trainer_spec.byte_fallback:
             self.is_control |= unknown
-        self._bytes = [_stands_for(piece.piece, piece.type == piece.BYTE) for piece in proto.pieces]
+        self.spellings = [_stands_for(piece.piece, piece.type == piece.BYTE) for piece in proto.pieces]
         for number in np.flatnonzero(self.is_control | unknown):
-            self._bytes[number] = b""
-        self.piece_bytes = np.array([len(held) for held in self._bytes], np.int64)
-        self._cuts = _cut if _parts_are_safe(proto) else _whole
+            self.spellings[number] = b""
+        self._exact = _parts_are_safe(proto)
         if not self.losses:
             self._space_ids = [self._ids[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
         self._seal(_rules(proto))
 
     def files(self) -> dict[str, bytes]:
-        """`tokenizer.model`; of a model that loses nothing also its equal, `tokenizer.json`."""
+        """`tokenizer.model` and its equal, `tokenizer.json`; of any other model than a lossless BPE, itself alone."""
         from data.tokenizer_json import to_json
 
-        held = {MODEL_FILE: self.content}
-        theirs = {}
-        if self.losses:
-            theirs["tokenizer_class"] = None  # no tokenizer.json gives its ids: transformers must not guess one
-        else:
-            held[JSON_FILE] = to_json(self.content).encode()
-        return {**held, CONFIG_FILE: self._configuration(theirs)}
+        if self.losses or not self._exact:
+            return {LOSSY_FILE: self.content, CONFIG_FILE: self._configuration({})}
+        equal = to_json(self.content).encode()
+        return {MODEL_FILE: self.content, JSON_FILE: equal, CONFIG_FILE: self._configuration({})}
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes that `ids` stand for: without `losses`, exactly the UTF-8 of the text they were encoded from."""
         if self.losses:
             return super().decode_bytes(ids)
         numbers = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return b"".join(self._bytes[number] for number in numbers if number < len(self._bytes))
+        return b"".join(self.spellings[number] for number in numbers if number < len(self.spellings))
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         empty = np.zeros(0, np.int32)
@@ -88,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
             for number, clean in enumerate(text.split(SPACE)):
                 if number:
                     place.append(-1)
-                for part in self._cuts(clean):
+                for part in _cut(clean) if self._exact else _whole(clean):
                     place.append(len(parts))
                     parts.append(part)
             places.append(place)
@@ -99,7 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _text(self, ids: list[int]) -> str:
         if self.losses:
             return self._processor.decode(ids)
-        return b"".join(self._bytes[number] for number in ids).decode("utf-8", "replace")
+        return b"".join(self.spellings[number] for number in ids).decode("utf-8", "replace")
 
     def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes, dict[str, str], str]]:
         return SentencePieceTokenizer, (self.content, self.special, self._origin)

@@ -1,10 +1,12 @@
-"""Which documents lie in which rows: from positions back to the ids that the corpus gave.
+"""Which documents lie in which rows, and which rows hold a document: provenance, both ways.
 
 The order says where a row's tokens lie, the document table beside each shard says whose tokens those are; a table is
-read only for a shard that one of the rows lies in.
+read only for a shard that one of the rows lies in. Back, the order's inverse says at which positions a document's rows
+are read, epoch after epoch, in microseconds each. Finding a document by its id reads the id column of the split's
+tables, 10 to 20 M ids a second, and stops at nothing: they are shuffled, so no index helps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 from data.dataset import Dataset
 from data.errors import UserError
 from data.order import Order
+from data.packing import Plan, load_packing, ranges
+from data.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Traced:
 
     id: str
     source: str
+    dataset: str
+    """Folder name."""
     shard: str
     """File name."""
     start: int
@@ -30,40 +36,150 @@ class Traced:
     """Of those asked for, ascending."""
 
 
-def documents_at(dataset: Dataset, split: str, order: Order, positions: np.ndarray) -> Iterator[Traced]:
+@dataclass(frozen=True)
+class Found:
+    """Where a document lies."""
+
+    id: str
+    source: str
+    dataset: int
+    """Number of its dataset among those asked."""
+    shard: int
+    number: int
+    """Of the document in the shard."""
+    start: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """Rows of one epoch that hold tokens of a document."""
+
+    epoch: int
+    positions: tuple[int, ...]
+    """Ascending."""
+
+
+def documents_at(datasets: Sequence[Dataset], split: str, order: Order, positions: np.ndarray) -> Iterator[Traced]:
     """The documents of which the rows at `positions` (int64, each >= 0) hold a token, in the order of the shards.
+
+    Args:
+        datasets: of the order's sources, in their order.
 
     Raises:
         UserError: a document table is missing or can't be read.
     """
-    index = dataset.index(split)
     places = order.places(positions)
-    for shard in np.unique(places.shard).tolist():
-        entry = index.shards[shard]
+    for source, shard in np.unique(np.stack([places.source, places.shard]), axis=1).T.tolist():
+        dataset = datasets[source]
+        entry = dataset.index(split).shards[shard]
         table = _table(dataset, entry.url)
         starts = np.array(table["start"], np.int64)
-        mine = np.flatnonzero(places.shard == shard)
-        first = places.start[mine]
-        if order.layout.stride:
-            ends = np.minimum(first + order.layout.stride + 1, entry.tokens)
-            low, high = np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, ends)
-        else:  # a row is a document, and its place is the document's number
-            low, high = first, first + 1
+        mine = np.flatnonzero((places.source == source) & (places.shard == shard))
         holders: dict[int, list[int]] = {}
-        for position, begin, end in zip(positions[mine].tolist(), low.tolist(), high.tolist(), strict=True):
-            for document in range(begin, end):
+        for walk in np.unique(places.walk[mine]).tolist():
+            rows = mine[places.walk[mine] == walk]
+            plan = _plan(dataset, split, order.walks[walk], shard)
+            which, held = _documents(order.walks[walk], plan, starts, entry.tokens, places.start[rows])
+            for position, document in zip(positions[rows][which].tolist(), held.tolist(), strict=True):
                 holders.setdefault(document, []).append(position)
         for document in sorted(holders):
             yield Traced(
-                table["id"][document], table["source"][document], entry.url, int(starts[document]),
-                table["tokens"][document], tuple(sorted(holders[document])),
+                table["id"][document], table["source"][document], dataset.folder.name, entry.url,
+                int(starts[document]), table["tokens"][document], tuple(sorted(holders[document])),
             )  # fmt: skip
+
+
+def find(datasets: Sequence[Dataset], split: str, name: str) -> list[Found]:
+    """The documents of that id; where there is none, those whose id ends with it, as a path's end does.
+
+    Raises:
+        UserError: no such document, or a table is missing or can't be read.
+    """
+    import pyarrow
+    from pyarrow import compute, parquet
+    from pyarrow import dataset as tables
+
+    found: list[Found] = []
+    ends = compute.ends_with(tables.field("id"), "/" + name.lstrip("./"))  # pyright: ignore[reportAttributeAccessIssue]
+    for condition in (tables.field("id") == name, ends):
+        for number, dataset in enumerate(datasets):
+            paths = {str(_path(dataset, shard.url)): at for at, shard in enumerate(dataset.index(split).shards)}
+            try:
+                held = tables.dataset(list(paths), format="parquet").to_table(
+                    ["id", "source", "start", "tokens", "__filename"], filter=condition
+                )
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UserError(f"cannot read the document tables of {dataset.folder}: {error}") from None
+            for row in held.to_pylist():
+                starts = parquet.read_table(row["__filename"], columns=["start"])["start"].to_numpy()
+                at = int(np.searchsorted(starts, row["start"]))
+                shard = paths[row["__filename"]]
+                found.append(Found(row["id"], row["source"], number, shard, at, row["start"], row["tokens"]))
+        if found:
+            return found
+    folders = ", ".join(str(dataset.folder) for dataset in datasets)
+    raise UserError(
+        f"no document of the {split} split of {folders} has the id {name!r}, nor one that ends with it: "
+        "luban data inspect shows what ids look like; what cleaning dropped, or another split holds, no step read"
+    )
+
+
+def sightings(document: Found, datasets: Sequence[Dataset], split: str, order: Order, stop: int) -> list[Sightings]:
+    """At which positions before `stop` rows with tokens of a document are read, by epoch of its source."""
+    seen: dict[int, list[int]] = {}
+    for number, walk in enumerate(order.walks):
+        if walk.source != document.dataset:
+            continue
+        plan = _plan(datasets[document.dataset], split, walk, document.shard)
+        for epoch in order.epochs(number, document.shard, stop):
+            rows = _rows(walk, plan, document, walk.phase(epoch, document.shard))
+            at = order.positions(epoch, np.full(len(rows), document.shard), rows, number, stop)
+            if (at >= 0).any():
+                seen.setdefault(epoch, []).extend(at[at >= 0].tolist())
+    return [Sightings(epoch, tuple(sorted(seen[epoch]))) for epoch in sorted(seen)]
+
+
+def _plan(dataset: Dataset, split: str, walk: Walk, shard: int) -> Plan | None:
+    """The packing plan whose rows a walk reads."""
+    if not walk.layout.plan:
+        return None
+    find = dataset.file if dataset.remote else None
+    return load_packing(dataset.index(split), walk.layout.plan_length, find).plan(shard)
+
+
+def _documents(walk: Walk, plan: Plan | None, starts: np.ndarray, tokens: int,
+               first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The documents of rows of a shard: which row, and the document's number; `first` as in `Places.start`."""
+    if plan is not None:
+        return plan.documents(starts, first)
+    stride = walk.layout.stride
+    if not stride:  # a row is a document, and its place is the document's number
+        return np.arange(len(first)), first
+    ends = np.minimum(first + stride + 1, tokens)
+    return ranges(np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, ends))
+
+
+def _rows(walk: Walk, plan: Plan | None, document: Found, phase: int) -> np.ndarray:
+    """The rows of its shard that hold tokens of a document, in an epoch of that phase (int64)."""
+    if plan is not None:
+        return plan.rows(np.array([document.start]), document.start + document.tokens, np.zeros(1, np.int64))[1]
+    stride, held = walk.layout.stride, walk.layout.rows[document.shard]
+    if not stride:
+        return np.array([document.number], np.int64)
+    first = max(0, -(-(document.start - phase - stride) // stride))
+    last = min(held - 1, (document.start + document.tokens - 1 - phase) // stride)
+    return np.arange(first, last + 1, dtype=np.int64)
+
+
+def _path(dataset: Dataset, url: str) -> str:
+    return f"{dataset.folder / url.removesuffix('.tar')}.docs.parquet"
 
 
 def _table(dataset: Dataset, url: str) -> dict[str, list]:
     from pyarrow import parquet
 
-    path = dataset.folder / f"{url.removesuffix('.tar')}.docs.parquet"
+    path = _path(dataset, url)
     try:
         return parquet.read_table(path, columns=["id", "source", "start", "tokens"]).to_pydict()
     except (OSError, ValueError) as error:

@@ -1,67 +1,86 @@
 """Where a build works, who does the work, and what is left when it fails: nothing that looks like a dataset.
 
-Everything is made in `OUT/.building` and moved to its name at the end, `dataset.json` last. A build that was
-killed leaves that folder behind; the next one holds the lock on it, so it knows that nobody uses it, and clears it.
+Everything is made in `OUT/.building/KEY` and moved to its name at the end, `dataset.json` last. KEY is a digest of what
+decides the bytes (recipe, input, library versions, the code of `data`): a build that was killed leaves the folder
+behind and one with the same key goes on there; one with another key says so and starts over. A straggler of a dead
+build can't harm that one: its folder is gone.
 """
 
 import errno
 import fcntl
+import hashlib
+import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.dataset import FILE
 from data.errors import UserError
-from data.publish import sync
+from data.progress import Progress
+from data.publish import sync, write_json
 
 BUILDING = ".building"
 _LOCK = "lock"
+_JOURNAL = "journal.json"
+_MOVING = "moving.json"
 _OURS = re.compile(
-    r"(train|valid|heldout)(-\d{6}\.(tar|docs\.parquet|pack-\d+\.npy)|\.(index|pack-\d+)\.json)"
-    r"|tokenizer(\.(model|json)|_config\.json)|\..*\.tmp"
+    r"(train|valid|heldout)(-\d{6}\.[a-z0-9.-]+|\.[a-z0-9-]+\.json)|tokenizer(\.(model|json)|_config\.json)|"
+    r"sentencepiece\.model"
 )
-_SCRATCH = re.compile(r"\d{6,}\.(text|tokens)|" + _LOCK)
+_TEMPORARY = re.compile(r"\..*\.tmp|sort-.*|links")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def workplace(out: Path) -> Iterator[Path]:
-    """An empty folder inside `out` to work in, for one build at a time; gone afterwards, whatever happened.
+def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterator[Path]:
+    """A folder inside `out` to work in, for one build at a time; gone after success or a user's mistake.
+
+    Args:
+        decides: everything that decides the bytes (JSON). What a build of the same left is in the folder.
+        progress: is told when what another build left is thrown away.
 
     Raises:
-        UserError: `out` holds something else, another build is at work there, the disk is full or not writable.
+        UserError: `out` holds something else, another build is at work there, the disk is full or not writable, a
+            worker died.
     """
     fresh = not out.exists()
     try:
         _refuse_strangers(out)
-        work = out / BUILDING
-        with _locked(work):
-            for left in [*out.iterdir(), *work.iterdir()]:
-                if left.name not in (BUILDING, _LOCK):
-                    left.unlink()
+        building = out / BUILDING
+        with _locked(building):
+            work = _journalled(building, decides, progress)
+            _clear(out, work)
             try:
                 yield work
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            except UserError:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
-                f"the disk that holds {out} is full: {error.strerror}. What was made so far is removed. A build needs "
-                "about three times the text's size there; free some, or choose another --out."
+                f"the disk that holds {out} is full: {error.strerror}. What is finished is kept: free some space and "
+                "build again to go on. A build needs about four times the text's size there."
             ) from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise UserError(f"cannot write the dataset to {out}: {error.strerror}. Choose another --out.") from error
         raise
+    except BrokenExecutor as error:
+        raise UserError(
+            "a process of the build died: it was killed, perhaps for want of memory (then lower `workers`). What is "
+            "finished is kept: build again to go on."
+        ) from error
     finally:
         if fresh and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
@@ -69,30 +88,63 @@ def workplace(out: Path) -> Iterator[Path]:
 
 def publish(work: Path, out: Path) -> None:
     """Move what was made in `work` to its names in `out`; only `dataset.json` is then missing."""
-    for path in sorted(work.iterdir()):
-        if not _SCRATCH.fullmatch(path.name):
-            path.replace(out / path.name)
+    names = sorted(path.name for path in work.iterdir() if _OURS.fullmatch(path.name))
+    write_json(work / _MOVING, {"names": names})
+    for name in names:
+        (work / name).replace(out / name)
     sync(out)
+
+
+def _journalled(building: Path, decides: dict[str, Any], progress: Progress) -> Path:
+    """The folder for a build that these things decide, made if it isn't there; those of other builds are removed."""
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    work = building / key
+    for left in building.iterdir():
+        if left.is_dir() and left.name != key:
+            progress.say(f"{left} was left by a build of another recipe, input or version: it is removed")
+            shutil.rmtree(left)
+    if (work / _JOURNAL).exists():
+        progress.say(f"going on from what an interrupted build left in {work}")
+    else:
+        work.mkdir(exist_ok=True)
+        write_json(work / _JOURNAL, decides)
+    return work
+
+
+def _clear(out: Path, work: Path) -> None:
+    """Take back what a build moved before it was killed; remove what is half made or none of ours."""
+    moving = work / _MOVING
+    names = json.loads(moving.read_text("utf-8"))["names"] if moving.exists() else []
+    for left in out.iterdir():
+        if left.name in names:
+            left.replace(work / left.name)
+        elif left.name != BUILDING:
+            left.unlink()
+    moving.unlink(missing_ok=True)
+    for left in work.iterdir():
+        if _TEMPORARY.fullmatch(left.name):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _refuse_strangers(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; a dataset is a folder. Choose another --out.")
     held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    strange = [name for name in held if name not in (BUILDING, FILE) and not _OURS.fullmatch(name)]
+    ours = (name for name in held if name in (BUILDING, FILE) or _OURS.fullmatch(name) or _TEMPORARY.fullmatch(name))
+    strange = sorted({*held}.difference(ours))
     if strange:
         raise UserError(f"{out} is not empty and not a dataset: it holds {strange[0]!r}. Choose another --out.")
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def _locked(building: Path) -> Iterator[None]:
     while True:
         try:
-            work.mkdir(parents=True, exist_ok=True)
+            building.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {work.parent}: {error.strerror or error}") from None
+            raise UserError(f"cannot write to {building.parent}: {error.strerror or error}") from None
         try:
-            file = (work / _LOCK).open("w")
+            file = (building / _LOCK).open("a+")
         except FileNotFoundError:
             continue  # another build ended and took the folder away
         with file:
@@ -100,15 +152,23 @@ def _locked(work: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another build is writing to {work.parent}. Wait for it, or choose another --out."
+                    f"another build ({_holder(file)}) is writing to {building.parent}. Wait for it, or choose another "
+                    "--out."
                 ) from None
             try:
-                still_there = os.path.samestat(os.fstat(file.fileno()), (work / _LOCK).stat())
+                still_there = os.path.samestat(os.fstat(file.fileno()), (building / _LOCK).stat())
             except FileNotFoundError:
                 still_there = False
             if still_there:
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
                 yield
                 return
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read(1000) or "just begun"
 
 
 class InProcess(Executor):

@@ -27,7 +27,7 @@ def test_a_packed_run_moved_to_fewer_ranks_reads_each_row_of_the_plan_once(luban
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 75, text
     text = luban.pretrain("packed", *here, "launch.ranks=1")
-    assert "an epoch (best_fit): " in text and "0 tokens unread an epoch" in text
+    assert "an epoch of data (best_fit): " in text and "0 tokens unread an epoch" in text
     assert [attempt.start["world"] for attempt in record.load(luban.run("packed")).attempts] == [2, 1]
     text = luban("verify", "packed")
     assert "ok   rows (tokens of 10 updates read again, digests equal)" in text

@@ -6,6 +6,7 @@ the training split's token frequencies, with one added to each count.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,17 +59,38 @@ class FixedSet:
         return _figures(*world.total_floats([loss, correct, labels, text_bytes]))
 
 
+def mixed(figures: Mapping[str, dict[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    """The figures of one set, or of a stage's sources together: their means by weight, and all their tokens.
+
+    Args:
+        figures: by source.
+        weights: of the stage's sources; those without a set count nothing, and where none has one all count alike.
+    """
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    shares = {name: weights.get(name, 0.0) for name in figures}
+    shares = shares if any(shares.values()) else dict.fromkeys(figures, 1.0)
+    total = sum(shares.values())
+    held = {
+        name: sum(share * figures[source][name] for source, share in shares.items() if share) / total
+        for name in ("loss", "bits_per_byte", "accuracy")
+    }
+    tokens = sum(each["tokens"] for each in figures.values())
+    return {"loss": held["loss"], "perplexity": perplexity(held["loss"])} | held | {"tokens": tokens}
+
+
 def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
     """Rows of one evaluation forward, so that its logits stay within bounds."""
     return max(1, min(micro_batch, EVALUATION_LOGITS // (context * vocab_size)))
 
 
-def unigram_baseline(train: Index, fixed: FixedSet) -> dict[str, float]:
-    """What a model that knows only the training split's token frequencies reaches on the fixed set."""
+def unigram_baseline(trains: Sequence[Index], fixed: FixedSet) -> dict[str, float]:
+    """What a model that knows only the training splits' token frequencies reaches on the fixed set."""
     counts = np.ones(fixed.tokenizer.padded_vocab_size)
-    for shard in train.shards:
-        held = MappedShard(train.folder, shard, train.dtype).tokens(0, shard.tokens)
-        counts += np.bincount(held, minlength=len(counts))
+    for train in trains:
+        for shard in train.shards:
+            held = MappedShard(train.folder, shard, train.dtype).tokens(0, shard.tokens)
+            counts += np.bincount(held, minlength=len(counts))
     surprise = -np.log(counts / counts.sum())
     best = int(counts.argmax())
     loss = correct = labels = text_bytes = 0.0

@@ -1,13 +1,13 @@
 """The gradient of `engine.exact: any`: the same bits whatever the number of ranks and the ZeRO stage.
 
 What differs between topologies is the order in which sums are made, so here every sum has one order:
-- Over micro-batches. `data.order.deal` gives micro-batch round x world + rank the same rows for any world. Each is
+- Over micro-batches. `data.deal.deal` gives micro-batch round x world + turn the same rows for any world. Each is
   differentiated by itself, and its pieces go, in the dtype they were computed in, to the rank whose ZeRO partition they
-  belong to. That owner adds them into float64 in the order of ranks, round after round, which is micro-batch 0, 1,
-  2, ... on any world. A sum of n fp32 terms is exact in float64, and would need no order, while their exponents differ
-  by no more than 29 - log2(n) binary places; gradients do differ by more, the sum then rounds, and the order keeps it
-  the same. All it asks for is that micro-batches have a fixed size. One of fillers alone adds zeros, and since the sum
-  starts at +0, a zero of either sign changes nothing.
+  belong to. That owner adds them into float64 in the order of the ranks' turns, round after round, which is
+  micro-batch 0, 1, 2, ... on any world. A sum of n fp32 terms is exact in float64, and would need no order, while
+  their exponents differ by no more than 29 - log2(n) binary places; gradients do differ by more, the sum then rounds,
+  and the order keeps it the same. All it asks for is that micro-batches have a fixed size. One of fillers alone adds
+  zeros, and since the sum starts at +0, a zero of either sign changes nothing.
 - Over elements, for the norm. Squares are summed in chunks of 512 elements counted from the start of their parameter,
   by adding halves to halves, elementwise: torch's own `sum` may choose its order by shape, stride and device, an
   elementwise addition cannot. A chunk that two ranks share is put together first (x + 0 is exact). The chunks' sums
@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.deal import turn
 from trainer.sizes import EXACT_BUCKET as BUCKET
 from trainer.sizes import EXACT_CHUNK as CHUNK
 from trainer.world import World
@@ -116,6 +117,7 @@ class ExactGradient:
             dtype: of the gradients.
         """
         self._world, self._pieces = world, list(pieces)
+        self._turns = sorted(range(world.size), key=lambda rank: turn(rank, world.size, world.groups))
         everyone: list[list[Piece]] = world.gather(self._pieces)
         most = max(1, max(sum(piece.rows for piece in held) for held in everyone))
         self._rounds = -(-most // max(1, BUCKET // (CHUNK * world.size)))
@@ -186,8 +188,9 @@ class ExactGradient:
             if self._world.size > 1:
                 dist.all_to_all_single(self._received, self._sent)
             sums = self._sums[number * self._bucket : (number + 1) * self._bucket]
-            for contribution in self._received.split(self._bucket):
-                sums += contribution
+            received = self._received.split(self._bucket)
+            for rank in self._turns:
+                sums += received[rank]
 
     def clear(self) -> None:
         """Begin the next update."""

@@ -38,9 +38,10 @@ class Feed:
     """The updates of an attempt, in order, from a position on. Iterate it; `close` it."""
 
     def __init__(self, reader: LocalReader, objective: Objective, recipe: Recipe, shape: Shape, rank: int, ranks: int,
-                 device: torch.device, consumed: int, avoid: Sequence[Avoid] = ()):  # fmt: skip
+                 device: torch.device, consumed: int, avoid: Sequence[Avoid] = (), groups: int = 1):  # fmt: skip
         self._reader, self._objective, self._device = reader, objective, device
         self._shape, self._rank, self._ranks = shape, rank, ranks
+        self._lanes, self._groups = recipe.data.lanes, groups
         self._spans = spans(consumed, recipe.train.batch_rows, avoid)
         self._prefetch = Prefetch(self._produce, 2**62, recipe.data.prefetch)
 
@@ -50,12 +51,13 @@ class Feed:
     def close(self) -> None:
         """Stop reading ahead."""
         self._prefetch.close()
+        self._reader.close()
 
     def _produce(self, number: int) -> Step:
         start, stop, passed_over = next(self._spans)
         if passed_over:
             return Step(start, stop, [], [], 0, 0, passed_over)
-        mine = deal(start, stop, self._shape.micro_batch, self._rank, self._ranks)
+        mine = deal(start, stop, self._shape.micro_batch, self._rank, self._ranks, self._lanes, self._groups)
         rows = [self._reader.rows(positions) for positions in mine]
         batches = [self._objective.batch(held, self._device) for held in rows]
         digest = sum(row_digest(held) for held in rows) & WORD

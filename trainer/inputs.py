@@ -1,5 +1,6 @@
 """What a run reads, opened and checked against its recipe before anything is spent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Literal
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.order import Order
+from data.order import Order, Source, Stage
 from data.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
 from data.shards import Index
@@ -16,19 +17,32 @@ from data.tokenizer import Tokenizer
 from trainer.recipe import Recipe
 
 VALID = "valid"
+Packing = Literal["chop", "best_fit"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A dataset seen through a recipe."""
+    """Datasets seen through a recipe."""
 
-    dataset: Dataset
+    datasets: Mapping[str, Dataset]
+    """By source, as the order numbers them."""
     context: int
-    packing: Literal["chop", "best_fit"]
-    train: Index
+    trains: Mapping[str, Index]
+    """The training split of each source."""
     order: Order
+    packing: Packing
     vocab_size: int
     """Rows of the model's embedding."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The first; all have its tokenizer and kind."""
+        return next(iter(self.datasets.values()))
+
+    @property
+    def sources(self) -> list[Dataset]:
+        """As the order numbers them."""
+        return list(self.datasets.values())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -37,17 +51,31 @@ class Inputs:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Of the training split."""
-        return self.train.tokens / self.train.text_bytes
+        """Of the training splits."""
+        held = self.trains.values()
+        return sum(index.tokens for index in held) / sum(index.text_bytes for index in held)
+
+    @property
+    def epoch_tokens(self) -> int | None:
+        """Label tokens of one pass over the corpus; None where rows aren't all of one text and length."""
+        if self.dataset.kind != "text" or len(self.order.walks) > 1:
+            return None
+        return next(iter(self.fills.values())).labels
 
     @cached_property
-    def fill(self) -> Fill:
-        """How documents fill the rows of an epoch."""
-        return fill(self.train, self.context, self.packing)
+    def fills(self) -> dict[str, Fill]:
+        """How documents fill the rows of an epoch, by source and context where rows have several lengths."""
+        found = {}
+        for walk in self.order.walks:
+            context = walk.layout.row_length(self.context + 1) - 1
+            name = walk.name if context == self.context else f"{walk.name}, context {context}"
+            index = self.trains[walk.name]
+            found[name] = fill(index, context, self.packing, here=self.datasets[walk.name].remote is None)
+        return found
 
     def reader(self) -> LocalReader:
         """A reader of the training rows."""
-        return LocalReader(self.train, self.order, self.context)
+        return LocalReader(list(self.trains.values()), self.order, self.context)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
@@ -56,46 +84,47 @@ class Inputs:
         return self.tokenizer.encode(text).tolist() or [self.tokenizer.eos_id]
 
     @cached_property
-    def fixed(self) -> tuple[LocalReader, int] | None:
-        """A reader of the validation rows in an order of their own, and how many there are; None without any."""
-        index = self.dataset.index(VALID)
-        if not index.shards:
-            return None
-        try:
-            order = Order(layout(index, self.context, self.packing), 0, len(index.shards))
-        except UserError:
-            if self.packing == "best_fit":  # no plan, or a damaged one
-                raise
-            return None  # fewer tokens than one row
-        return LocalReader(index, order, self.context), order.rows_per_epoch
+    def fixed(self) -> dict[str, tuple[LocalReader, int]]:
+        """A reader of each source's validation rows in an order of their own, and how many; of those with any."""
+        found = {}
+        for name, dataset in self.datasets.items():
+            index = dataset.index(VALID)
+            if not index.shards:
+                continue
+            try:
+                order = Order(layout(index, self.context, self.packing), 0, len(index.shards))
+            except UserError:
+                if self.packing == "best_fit":  # no plan, or a damaged one
+                    raise
+                continue  # fewer tokens than one row
+            found[name] = LocalReader(index, order, self.context), order.rows_per_epoch
+        return found
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
-    """Open the recipe's dataset.
+    """Open the recipe's datasets.
 
     Raises:
-        UserError: it is missing, damaged or of another tokenizer, its shards hold no row of this context,
-            `model.vocab_size` is smaller than the tokenizer's, or an example or a prompt is too long for the context.
+        UserError: one is missing, damaged or of another tokenizer, its shards hold no row of this context or too few
+            for the lanes, `model.vocab_size` is smaller than the tokenizer's, the sources end before the run, or an
+            example or a prompt is too long for the context.
     """
-    dataset = load_dataset(Path(recipe.data.dataset))
-    train = dataset.index("train")
-    pieces = dataset.tokenizer().vocab_size
-    vocab_size = recipe.model.vocab_size or dataset.tokenizer().padded_vocab_size
+    datasets = {name: load_dataset(Path(place)) for name, place in recipe.data.places.items()}
+    _refuse_unlike(datasets)
+    trains = {name: dataset.index("train") for name, dataset in datasets.items()}
+    first = next(iter(datasets.values()))
+    pieces = first.tokenizer().vocab_size
+    vocab_size = recipe.model.vocab_size or first.tokenizer().padded_vocab_size
     if vocab_size < pieces:
         raise UserError(
-            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {dataset.folder}: "
+            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.folder}: "
             "set it to null, or to at least that"
         )
-    order = Order(layout(train, recipe.model.context, recipe.data.packing), recipe.seed, recipe.data.window)
-    inputs = Inputs(dataset, recipe.model.context, recipe.data.packing, train, order, vocab_size)
-    if train.kind == "examples":
-        longest = max(longest_document(dataset.index(split)) for split in ("train", VALID))
-        room = recipe.model.context + 1
-        if longest > room:
-            raise UserError(
-                f"the longest example of {dataset.folder} has {longest} tokens, and a context of "
-                f"{recipe.model.context} takes {room}: build it with task.max_tokens={room}"
-            )
+    packing = recipe.data.packing
+    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains), packing, vocab_size)
+    if first.kind == "examples" and packing == "chop":
+        for dataset in datasets.values():
+            _refuse_long(dataset, recipe.model.context)
     for prompt in recipe.evaluate.prompts:
         length = len(inputs.encode_prompt(prompt))
         if length >= recipe.model.context:
@@ -104,3 +133,69 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 f"{recipe.model.context}: shorten it"
             )
     return inputs
+
+
+def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:
+    """The order of a run's rows.
+
+    Raises:
+        UserError: as `open_inputs`, of lanes, contexts and ends.
+    """
+    data = recipe.data
+    caps = {name: each.max_epochs for name, each in data.sources.items()}
+    sources = [Source(name, index.fingerprint, caps.get(name)) for name, index in trains.items()]
+    stages = []
+    for stage in data.plan:
+        if (
+            stage.context is not None
+            and data.packing == "chop"
+            and any(trains[name].kind == "examples" for name in stage.weights)
+        ):
+            raise UserError(
+                f"the stage from row {stage.start} has a context of {stage.context}, and examples are a row each: "
+                "leave it out, or pack them: data.packing=best_fit"
+            )
+        context = stage.context or recipe.model.context
+        layouts = {name: layout(trains[name], context, data.packing) for name in stage.weights}
+        stages.append(Stage(stage.start, stage.weights, layouts, stage.window or data.window))
+    order = Order.staged(sources, stages, recipe.seed, data.lanes)
+    rows = recipe.train.steps * recipe.train.batch_rows
+    if order.end is not None and order.end < rows:
+        raise UserError(
+            f"train.steps {recipe.train.steps:,} x train.batch_rows {recipe.train.batch_rows} reads {rows:,} rows, and "
+            f"at row {order.end:,} every source of the last stage has been read as often as its max_epochs lets it: "
+            f"lower train.steps to {order.end // recipe.train.batch_rows:,}, raise max_epochs, or add a source"
+        )
+    return order
+
+
+def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:
+    """Raise UserError where sources differ in what all rows must share, or two are the same."""
+    name, first = next(iter(datasets.items()))
+    shards = {first.info["splits"]["train"]["fingerprint"]: name}
+    for other, dataset in list(datasets.items())[1:]:
+        if dataset.kind != first.kind:
+            raise UserError(f"source {name} is a dataset of {first.kind}, and {other} one of {dataset.kind}")
+        mine, theirs = (each.info["tokenizer"]["fingerprint"] for each in (first, dataset))
+        if mine != theirs:
+            raise UserError(
+                f"source {name} was made with the tokenizer {mine[:12]}, and {other} with {theirs[:12]}: build "
+                f"{dataset.folder} again with tokenizer.reuse={first.folder}"
+            )
+        fingerprint = dataset.info["splits"]["train"]["fingerprint"]
+        if fingerprint in shards:
+            raise UserError(
+                f"sources {shards[fingerprint]} and {other} hold the same shards ({fingerprint[:12]}): its rows would "
+                "be read by both. Name it once, with the sum of the weights"
+            )
+        shards[fingerprint] = other
+
+
+def _refuse_long(dataset: Dataset, context: int) -> None:
+    longest = max(longest_document(dataset.index(split)) for split in ("train", VALID))
+    room = context + 1
+    if longest > room:
+        raise UserError(
+            f"the longest example of {dataset.folder} has {longest} tokens, and a context of "
+            f"{context} takes {room}: build it with task.max_tokens={room}"
+        )

@@ -8,6 +8,7 @@ import torch
 
 from data.permutation import key
 from trainer import checkpoint, watchdog
+from trainer.evaluate import mixed
 from trainer.generate import generate
 from trainer.mirror import send_record
 from trainer.place import Store
@@ -149,7 +150,7 @@ class Evaluations:
         """Whether to evaluate after `step`."""
         every = self.s.recipe.evaluate.every_steps
         at_step = bool(every) and step % every == 0
-        return self.s.fixed is not None and (at_step or step == self.s.recipe.train.steps)
+        return bool(self.s.fixed) and (at_step or step == self.s.recipe.train.steps)
 
     def run(self, trusted: bool) -> bool:
         """Measure and sample, without touching order or random state. Returns whether the loss is the best so far.
@@ -158,25 +159,31 @@ class Evaluations:
             trusted: the guard suspects nothing of these weights; others can be neither the best nor worse than it.
         """
         s, progress = self.s, self.s.progress
-        assert s.fixed is not None
         began = time.monotonic()
         random_state = torch.get_rng_state()
-        figures = s.fixed.measure(s.engine.module, s.world)
+        each = {name: fixed.measure(s.engine.module, s.world) for name, fixed in s.fixed.items()}
+        stage = s.inputs.order.stage(progress.consumed)
+        figures = mixed(each, stage.weights)
         samples = self._samples()
         torch.set_rng_state(random_state)
         loss = figures["loss"]
-        improved = trusted and math.isfinite(loss) and (progress.best is None or loss < progress.best["loss"])
+        best = progress.best
+        same = best is None or best.get("stage", 0) == stage.start  # losses of other mixtures don't compare
+        improved = trusted and math.isfinite(loss) and (best is None or not same or loss < best["loss"])
         if improved:
-            progress.best, progress.worse = {"step": progress.step, "loss": loss}, 0
+            progress.best, progress.worse = {"step": progress.step, "loss": loss, "stage": stage.start}, 0
         elif trusted:
             progress.worse += 1
         if s.writer and s.tracker:
             seconds = time.monotonic() - began
+            by_source = {"sources": each} if len(each) > 1 else {}
             s.writer.append(
                 "evaluation", step=progress.step, set="valid", metrics=figures, seconds=seconds, best=improved,
-                samples=samples,
+                samples=samples, **by_source,
             )  # fmt: skip
             named = {f"evaluation/valid/{name}": value for name, value in figures.items()}
+            for source, held in by_source.get("sources", {}).items():
+                named |= {f"evaluation/valid/{source}/{name}": value for name, value in held.items()}
             axes = {"train/step": progress.step, "train/tokens": progress.tokens}
             s.tracker.log(axes | named | {"samples": samples}, kind="evaluation")
         return improved

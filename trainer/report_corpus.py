@@ -12,7 +12,7 @@ from trainer.units import short, size
 def chapter(story: Story) -> Html:
     info = story.dataset
     if info is None:
-        return section("Corpus", tag("p", f"There is no dataset at {story.recipe.data.dataset} now.", class_="note"))
+        return section("Corpus", tag("p", f"There is no dataset at {story.recipe.data.label} now.", class_="note"))
     held = f"{info['documents']:,} documents, {size(info['text_bytes'])} of text, {short(info['tokens'])} tokens"
     tokenizer = info.get("tokenizer", {})
     shape = f"{info['bytes_per_token']:.2f} bytes a token, {tokenizer.get('vocab_size', 0):,} pieces"

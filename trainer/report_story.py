@@ -44,7 +44,7 @@ class Story:
             (run / FILE).read_text("utf-8", "replace"),
             history,
             history.metrics(),
-            _json(Path(recipe.data.dataset) / "dataset.json"),
+            _json(Path(next(iter(recipe.data.places.values()))) / "dataset.json"),
             _json(run / "proof.json"),
         )
 

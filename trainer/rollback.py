@@ -120,7 +120,7 @@ def roll_back(s: Session, watch: Watch) -> None:
     s.feed.close()
     s.feed = Feed(
         s.inputs.reader(), s.objective, s.recipe, s.shape, s.world.rank, s.world.size, s.world.device,
-        progress.consumed, progress.avoid,
+        progress.consumed, progress.avoid, s.world.groups,
     )  # fmt: skip
     watch.begin()
     for note in notes:
@@ -218,7 +218,7 @@ def _tell(s: Session, found: Checkpoint | None, trouble: Trouble, avoid: Avoid) 
     documents: list[Traced] = []
     file = f"{FOLDER}/rollback-{s.attempt:04d}.jsonl"
     try:
-        documents = list(documents_at(s.inputs.dataset, "train", s.inputs.order, np.arange(first, last)))
+        documents = list(documents_at(s.inputs.sources, "train", s.inputs.order, np.arange(first, last)))
         _write(s, file, documents)
         named = f"{len(documents)} documents lie in them, named in {file}"
     except (UserError, OSError) as error:

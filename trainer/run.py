@@ -4,9 +4,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data import settings
+from data.departure import departure
 from data.errors import UserError
+from data.order import Order
 from data.publish import published
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
@@ -16,6 +19,7 @@ from trainer.place import Place
 from trainer.recipe import Model, Recipe
 
 FILE = "recipe.yaml"
+ORDER = ("data.sources", "data.stages", "data.window", "data.packing", "data.lanes")  # what fixes the order of rows
 FREE_OF_ANCESTOR = ("attention", "residual_dropout")  # settings of the model that a run may set anew
 
 
@@ -112,10 +116,14 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def dataset_path(recipe: Recipe) -> Recipe:
-    """`recipe` with its dataset resolved: as given, or under LUBAN_HOME; absolute, so that ranks find it anywhere."""
-    given = Path(recipe.data.dataset)
-    found = next((path for path in (given, home() / given) if path.exists()), home() / given)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(found.absolute())})})
+    """`recipe` with its datasets resolved: as given, or under LUBAN_HOME; absolute, so that ranks find it anywhere."""
+
+    def place(given: str) -> str:
+        path = Path(given)
+        return str(next((each for each in (path, home() / path) if each.exists()), home() / path).absolute())
+
+    places = {name: place(given) for name, given in recipe.data.places.items()}
+    return recipe.model_copy(update={"data": recipe.data.moved(places)})
 
 
 def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool = False) -> None:
@@ -136,7 +144,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     refuse_older(recipe, run)
     _refuse_cut_short(run)
     if _has_begun(run):
-        changed = [entry for entry in settings.differences(read_recipe(run), recipe) if entry[1] != "free"]
+        changed = [entry for entry in departures(read_recipe(run), recipe) if entry[1] != "free"]
         if changed:
             lines = [f"  {name} ({kind}): {old!r} there, {new!r} here" for name, kind, old, new in changed]
             raise UserError(
@@ -153,12 +161,13 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
             claim.refuse_if_held(run)
         check_store(recipe, run)
     inputs = open_inputs(recipe)
+    _refuse_other_order(run, inputs.order)
     if kind is not None and inputs.dataset.kind != kind:
         raise UserError(
-            f"{recipe.data.dataset} is a dataset of {inputs.dataset.kind}, and fine-tuning needs one of {kind}: build "
+            f"{recipe.data.label} is a dataset of {inputs.dataset.kind}, and fine-tuning needs one of {kind}: build "
             "one with kind=examples, or go on with text by luban pretrain --from"
         )
-    if recipe.train.patience and inputs.fixed is None:
+    if recipe.train.patience and not inputs.fixed:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
     if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
@@ -170,6 +179,33 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
             draft.write_text(settings.dump(recipe))
     except OSError as error:
         raise UserError(f"cannot write {run / FILE}: {error.strerror or error}") from None
+
+
+def departures(old: Recipe, new: Recipe) -> list[tuple[str, str, Any, Any]]:
+    """As `settings.differences`; but where sources or stages differ, what fixes the order of rows is left out.
+
+    The order itself then tells whether a run may go on: it may with stages that it has not come to.
+    """
+    found = settings.differences(old, new)
+    if {"data.sources", "data.stages"}.isdisjoint(name for name, *_ in found):
+        return found
+    return [each for each in found if each[0] not in ORDER]
+
+
+def _refuse_other_order(run: Path, order: Order) -> None:
+    """Raise UserError where the run's newest checkpoint was reached in an order that isn't a beginning of this one."""
+    for place in reversed(held_by(run).values()) if (run / FILE).exists() else ():
+        try:
+            state = Checkpoint(place).state
+        except CorruptCheckpoint:
+            continue  # an attempt says so, and takes the one before
+        if why := departure(state["order"], order.describe(), state["progress"]["consumed"]):
+            raise UserError(
+                f"{run} read its rows in another order: {why}. Stages that it has come to, in "
+                f"{state['progress']['consumed']:,} rows, are fixed; append a stage that starts later, or take another "
+                "name=..."
+            )
+        return
 
 
 def _refuse_cut_short(run: Path) -> None:
@@ -208,8 +244,11 @@ def changes(recipe: Recipe, run: Path) -> list[str]:
     """In words, the free settings in which `recipe` differs from what its run was last started with."""
     if not _has_begun(run):
         return []
-    found = settings.differences(read_recipe(run), dataset_path(recipe))
-    return [f"{name} {old!r} -> {new!r}" for name, kind, old, new in found if kind == "free"]
+    old, new = read_recipe(run), dataset_path(recipe)
+    said = [f"{name} {a!r} -> {b!r}" for name, kind, a, b in settings.differences(old, new) if kind == "free"]
+    if old.data.plan != new.data.plan:
+        said.append("other stages ahead: " + "; ".join(str(stage) for stage in new.data.plan))
+    return said
 
 
 def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str], later: bool = False) -> Recipe:
@@ -286,6 +325,6 @@ def _check_ancestor(recipe: Recipe, tokenizer: str) -> None:
     if made_with != tokenizer:
         raise UserError(
             f"the weights of {recipe.ancestor} were trained with the tokenizer {made_with[:12]}, and "
-            f"{recipe.data.dataset} was made with {tokenizer[:12]}: build the dataset with the tokenizer of that run's "
+            f"{recipe.data.label} was made with {tokenizer[:12]}: build the dataset with the tokenizer of that run's "
             "dataset (tokenizer.reuse)"
         )

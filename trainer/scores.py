@@ -43,12 +43,11 @@ def load_model(point: str, dataset: Path | None = None) -> Loaded:
     found = source.checkpoint()
     recipe = read_recipe(source.run)
     if dataset is not None:
-        recipe = dataset_path(
-            recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": str(dataset)})})
-        )
+        other = {"dataset": str(dataset), "sources": {}, "stages": (), "lanes": 1}
+        recipe = dataset_path(recipe.model_copy(update={"data": recipe.data.model_copy(update=other)}))
     inputs = open_inputs(recipe)
     if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
-        raise UserError(f"{recipe.data.dataset} was made with another tokenizer than {point}: its figures mean nothing")
+        raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: its figures mean nothing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Decoder(recipe.model, found.state["vocab_size"])
     parameters, weights = dict(model.named_parameters()), found.weights()
@@ -65,16 +64,19 @@ def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | 
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-def measure(loaded: Loaded, rows: int = 0) -> tuple[dict[str, float], FixedSet]:
+def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[dict[str, float], FixedSet]:
     """Figures of the validation split (`rows` of it; 0: all), and the set itself.
+
+    Args:
+        source: of which source; None: of the first that has one.
 
     Raises:
         UserError: the split has no row of this context.
     """
-    fixed = loaded.inputs.fixed
-    if fixed is None:
-        raise UserError(f"{loaded.inputs.dataset.folder} has no validation row of {loaded.recipe.model.context} tokens")
-    reader, held = fixed
+    found = loaded.inputs.fixed
+    if not found:
+        raise UserError(f"{loaded.recipe.data.label} has no validation row of {loaded.recipe.model.context} tokens")
+    reader, held = found[source or next(iter(found))]
     forward = forward_rows(MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size)
     objective = Causal(loaded.recipe.model.attention)
     chosen = FixedSet(reader, min(rows or held, held), objective, loaded.inputs.tokenizer, forward)
@@ -108,12 +110,18 @@ def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple
 def evaluate_run(point: str, dataset: Path | None, rows: int, generations: int) -> str:
     """What `luban evaluate` prints."""
     loaded = load_model(point, dataset)
-    figures, fixed = measure(loaded, rows)
-    baseline = unigram_baseline(loaded.inputs.train, fixed)
+    sources = list(loaded.inputs.fixed) or [None]
+    return "\n".join(line for source in sources for line in _evaluated(point, loaded, rows, generations, source))
+
+
+def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: str | None) -> list[str]:
+    """The figures of one source."""
+    figures, fixed = measure(loaded, rows, source)
+    baseline = unigram_baseline(list(loaded.inputs.trains.values()), fixed)
     examples = loaded.inputs.dataset.kind == "examples"
     what = "completions of the validation examples" if examples else "validation split"
     lines = [
-        f"{point} at step {loaded.step} on the {what} of {loaded.inputs.dataset.folder.name}",
+        f"{point} at step {loaded.step} on the {what} of {fixed.reader.indexes[0].folder.name}",
         f"  {'':16} {'model':>10} {'unigram':>10}",
     ]
     for name, label in (
@@ -125,7 +133,7 @@ def evaluate_run(point: str, dataset: Path | None, rows: int, generations: int) 
     if examples and generations:
         score, made = bleu(loaded, fixed, generations)
         lines.append(f"  BLEU {score:.2f} over {len(made)} greedy completions (sacrebleu, 13a)")
-    return "\n".join(lines)
+    return lines
 
 
 def generate_texts(

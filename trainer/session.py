@@ -4,14 +4,18 @@ import os
 import platform
 import re
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data.deal import reading_groups
+from data.departure import departure
 from data.errors import UserError
 from data.permutation import key
 from trainer import checkpoint, claim, goodput, record
@@ -80,7 +84,8 @@ class Session:
     feed: Feed
     progress: Progress
     frozen: str | None
-    fixed: FixedSet | None
+    fixed: dict[str, FixedSet]
+    """By source; none where there is no validation row."""
     writer: claim.Writer | None
     """Rank 0's alone."""
     tracker: Tracker | None
@@ -140,6 +145,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     found = adopt(recipe, run, world, offered, notes, damaged)
     bf16 = recipe.engine.bf16(world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
+    nodes = world.told(_nodes(world.collect(socket.gethostname())))
+    rows, lanes = recipe.train.batch_rows, recipe.data.lanes
+    world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
     frozen = give_weights(run, recipe, model, found, world)
@@ -149,11 +157,8 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
     progress = Progress()
     if found:
-        if found.state["order"] != inputs.order.describe():
-            raise UserError(
-                f"{recipe.data.dataset} doesn't hold the shards that {run} was trained on "
-                f"({inputs.train.fingerprint[:12]} now, {found.state['order']['fingerprint'][:12]} then): restore them"
-            )
+        if why := departure(found.state["order"], inputs.order.describe(), found.state["progress"]["consumed"]):
+            raise UserError(f"{recipe.data.label} doesn't give the rows that {run} was trained on: {why}")
         agree(world, lambda: found.refuse_other_model(engine.shapes()))
         engine.load(span_by_span(found), found.state["adam_step"])
         progress = Progress(**found.state["progress"])
@@ -161,11 +166,11 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     progress.avoid = world.told(newest.get("avoid", []))  # a rollback since the checkpoint added to it
     feed = Feed(
         inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
-        progress.avoid,
+        progress.avoid, world.groups,
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
-        _fixed_set(recipe, inputs, objective, shape), None, None, clock,
+        _fixed_sets(recipe, inputs, objective, shape), None, None, clock,
         _meter(recipe, inputs, counted, world, bf16, clock), root,
     )  # fmt: skip
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
@@ -186,7 +191,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "threads": recipe.launch.threads,
         "exact": recipe.engine.exact,
         "ancestor": None if recipe.ancestor is None or found else _ancestry(recipe.ancestor),
-        "dataset": inputs.train.fingerprint,
+        "dataset": inputs.order.fingerprint,
+        "nodes": nodes,
+        "reading_groups": world.groups,
         "parameters": counted[0],
         "trainable": counted[1],
         "loss_kernel": kernel,
@@ -195,6 +202,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "supervisor": how,
         "life": life,
     }
+    notes += _order_notes(session, nodes)
     _open_record(session, start, writer, notes)
     return session
 
@@ -248,28 +256,55 @@ def _ancestry(ancestor: str) -> dict[str, Any]:
     }
 
 
-def _fixed_set(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> FixedSet | None:
-    if inputs.fixed is None:
-        return None
-    reader, rows = inputs.fixed
-    rows = min(rows, recipe.evaluate.rows or rows)
+def _fixed_sets(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> dict[str, FixedSet]:
     forward = forward_rows(shape.micro_batch, recipe.model.context, inputs.vocab_size)
-    return FixedSet(reader, rows, objective, inputs.tokenizer, forward)
+    return {
+        name: FixedSet(reader, min(rows, recipe.evaluate.rows or rows), objective, inputs.tokenizer, forward)
+        for name, (reader, rows) in inputs.fixed.items()
+    }
+
+
+def _nodes(hosts: list[str]) -> int:
+    """Machines, where each has as many ranks, one after the other; else 1, as if all shared one. Rank 0's alone."""
+    runs = [len(list(group)) for _, group in groupby(hosts)]
+    return len(runs) if len(set(runs)) == 1 and len(runs) == len(set(hosts)) else 1
 
 
 def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
-    text = inputs.dataset.kind == "text"
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
-        tokens_per_byte=inputs.tokens_per_byte if text else None,
-        epoch_tokens=inputs.fill.labels if text else None,
+        tokens_per_byte=inputs.tokens_per_byte if inputs.dataset.kind == "text" else None,
+        epoch_tokens=inputs.epoch_tokens,
         flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1]),
         device=world.device.type,
         device_name=_device_name(world),
         precision="bf16" if bf16 else "fp32",
     )
+
+
+def _order_notes(s: Session, nodes: int) -> Iterator[str]:
+    """How often each source will be read, where one ends or skips, and what it costs that nodes share lanes."""
+    order, rows = s.inputs.order, s.recipe.train.batch_rows
+    stop = s.recipe.train.steps * rows
+    if len(order.sources) > 1:
+        epochs = ", ".join(f"{name} {count:.3g}" for name, count in order.read(stop).items())
+        yield f"epochs of each source in {stop:,} rows: {epochs}; {len(order.stages)} stage(s)"
+    for name, fill in s.inputs.fills.items():
+        alone = f"; {stop:,} rows are {stop / fill.rows:.3g} epochs" if len(order.walks) == 1 else ""
+        yield f"an epoch of {name} ({s.inputs.packing}): {fill}{alone}"
+    yield from order.notes(stop)
+    missing = [name for name in s.inputs.datasets if s.fixed and name not in s.fixed]
+    if missing:
+        yield f"no validation row of this context in {', '.join(missing)}: the validation loss is without it"
+    if s.world.groups < nodes:
+        yield (
+            f"{nodes} nodes form {s.world.groups} group(s) that read lanes of their own, so each node reads 1/"
+            f"{s.world.groups} of the shards: of {order.lanes} lanes (data.lanes), batches of {rows} rows and "
+            f"micro-batches of {s.shape.micro_batch}, the nodes should divide the lanes, the lanes and the micro-batch "
+            "the batch, and the nodes the micro-batches"
+        )
 
 
 def _given_up(s: Session) -> set[str]:
@@ -347,10 +382,8 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
             f"exact any costs each rank {memory / 2**20:.1f} MiB of memory beside one micro-batch's gradient, and "
             f"{sent / 2**20:.1f} MiB sent to other ranks in each update ({s.shape.accumulation} x the gradient)"
         )
-    if s.fixed is None:
+    if not s.fixed:
         s.say("the validation split holds no row of this context: nothing is evaluated")
-    passes = s.recipe.train.steps * s.recipe.train.batch_rows / s.inputs.fill.rows
-    s.say(f"an epoch ({s.inputs.packing}): {s.inputs.fill}; the run reads {passes:.2f} epochs")
     s.say(
         f"attempt {s.attempt}: {s.world.size} rank(s), ZeRO {start['zero_stage']}, {start['precision']} on "
         f"{start['device']}, {start['trainable']:,} of {start['parameters']:,} parameters train, "

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data import settings
+from data.departure import departure
 from data.errors import UserError
 from data.permutation import WORD
 from data.publish import write_json
@@ -27,7 +28,7 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import places
 from trainer.place import Place, Store
 from trainer.recipe import Recipe
-from trainer.run import find, held_by, read_recipe
+from trainer.run import departures, find, held_by, read_recipe
 from trainer.schedule import learning_rate
 
 PROOF = "proof.json"
@@ -125,14 +126,18 @@ def check_run(run: Path) -> Iterator[Check]:
     try:
         inputs = open_inputs(recipe)
     except UserError as error:
-        yield Check("dataset", recipe.data.dataset, False, detail=str(error))
+        yield Check("dataset", recipe.data.label, False, detail=str(error))
+        return
+    why = departure(whole[-1].state["order"], inputs.order.describe(), state["consumed"])
+    stages = f"{len(inputs.order.stages)} stage(s) of {len(inputs.order.sources)} source(s)"
+    yield Check("order", f"{stages}, as {whole[-1].name} was trained with", why is None, detail=why or "")
+    if why:
         return
     yield _once(inputs, state["consumed"])
     yield _rows(inputs, lineage)
-    damaged = inputs.dataset.verify()
-    yield Check(
-        "dataset", f"{inputs.dataset.folder.name}: every shard re-read", not damaged, detail="; ".join(damaged[:3])
-    )
+    damaged = [problem for dataset in inputs.sources for problem in dataset.verify()]
+    held = ", ".join(dataset.folder.name for dataset in inputs.sources)
+    yield Check("dataset", f"{held}: every shard re-read", not damaged, detail="; ".join(damaged[:3]))
     lost = sum(last - first + 1 for _, first, last in history.lost)
     attempts = len(history.attempts)
     yield Check("record", f"{attempts} attempts, {len(lineage)} updates kept, {lost} lost and redone", True)
@@ -213,11 +218,7 @@ def check_seals(history: record.History, seal: dict[str, Any] | None) -> Check:
 def _recipe(recipe: Recipe, newest: Checkpoint) -> Check:
     """recipe.yaml is the one that the newest checkpoint was trained with, free settings aside."""
     then = settings.validate(Recipe, newest.state["recipe"], newest.name)
-    odd = [
-        f"{name} {old!r} then, {new!r} now"
-        for name, kind, old, new in settings.differences(then, recipe)
-        if kind != "free"
-    ]
+    odd = [f"{name} {old!r} then, {new!r} now" for name, kind, old, new in departures(then, recipe) if kind != "free"]
     return Check("recipe", f"as {newest.name} was trained with", not odd, detail="; ".join(odd[:3]))
 
 
@@ -250,14 +251,24 @@ def _metrics(run: Path, lineage: list[dict[str, Any]], recipe: Recipe) -> Check:
 
 
 def _once(inputs: Inputs, consumed: int) -> Check:
-    """No row of the dataset twice in an epoch."""
-    rows, order = inputs.order.rows_per_epoch, inputs.order
-    repeated = 0
-    for epoch in range(math.ceil(consumed / rows)):
-        places = order.places(np.arange(epoch * rows, min(consumed, (epoch + 1) * rows)))
-        repeated += len(places.row) - len(np.unique(places.shard * (1 << 40) + places.row))
+    """No row of a source twice in an epoch, and no shard in two row lengths, whose rows would overlap."""
+    order = inputs.order
+    seen: dict[tuple[int, int, int], list[np.ndarray]] = {}
+    for start in range(0, consumed, CHUNK):
+        places = order.places(np.arange(start, min(start + CHUNK, consumed)))
+        for walk, epoch in set(zip(places.walk.tolist(), places.epoch.tolist(), strict=True)):
+            mine = (places.walk == walk) & (places.epoch == epoch)
+            rows = places.shard[mine] << 40 | places.row[mine]
+            seen.setdefault((order.walks[walk].source, epoch, walk), []).append(rows)
+    held = {name: np.concatenate(parts) for name, parts in seen.items()}
+    repeated = sum(len(rows) - len(np.unique(rows)) for rows in held.values())
+    for source, epoch in {name[:2] for name in held}:
+        shards = [np.unique(rows >> 40) for name, rows in held.items() if name[:2] == (source, epoch)]
+        together = np.concatenate(shards)
+        repeated += len(together) - len(np.unique(together))
+    epochs = ", ".join(f"{count:.2f} epochs of {name}" for name, count in order.read(consumed).items())
     return Check(
-        "exactly once", f"{consumed:,} rows of {consumed / rows:.2f} epochs, no row twice in one", not repeated,
+        "exactly once", f"{consumed:,} rows, {epochs}, no row twice in one", not repeated,
         detail=f"{repeated} repetitions" if repeated else "",
     )  # fmt: skip
 

@@ -41,6 +41,7 @@ class Session:
         """Begin or resume the run; its address, None offline."""
         recipe = self._recipe
         origin = recipe.ancestor.rpartition("@")[0] if recipe.ancestor else None
+        datasets = sorted({Path(place).name[:64] for place in recipe.data.places.values()})
         self._run = self._wandb.init(
             mode=mode,
             dir=str(self._folder),
@@ -50,7 +51,7 @@ class Session:
             name=recipe.name,
             group=Path(origin).name if origin else recipe.name,
             job_type="finetune" if origin else "pretrain",
-            tags=[recipe.objective, Path(recipe.data.dataset).name[:64], f"zero-{recipe.engine.zero_stage}"],
+            tags=[recipe.objective, *datasets, f"zero-{recipe.engine.zero_stage}"],
             config=public({**recipe.model_dump(mode="json"), **self._facts}, keys),
             allow_val_change=True,
             settings=self._wandb.Settings(**self._settings),

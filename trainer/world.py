@@ -27,6 +27,8 @@ class World:
     device: torch.device
     control: Any = None
     """The CPU process group for counts and flags; a world of one needs none."""
+    groups: int = 1
+    """Of consecutive ranks, each with lanes of its own to read (`data/deal.py`)."""
 
     def total(self, values: Iterable[int]) -> list[int]:
         """Each of `values` (equally many on every rank) summed over the ranks, modulo 2**64."""

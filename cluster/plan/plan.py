@@ -170,20 +170,20 @@ def plan(recipe: Recipe, asked: Question) -> Plan:
 
 
 def vocabulary(recipe: Recipe) -> tuple[int, str, int | None]:
-    """(rows of the embedding, how that is known, tokens of the training split or None); a dataset needn't be there."""
-    folder = Path(dataset_path(recipe).data.dataset)
-    info: dict[str, Any] = {}
-    if (folder / "dataset.json").is_file():
+    """(rows of the embedding, how that is known, tokens of the training splits or None); a dataset needn't be there."""
+    folders = [Path(place) for place in dataset_path(recipe).data.places.values()]
+    built: list[dict[str, Any]] = []
+    if all((folder / "dataset.json").is_file() for folder in folders):
         from data.dataset import load_dataset
 
-        info = load_dataset(folder).info
-    tokens = info.get("splits", {}).get("train", {}).get("tokens")
+        built = [load_dataset(folder).info for folder in folders]
+    tokens = sum(info["splits"]["train"]["tokens"] for info in built) if built else None
     if recipe.model.vocab_size:
         return recipe.model.vocab_size, "model.vocab_size", tokens
-    if info:
-        return info["tokenizer"]["padded_vocab_size"], f"the tokenizer of {recipe.data.dataset}", tokens
+    if built:
+        return built[0]["tokenizer"]["padded_vocab_size"], f"the tokenizer of {recipe.data.label}", tokens
     assumed = TokenizerTraining().vocab_size
-    return assumed, f"assumed: {recipe.data.dataset} isn't built; state model.vocab_size", None
+    return assumed, f"assumed: {recipe.data.label} isn't built; state model.vocab_size", None
 
 
 def _by_stage(recipe: Recipe, vocab_size: int, gpu: bool) -> Iterator[dict[str, int | None]]:

@@ -1,20 +1,35 @@
 """Cleaning one document: a pure function of its text and the rules, called in workers.
 
-    changes to the text     line ends and NFC
-    whole document          dropped by the first rule it breaks, on the text as it would be kept
+The order is fixed, and such that cleaning what was cleaned changes nothing:
 
-Each change is told with what it removed and an excerpt of it; a dropped document's changes are not told, as it is
+    whole document     control characters and U+FFFD counted before any is removed
+    characters         wrongly decoded lines, control characters, line ends and composed form
+    personal data      masked
+    lines              boilerplate taken out
+    language           of what is left
+    whole document     dropped by the first rule it breaks, as it would be kept
+
+Each change is told with what it removed and an excerpt of it. A dropped document's changes are not told, as it is
 booked with its whole size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from data.clean.characters import normalise
-from data.clean.quality import fault
+from data.clean import characters, pii
+from data.clean.excerpt import RAW, SHOWN
+from data.clean.language import identify
+from data.clean.lines import without_boilerplate
+from data.clean.measured import Measured
+from data.clean.quality import RULES, broken
 from data.clean.rules import Clean
 
-EXCERPT = 120
+_BEFORE_CHANGES = ("max_characters", "max_control_characters", "max_replacement_characters")
+_CHARACTERS = (
+    ("mojibake", "mojibake", characters.mended_encoding),
+    ("controls", "remove_controls", characters.without_controls),
+    ("nfc", "nfc", characters.normalise),
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +38,11 @@ class Change:
 
     rule: str
     items: int
-    """Places, lines or matches, by rule."""
+    """Lines changed or removed; of personal data: masks."""
     bytes: int
     """UTF-8 bytes fewer than before; negative: more."""
-    excerpt: str
-    """Some of what it changed, on one line."""
+    sample: str
+    """Where it begins, some of what was changed or removed, as it was."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +53,55 @@ class Cleaned:
     """None: dropped."""
     rule: str = ""
     """The rule that dropped it."""
-    excerpt: str = ""
-    """The beginning of a dropped text, on one line."""
+    sample: str = ""
+    """The beginning of a dropped text."""
     changes: tuple[Change, ...] = ()
     """In the order they were made; none for a dropped document."""
     language: str = ""
-    """ISO 639-1; empty: not looked for."""
+    """ISO 639-1, or what the recipe says; empty: not looked for."""
 
 
 def clean(text: str, rules: Clean) -> Cleaned:
-    """Change and judge a document."""
-    mended, changes = mend(text, rules)
-    rule = fault(mended, rules)
+    """Change and judge a document.
+
+    Raises:
+        UserError: a rule needs a library that is not installed.
+    """
+    seen = Measured(text)
+    rule = broken(seen, rules, _FIRST)
     if rule is not None:
-        return Cleaned(None, rule, excerpt(mended))
-    return Cleaned(mended, changes=changes)
+        return Cleaned(None, rule, text[:RAW])
+    mended, changes = mend(text, rules)
+    if rules.remove_lines:
+        mended, removed = without_boilerplate(mended, rules.remove_lines)
+        for name, lines in removed.items():
+            size = sum(_size(line) + 1 for line in lines)
+            changes += (Change(f"line_{name}", len(lines), size, lines[0][:RAW]),)
+    language = rules.language or ""
+    if language == "identify":
+        language = identify(mended)
+    if changes or language:
+        seen = Measured(mended, language)
+    rule = broken(seen, rules, RULES)
+    if rule is not None:
+        return Cleaned(None, rule, mended[:RAW], language=language)
+    return Cleaned(mended, changes=changes, language=language)
 
 
 def mend(text: str, rules: Clean) -> tuple[str, tuple[Change, ...]]:
-    """Only the changes to characters, for the fields of an example, which aren't judged as documents are."""
+    """Only what is changed inside lines: also for the fields of an example, which aren't judged as documents are."""
     changes: list[Change] = []
-    for name, change in _changes(rules):
-        after, items, shown = change(text)
-        if items:
-            changes.append(Change(name, items, _size(text) - _size(after), excerpt(shown)))
-            text = after
+    for name, setting, change in _CHARACTERS:
+        if getattr(rules, setting):
+            after, lines, shown = change(text)
+            if lines:
+                changes.append(Change(name, lines, _size(text) - _size(after), shown[:RAW]))
+                text = after
+    if rules.pii:
+        text, told = pii.masked(text, rules.pii)
+        for kind, held in told.items():
+            shown = text[max(0, held.at - SHOWN // 2) : held.at + SHOWN // 2]
+            changes.append(Change(f"pii_{kind}", held.count, held.bytes, shown))
     return text, tuple(changes)
 
 
@@ -81,14 +120,4 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def excerpt(text: str) -> str:
-    """The beginning of a text on one line, control characters escaped."""
-    line = " ".join(text[: 4 * EXCERPT].split())[:EXCERPT]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-
-
-_Change = Callable[[str], tuple[str, int, str]]
-
-
-def _changes(rules: Clean) -> list[tuple[str, _Change]]:
-    return [("nfc", normalise)] if rules.nfc else []
+_FIRST = tuple(rule for rule in RULES if rule[1] in _BEFORE_CHANGES)

@@ -185,7 +185,7 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
         progress = Progress(**found.state["progress"])
     session = Session(
         run=run, recipe=chosen, world=world, inputs=_inputs(), objective=_objective(), engine=toy,
-        shape=Shape(ROWS, 1, 0), feed=None, progress=progress, frozen=_frozen(root, found, world), fixed=None,
+        shape=Shape(ROWS, 1, 0), feed=None, progress=progress, frozen=_frozen(root, found, world), fixed={},
         writer=None, tracker=None, clock=clock, meter=Meter(clock=clock, steps=steps, ranks=world.size), root=root,
     )  # fmt: skip  # pyright: ignore[reportArgumentType]
     start = {

@@ -32,7 +32,7 @@ def made(folder: Path, like: Path, kind: str = "text", count: int = 1000, longes
     folder.mkdir()
     tokenizer = Tokenizer.load(like)
     for path in like.iterdir():
-        if path.name.startswith("tokenizer."):
+        if path.name.startswith("tokenizer"):
             (folder / path.name).write_bytes(path.read_bytes())
     splits = {}
     for split, part in (("train", count), ("valid", count // 10), ("heldout", 0)):

@@ -163,10 +163,10 @@ def test_a_killed_build_leaves_no_dataset_and_the_next_one_is_as_if_nothing_happ
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "now\n"
-        with pytest.raises(UserError, match="another build is writing to"):
+        with pytest.raises(UserError, match=r"another build \(process \d+ on .+\) is writing to"):
             build(folder_recipe(made_folder), out)
         child.send_signal(signal.SIGKILL)
-    assert list((out / workplace.BUILDING).glob("*.tar"))
+    assert list((out / workplace.BUILDING).rglob("*.tar"))
     with pytest.raises(UserError, match="incomplete: its build was interrupted"):
         load_dataset(out)
     assert digests(build(folder_recipe(made_folder), out).folder) == clean
@@ -187,19 +187,6 @@ def test_a_build_killed_while_files_move_to_their_names_is_cleared_by_the_next(m
         load_dataset(out)
     (out / "train-000777.tar").write_text("left by an older build")
     assert digests(build(folder_recipe(made_folder), out).folder) == clean
-
-
-@pytest.mark.parametrize("filled_by", ["000000.text", "000000.tokens", ".train-000000.tar.tmp"])
-def test_a_full_disk_is_a_message_that_names_the_folder(made_folder, tmp_path, monkeypatch, filled_by):
-    opened = Path.open
-
-    def full(path, *given, **named):
-        return opened(Path("/dev/full") if path.name == filled_by else path, *given, **named)
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"the disk that holds .*/out is full: No space left"):
-        build(folder_recipe(made_folder), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(made_folder, tmp_path):

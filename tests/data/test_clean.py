@@ -1,7 +1,8 @@
 import pytest
 
 from data.clean.characters import normalise
-from data.clean.quality import fault
+from data.clean.measured import Measured
+from data.clean.quality import broken
 from data.clean.rules import PRESETS
 from data.recipe import Clean
 from tests.data.conftest import chinese, english
@@ -30,9 +31,9 @@ PROSE = "The quick brown fox jumps over the lazy dog, and nobody minds."
 )
 def test_a_rule_drops_what_it_is_for_and_keeps_its_neighbour(rule, bad, good):
     only = Clean(**{name: None for name in PRESETS["off"] if name not in ("nfc", RULE_SETTINGS[rule])})
-    assert fault(bad, only) == rule
-    assert fault(good, only) is None
-    assert fault(bad, Clean(preset="off")) is None
+    assert broken(Measured(bad), only) == rule
+    assert broken(Measured(good), only) is None
+    assert broken(Measured(bad), Clean(preset="off")) is None
 
 
 RULE_SETTINGS = {
@@ -52,7 +53,7 @@ RULE_SETTINGS = {
 def test_good_text_in_three_languages_passes(code_texts, english_texts, chinese_texts):
     for texts in (code_texts, english_texts, chinese_texts):
         long_enough = [text for text in texts if len(text) > 100]
-        passed = [fault(normalise(text)[0], RULES) is None for text in long_enough]
+        passed = [broken(Measured(normalise(text)[0]), RULES) is None for text in long_enough]
         assert sum(passed) >= 0.98 * len(passed)
 
 

@@ -13,9 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from data.build import build
 from data.dataset import load_dataset
 from data.errors import UserError
-from data.recipe import Source, TokenizerTraining
+from data.recipe import DatasetRecipe, Source, TokenizerTraining
+from data.settings import load
 from data.tokenizer import Tokenizer
-from data.tokenizer_training import obtain, round_trips
+from data.tokenizer_training import obtain, round_trips, train
 
 SPECIAL = ["<|endoftext|>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<pad>", "<unk>", "<|im_end|>"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -249,6 +250,19 @@ def test_a_dataset_is_built_with_an_imported_tokenizer(small_recipe, folders, tm
         build(small_recipe.model_copy(update={"sources": (source,)}), tmp_path / "again")
 
 
+def test_another_end_of_documents_is_another_tokenizer(small_recipe, folders, tmp_path):
+    wanted = TokenizerTraining(reuse=folders / "bert", special={"eos": "[SEP]"})
+    dataset = build(small_recipe.model_copy(update={"tokenizer": wanted}), tmp_path / "made")
+    path = dataset.folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["luban"]["special"]["eos"] = "[MASK]"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json in .* is not the tokenizer that made these shards"):
+        load_dataset(dataset.folder)
+    with pytest.raises(UserError, match="special means something only with reuse"):
+        load(DatasetRecipe, None, ["tokenizer.special.eos=x"])
+
+
 def test_a_folder_written_by_a_newer_luban_is_refused(imported, tmp_path):
     imported["gpt2"].save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -262,3 +276,22 @@ def test_a_folder_written_by_a_newer_luban_is_refused(imported, tmp_path):
 def test_half_a_character_is_refused_by_every_tokenizer(imported, name):
     with pytest.raises(UserError, match="half of a surrogate pair"):
         imported[name].encode("a\ud800")
+
+
+@pytest.mark.slow
+def test_transformers_loads_a_saved_tokenizer_with_the_same_ids_or_not_at_all(imported, tmp_path, code_texts):
+    from transformers import AutoTokenizer
+
+    control = "def f(x): <|eos|> <|pad|><|endoftext|> [SEP]"
+    own = train(code_texts, 1024)
+    for name, tokenizer in {"own": own, "gpt2": imported["gpt2"], "bert": imported["bert"]}.items():
+        tokenizer.save(tmp_path / name)
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path / name))
+        assert theirs.eos_token_id == tokenizer.eos_id and theirs.pad_token_id == tokenizer.pad_id
+        for text in [*code_texts[:10], control] if name != "bert" else code_texts[:10]:
+            ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+            assert ids == tokenizer.encode(text).tolist()
+    for name in ("llama", "t5_piece"):
+        imported[name].save(tmp_path / name)
+        with pytest.raises((OSError, ValueError)):
+            AutoTokenizer.from_pretrained(str(tmp_path / name))

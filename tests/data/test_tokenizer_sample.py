@@ -42,7 +42,7 @@ def test_a_small_limit_takes_the_same_documents_and_fewer():
 def test_the_sample_keeps_to_its_limit_and_knows_no_order(seed, documents, limit, batches):
     names, draws, sizes = corpus(seed, documents)
     got = taken(limit, names, draws, sizes)
-    assert got.sum() <= max(limit, 3)
+    assert got.sum() <= limit or (got <= 1).all()  # a byte of a document is the least
     assert (got <= sizes).all()
     assert all(got[names == source].any() for source in set(names))
     if sizes.sum() <= limit and sizes.max() <= 1 << 16:
@@ -58,3 +58,4 @@ def test_a_book_gives_its_beginning_only():
     assert got[0] == 5_000_000 // 64
     assert (got > 0).sum() > 100
     assert taken(100, names[:1], draws[:1], sizes[:1]).tolist() == [100]
+    assert taken(100, names[:2], draws[[0, 0]], sizes[[0, 0]]).tolist() == [50, 50]

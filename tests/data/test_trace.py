@@ -23,7 +23,7 @@ def test_the_documents_of_rows_are_those_whose_tokens_are_in_them(small_dataset:
     rows = {row.id: row for row in small_dataset.rows("train")}
     urls = [shard.url for shard in small_dataset.index("train").shards]
     positions = np.arange(17, 60)
-    found = list(documents_at(small_dataset, "train", order, positions))
+    found = list(documents_at([small_dataset], "train", order, positions))
     assert len({each.id for each in found}) == len(found)
     places = order.places(positions)
     expected = {position: set() for position in positions.tolist()}
@@ -47,7 +47,7 @@ def test_a_row_that_is_a_document_is_that_document(small_dataset: Dataset) -> No
     index = small_dataset.index("train")
     whole = Order(Layout.documents(index.fingerprint, (shard.documents for shard in index.shards)), 3, 2)
     position = 4
-    (found,) = documents_at(small_dataset, "train", whole, np.array([position]))
+    (found,) = documents_at([small_dataset], "train", whole, np.array([position]))
     place = whole.places(np.array([position]))
     here = [row for row in small_dataset.rows("train") if row.shard == place.shard[0]]
     assert found.id == here[int(place.row[0])].id
@@ -60,11 +60,11 @@ def test_a_missing_table_is_named(small_dataset: Dataset, order: Order, tmp_path
     copy = Dataset(shutil.copytree(small_dataset.folder, tmp_path / "copy"), small_dataset.info)
     (copy.folder / "train-000000.docs.parquet").unlink()
     with pytest.raises(UserError, match=r"cannot read the document table .*train-000000\.docs\.parquet"):
-        list(documents_at(copy, "train", order, np.arange(order.rows_per_epoch)))
+        list(documents_at([copy], "train", order, np.arange(order.rows_per_epoch)))
 
 
 def test_every_row_has_a_document_and_every_read_token_its_owner(small_dataset: Dataset, order: Order) -> None:
     positions = np.arange(order.rows_per_epoch)
-    held = {p for each in documents_at(small_dataset, "train", order, positions) for p in each.positions}
+    held = {p for each in documents_at([small_dataset], "train", order, positions) for p in each.positions}
     assert held == set(positions.tolist())
     assert LocalReader(small_dataset.index("train"), order, CONTEXT).rows(positions).lengths.min() > 0

@@ -28,8 +28,8 @@ def opened(home: Path) -> tuple[Recipe, Inputs]:
 
 
 def fixed_set(inputs: Inputs, micro_batch: int) -> FixedSet:
-    assert inputs.fixed is not None
-    return FixedSet(inputs.fixed[0], ROWS, Causal("document"), inputs.tokenizer, micro_batch)
+    assert inputs.fixed
+    return FixedSet(inputs.fixed["data"][0], ROWS, Causal("document"), inputs.tokenizer, micro_batch)
 
 
 def new_model(recipe: Recipe, inputs: Inputs) -> Decoder:
@@ -51,10 +51,10 @@ def test_loss_bits_per_byte_and_accuracy_are_what_they_say(luban: CommandLine) -
     figures = fixed_set(inputs, 3).measure(model, alone())
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
-    assert inputs.fixed is not None
+    assert inputs.fixed
     loss = right = text_bytes = labels = 0.0
     for position in range(ROWS):
-        batch = Causal("document").batch(inputs.fixed[0].rows(np.array([position])), torch.device("cpu"))
+        batch = Causal("document").batch(inputs.fixed["data"][0].rows(np.array([position])), torch.device("cpu"))
         with torch.no_grad():
             logits = model.eval()(batch.input_ids, None, batch.documents)[0]
         targets = batch.labels[0]
@@ -81,10 +81,11 @@ def test_the_unigram_baseline_is_the_entropy_of_the_token_frequencies(luban: Com
     counts = np.ones(inputs.tokenizer.padded_vocab_size)
     for _, tokens in inputs.dataset.documents("train"):
         np.add.at(counts, tokens, 1)
-    assert inputs.fixed is not None
-    rows = inputs.fixed[0].rows(np.arange(ROWS)).tokens[:, 1:].ravel()
+    assert inputs.fixed
+    rows = inputs.fixed["data"][0].rows(np.arange(ROWS)).tokens[:, 1:].ravel()
     expected = float(-np.log(counts[rows] / counts.sum()).mean())
-    assert unigram_baseline(inputs.train, fixed_set(inputs, 4))["loss"] == pytest.approx(expected, rel=1e-9)
+    found = unigram_baseline(list(inputs.trains.values()), fixed_set(inputs, 4))
+    assert found["loss"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_evaluation_forward_keeps_its_logits_within_bounds() -> None:

@@ -101,7 +101,7 @@ def test_the_report_shows_counts_lengths_drops_and_samples(small_dataset):
         "PSF-2.0",
         "tokens a document: median",
         "train: 2 of its documents",
-        "every shard has the bytes it was written with",
+        "every file has the bytes it was written with",
         "import ",
     ):
         assert part in page

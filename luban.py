@@ -114,6 +114,34 @@ def data_inspect(
         typer.echo(page(found))
 
 
+@data_app.command("trace")
+def data_trace(
+    run: RunArgument,
+    document: Annotated[
+        str | None, typer.Option(help="A document's id, or the end of it, such as a file's path.", show_default=False)
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="An update of the run.", show_default=False)] = None,
+) -> None:
+    """Which steps of a run saw a document, in which epochs; or which documents a step saw.
+
+    Counts the updates that made the newest weights; skipped rows and lost updates are told apart.
+    """
+    from data.errors import UserError
+    from trainer.provenance import trace_document, trace_step
+    from trainer.run import find
+    from trainer.units import printable
+
+    found = find(run)
+    if document is not None and step is None:
+        lines = trace_document(found, document)
+    elif step is not None and document is None:
+        lines = trace_step(found, step)
+    else:
+        raise UserError("say what to trace: --document ID, or --step N")
+    for line in lines:
+        typer.echo(printable(line))
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument = None,
@@ -237,7 +265,7 @@ def finetune(
 @app.command()
 def evaluate(
     run: PointArgument,
-    dataset: Annotated[Path | None, typer.Option(help="Another dataset than the run's own.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's own: a folder or a URL.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
     generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
     on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
@@ -251,13 +279,14 @@ def evaluate(
     if on != "local" or after is not None:
         from cluster.job import command_job
         from cluster.launchers import slurm
+        from data.origin import is_remote
         from trainer.run import Source, read_recipe
 
         chosen, source = slurm(on, after), Source.parse(run)
         if chosen.after is None:
             source.checkpoint()
         words = ["evaluate", f"{source.run.absolute()}{f'@{source.point}' if source.point else ''}"]
-        words += ["--dataset", str(dataset.absolute())] if dataset else []
+        words += ["--dataset", dataset if is_remote(dataset) else str(Path(dataset).absolute())] if dataset else []
         words += ["--rows", str(rows), "--generations", str(generations)]
         job = command_job(source.run, read_recipe(source.run), tuple(words))
         if dry_run:

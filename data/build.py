@@ -10,6 +10,7 @@ import os
 import platform
 import time
 import unicodedata
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -20,6 +21,7 @@ import numpy as np
 
 from data import corpus
 from data.chunks import Encoded
+from data.clean.needs import library_versions
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
 from data.packing import contexts, pack, pack_dataset
@@ -49,7 +51,7 @@ def build(
     """
     began = time.monotonic()
     out, progress = out.expanduser(), progress or Silent()
-    given = corpus.fingerprint(recipe.sources)
+    given = _given(recipe)
     if (found := _existing(out, recipe, given)) is not None:
         progress.say(f"{out} is already built from this recipe and this input: nothing to do")
         missing = set(recipe.pack) - contexts(out)
@@ -58,7 +60,7 @@ def build(
     decides = _decides(recipe, given)
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        rows = pipeline.remove_copies(pipeline.read())
+        rows = pipeline.within_quotas(pipeline.remove_copies(pipeline.read()))
         tokenizer = pipeline.tokenizer(rows)
         parts = pipeline.tokenize(rows, tokenizer)
         indexes = pipeline.write(parts, tokenizer)
@@ -70,6 +72,7 @@ def build(
                 **_origin(recipe, given),
                 "stages": pipeline.ledger.to_json(),
                 **(counts := _counts(parts, indexes)),
+                "decontaminated": pipeline.evaluation_account,
                 "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
             },
@@ -94,10 +97,10 @@ def train_tokenizer(
     if (out / FILE).exists():
         raise UserError(f"{out} is a dataset, which has its tokenizer. Choose another --out.")
     workers = recipe.workers or os.cpu_count() or 1
-    decides = _decides(recipe, corpus.fingerprint(recipe.sources))
+    decides = _decides(recipe, _given(recipe))
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        tokenizer = pipeline.tokenizer(pipeline.remove_copies(pipeline.read()))
+        tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(pipeline.read())))
         publish(work, out)
     return tokenizer
 
@@ -139,6 +142,12 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
     return found
 
 
+def _given(recipe: DatasetRecipe) -> dict[str, Any]:
+    """What the input is: a digest of each source, and of each evaluation set that is kept out of them."""
+    sets = corpus.fingerprint(recipe.decontaminate.sets)
+    return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}}
+
+
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
     """The settings that decide the shards: not who works with how much memory, nor plans that can be added later."""
     return recipe.model_dump(mode="json", exclude={"workers", "memory", "pack"})
@@ -153,7 +162,7 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
-    libraries = {name: version(name) for name in _LIBRARIES}
+    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -167,10 +176,7 @@ def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:
-    sources: dict[str, np.ndarray] = {}
-    for part in parts:
-        for source, counts in part.sources.items():
-            sources[source] = sources.get(source, np.zeros(3, np.int64)) + counts
+    sources, languages = _summed(part.sources for part in parts), _summed(part.languages for part in parts)
     splits = {
         index.split: {
             "shards": len(index.shards),
@@ -188,8 +194,21 @@ def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:
         "text_bytes": text_bytes,
         "bytes_per_token": float(np.round(text_bytes / tokens, 6)),
         "splits": splits,
-        "sources": {
-            source: dict(zip(("documents", "tokens", "text_bytes"), counts.tolist(), strict=True))
-            for source, counts in sorted(sources.items())
-        },
+        "sources": _named(sources),
+        "languages": _named(languages) if any(languages) else {},
+    }
+
+
+def _summed(counted: Iterable[dict[str, list[int]]]) -> dict[str, np.ndarray]:
+    total: dict[str, np.ndarray] = {}
+    for counts in counted:
+        for name, held in counts.items():
+            total[name] = total.get(name, np.zeros(3, np.int64)) + held
+    return total
+
+
+def _named(counts: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    return {
+        name: dict(zip(("documents", "tokens", "text_bytes"), held.tolist(), strict=True))
+        for name, held in sorted(counts.items())
     }

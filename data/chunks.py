@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.clean.document import clean, combined, mend
+from data.clean.excerpt import RAW
 from data.corpus import Document
+from data.decontaminate import find
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
@@ -35,6 +38,9 @@ class Prepared:
     cleaned: int = 0
     """Documents that passed the rules (where examples are made, not the number of those)."""
     cleaned_bytes: int = 0
+    made: int = 0
+    """Documents or examples before those of evaluation sets were dropped."""
+    made_bytes: int = 0
     rows: int = 0
     row_bytes: int = 0
     changes: dict[str, Tally] = field(default_factory=dict)
@@ -60,6 +66,8 @@ class Encoded:
     """By split."""
     sources: dict[str, list[int]] = field(default_factory=dict)
     """By source: documents, tokens, UTF-8 bytes of text."""
+    languages: dict[str, list[int]] = field(default_factory=dict)
+    """By language, the same."""
 
 
 def prepared(work: Path, part: int) -> Prepared | None:
@@ -74,13 +82,19 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
 
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
-    items = [item for document in documents for item in _kept(document, recipe, said, drops)]
+    languages: list[str] = []
+    items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
+    said.made, said.made_bytes = len(items), sum(_size(item) for item in items)
+    if recipe.decontaminate.sets:
+        unseen = [_unseen(item, work, recipe, drops) for item in items]
+        items, languages = list(compress(items, unseen)), list(compress(languages, unseen))
     texts = [_text(item) for item in items]
     digests = [_digest(text) for text in texts]
-    sizes = [len(item.prompt.encode()) + len(item.completion.encode()) for item in items]
+    sizes = [_size(item) for item in items]
     columns: dict[str, Any] = {
         "id": pyarrow.array([item.id for item in items], pyarrow.string()),
         "source": pyarrow.array([item.source for item in items], pyarrow.string()),
+        "language": pyarrow.array(languages, pyarrow.string()),
         "split": _splits(recipe, [item.origin for item in items]),
         "order": _hashes(recipe, "order", [item.id for item in items]),
         "digest_high": np.array([digest >> 64 for digest in digests], np.uint64),
@@ -107,6 +121,18 @@ def text_of(content: bytes, recipe: DatasetRecipe) -> str:
 
 def _text(item: Example) -> str:
     return f"{item.prompt}\n{item.completion}" if item.completion else item.prompt
+
+
+def _size(item: Example) -> int:
+    return len(item.prompt.encode()) + len(item.completion.encode())
+
+
+def _unseen(item: Example, work: Path, recipe: DatasetRecipe, drops: list[Drop]) -> bool:
+    """Whether no evaluation set holds of the item what it must not; else it goes to `drops`."""
+    found = find(_text(item), work, recipe.decontaminate.overlap)
+    if found:
+        drops.append(Drop("decontaminate", f"in_{found.name}", item.id, _size(item), found.text[:RAW]))
+    return found is None
 
 
 def _content(item: Example, recipe: DatasetRecipe) -> bytes:
@@ -140,8 +166,11 @@ def _hashes(recipe: DatasetRecipe, use: str, ids: Iterable[str]) -> np.ndarray:
     return np.array([xxhash.xxh3_64_intdigest(f"{key}{id_}".encode()) for id_ in ids], np.uint64)
 
 
-def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop]) -> list[Example]:
-    """The document as items to keep; what is dropped goes to `drops`. A text is an item without completion."""
+def _kept(
+    document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop], languages: list[str]
+) -> list[Example]:
+    """The document as items to keep, the language of each added to `languages`; what is dropped goes to `drops`. A
+    text is an item without completion."""
     size = document.bytes
     if document.text is None:
         drops.append(Drop("read", "not_text", document.id, size))
@@ -151,17 +180,21 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
         if cleaned.text is None:
             drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
-        text, completion, changes = cleaned.text, None, cleaned.changes
+        if recipe.languages is not None and cleaned.language not in recipe.languages:
+            drops.append(Drop("clean", "other_language", document.id, size, cleaned.text[:RAW]))
+            return []
+        text, completion, changes, language = cleaned.text, None, cleaned.changes, cleaned.language
     else:
         text, changes = mend(document.text, recipe.clean)
         completion, more = mend(document.completion, recipe.clean)
-        changes = combined(changes + more)
+        changes, language = combined(changes + more), ""
     for change in changes:
         said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
     document = replace(document, text=text, completion=completion)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
+        languages.append(language)
         return [Example(document.id, document.id, document.source, text, "")]
     made = make_examples(document, recipe.task)
     if made is None:
@@ -174,6 +207,7 @@ def _kept(document: Document, recipe: DatasetRecipe, said: Prepared, drops: list
             drops.append(Drop("examples", example.fault, example.id, size))
         else:
             kept.append(example)
+            languages.append(language)
     return kept
 
 
@@ -202,7 +236,10 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> En
     kept = np.flatnonzero(short)
     batch, tokens, uses = batch.take(kept), [tokens[at] for at in kept], [uses[at] for at in kept] if uses else []
     lengths = np.array([len(held) for held in tokens], np.int64)
-    columns = {name: batch[name] for name in ("id", "source", "split", "order", "digest_high", "digest_low", "bytes")}
+    columns = {
+        name: batch[name]
+        for name in ("id", "source", "language", "split", "order", "digest_high", "digest_low", "bytes")
+    }
     columns["length"] = pyarrow.array(lengths)
     columns["tokens"] = _lists(tokens, token_dtype(tokenizer.vocab_size))
     if uses:
@@ -210,9 +247,10 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> En
     said = Encoded(len(batch), int(batch["bytes"].to_numpy().sum()))
     splits = batch["split"].to_numpy()
     said.tokens = {split: int(lengths[splits == number].sum()) for number, split in enumerate(SPLITS)}
-    for source, size, length in zip(batch["source"].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
-        counts = said.sources.setdefault(source, [0, 0, 0])
-        said.sources[source] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
+    for name, counted in (("source", said.sources), ("language", said.languages)):
+        for held, size, length in zip(batch[name].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
+            counts = counted.setdefault(held, [0, 0, 0])
+            counted[held] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
     write_part(path, columns, asdict(said), drops)
     return said
 

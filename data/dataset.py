@@ -6,7 +6,8 @@ it is the same for the same recipe, input and library versions: no dates, durati
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,14 @@ import numpy as np
 from data.errors import UserError
 from data.origin import is_remote
 from data.progress import Progress
-from data.remote import Access, Remote, open_remote
+from data.remote import Access, Remote, known_info, open_remote
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 
 FORMAT = "luban-dataset"
 VERSION = 1
 FILE = "dataset.json"
+FETCHED_AT_ONCE = 8  # small files
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ class Dataset:
     def file(self, name: str) -> Path:
         """A file of the dataset other than a shard, fetched if need be; of a local one it may not exist."""
         return self.remote.file(name) if self.remote else self.folder / name
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Have these files here, several fetched at a time; nothing to do for a local dataset."""
+        if self.remote:
+            with ThreadPoolExecutor(FETCHED_AT_ONCE) as threads:
+                list(threads.map(self.remote.file, names))
 
     def shard(self, index: Index, number: int) -> MappedShard:
         """A shard of one of the splits, mapped; a remote one is fetched whole, and waited for.
@@ -198,6 +206,17 @@ def _read(folder: Path) -> Any:
         raise UserError(_absent(folder)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+
+
+def known(place: str, cache: Path) -> dict[str, Any] | None:
+    """What `dataset.json` says, without asking the network: of a remote dataset, what a node learnt when it opened it.
+
+    Raises:
+        UserError: a dataset of a folder is damaged.
+    """
+    if is_remote(place):
+        return known_info(place, cache)
+    return load_dataset(place).info if (Path(place) / FILE).is_file() else None
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def inspect(
     found |= {name: info[name] for name in ("name", "kind", "documents", "tokens", "text_bytes", "bytes_per_token")}
     found["tokenizer"] = {name: info["tokenizer"][name] for name in ("fingerprint", "vocab_size", "padded_vocab_size")}
     found["sources"] = {name: _source(dataset, name) for name in info["sources"]}
+    found["languages"] = info.get("languages", {})
     found["stages"] = info["stages"]
     if faults is not None:
         found["faults"] = faults
@@ -92,6 +93,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         *_source_lines(found),
         "",
+        *_language_lines(found),
         *_stage_lines(found),
     ]
     for split, said in found["splits"].items():
@@ -206,6 +208,15 @@ def _source_lines(found: dict[str, Any]) -> Iterator[str]:
             for what, width in (("documents", 12), ("tokens", 16), ("text_bytes", 16))
         )
         yield f"{source:<20}{figures}{said['bytes_per_token']:>13.3f}  {said['licence']}"
+
+
+def _language_lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["languages"]:
+        yield f"{'language':<20}{'documents':>12}{'tokens':>24}{'share':>8}"
+        for language, said in found["languages"].items():
+            share = said["tokens"] / max(1, found["tokens"])
+            yield f"{language:<20}{said['documents']:>12,}{said['tokens']:>24,}{share:>8.1%}"
+        yield ""
 
 
 def _stage_lines(found: dict[str, Any]) -> list[str]:

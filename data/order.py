@@ -90,7 +90,7 @@ class _Run:
     parts: tuple[_Part, ...]
     mixture: Mixture
     unread: tuple[int, ...]
-    """Tokens of each part that its source leaves unread because the row length or window changes here."""
+    """Rows, as they were, that each part's source leaves unread because the row length or window changes here."""
 
 
 class Order:
@@ -332,7 +332,7 @@ class Order:
                     )
             said += [
                 f"source {self.walks[part.walk].name} has another row length or window from position "
-                f"{run.stage.start:,}: it goes on with its next window, and {left:,} tokens of the one begun stay "
+                f"{run.stage.start:,}: it goes on with its next window, and {left:,} rows of the one begun stay "
                 "unread in that epoch"
                 for part, left in zip(run.parts, run.unread, strict=True)
                 if left

@@ -88,6 +88,12 @@ def is_remote(place: str | os.PathLike[str]) -> bool:
     return _SPEAKS.match(str(place)) is not None
 
 
+def short_name(place: str) -> str:
+    """The last words of a folder, URL or pipe, as a label."""
+    path = place.partition("?")[0].replace("/{file}", "").removesuffix("{file}")
+    return re.split(r"[/\s]", path.rstrip("/ "))[-1]
+
+
 def open_origin(url: str, patience: Patience) -> Origin:
     """The origin that a URL or `pipe:` command names; nothing is fetched yet.
 

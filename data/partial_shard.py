@@ -9,6 +9,7 @@ each compared with the shard's sums before it is put in.
 import mmap
 import tempfile
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,12 +24,16 @@ _MISSING, _PRESENT = 0, 1
 class PartialShard(MappedShard):
     """The arrays of a shard as far as they have come. For one thread that reads."""
 
-    def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype, sums: Sums):
+    def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype, sums: Callable[[], Sums]):
+        """Args:
+        folder: where the file without a name is made.
+        sums: called once, by the first thread that brings a range.
+        """
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(entry.file_size)
             self._map = mmap.mmap(file.fileno(), entry.file_size)
         self._arrange(entry, dtype)
-        self.sums = sums
+        self._sums, self._fetch_sums = None, sums
         self._chunks = bytearray(-(-entry.file_size // CHUNK))
         self._asked: set[int] = set()
         self._number = [0, *accumulate(block.documents for block in entry.blocks)]
@@ -46,8 +51,14 @@ class PartialShard(MappedShard):
         return ranges
 
     def put(self, start: int, data: bytes) -> int | None:
-        """Take the bytes of a range as `missing` named it; the first byte of a wrong chunk, if one is wrong."""
-        wrong = self.sums.wrong(start, data)
+        """Take the bytes of a range as `missing` named it; the first byte of a wrong chunk, if one is wrong.
+
+        Safe to call from several threads.
+        """
+        with self._lock:
+            if self._sums is None:
+                self._sums = self._fetch_sums()
+        wrong = self._sums.wrong(start, data)
         if wrong is None:
             self._map[start : start + len(data)] = data
             for chunk in range(start // CHUNK, -(-(start + len(data)) // CHUNK)):

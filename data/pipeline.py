@@ -14,6 +14,7 @@ the last of them.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ import numpy as np
 from data import corpus
 from data.chunks import Encoded, Prepared, band_name, encode, prepare, prepared, text_of
 from data.copies import equal_rows, exact_copies, near_copies, write_edges
+from data.decontaminate import collect
 from data.errors import UserError
+from data.languages import rows_over
 from data.ledger import Ledger
 from data.parts import Drop, Rows, part_file, read_drops, read_part, token_file
 from data.progress import Progress
@@ -52,6 +55,7 @@ class Pipeline:
         self.recipe = recipe
         self.ledger = Ledger()
         self.tokenizer_account: dict[str, Any] = {}
+        self.evaluation_account: dict[str, Any] = {}
         self._work = work
         self._hands = hands
         self._workers = workers
@@ -65,6 +69,8 @@ class Pipeline:
         Raises:
             UserError: unreadable input, two documents of one id, or nothing kept.
         """
+        if self.recipe.decontaminate.sets:
+            self._look_for_evaluation_sets()
         self._progress.begin("read and clean", None, "documents")
         parts: list[Prepared] = []
         for part in in_order(self._hands, self._readings(), 2 * self._workers + 2):
@@ -88,6 +94,18 @@ class Pipeline:
         if rules.near:
             rows = self._drop(rows, lambda: self._near_copies(rows), "near_dedup", "near_copy")
         self._progress.end(f"{before - self._counts[0]:,} of {before:,} dropped")
+        return rows
+
+    def within_quotas(self, rows: Rows) -> Rows:
+        """The rows that the languages' quotas leave."""
+        languages = self.recipe.languages
+        if languages is None:
+            return rows
+        self._progress.begin("quotas", None, "documents")
+        before = self._counts[0]
+        rows = self._drop(rows, lambda: rows_over(rows, languages), "quota", "over_quota")
+        self._progress.end(f"{before - self._counts[0]:,} of {before:,} dropped")
+        self._need("within the languages' quotas")
         return rows
 
     def tokenizer(self, rows: Rows) -> Tokenizer:
@@ -150,6 +168,15 @@ class Pipeline:
         self._progress.end(", ".join(f"{index.split} {index.tokens:,} tokens" for index in indexes))
         return indexes
 
+    def _look_for_evaluation_sets(self) -> None:
+        self._progress.begin("evaluation sets", None, "texts")
+        sets = collect(self.recipe.decontaminate, self.recipe.clean, self._work, self._memory)
+        said = [f"{looked.name} {looked.texts:,} ({looked.too_short:,} too short to look for)" for looked in sets]
+        self._progress.end(f"texts to look for: {', '.join(said)}")
+        self.evaluation_account = {
+            looked.name: {**asdict(looked), "runs": sum(looked.runs.values())} for looked in sets
+        }
+
     def _readings(self) -> Iterator[tuple]:
         """Calls that give what became of each part, of finished ones what was said then."""
         finished = 0
@@ -190,9 +217,12 @@ class Pipeline:
                 changes.setdefault(rule, Tally()).merge(tally)
         cleaned = (sum(part.cleaned for part in parts), sum(part.cleaned_bytes for part in parts))
         self._book("clean", cleaned, drops("clean"), changes)
-        kept = (sum(part.rows for part in parts), sum(part.row_bytes for part in parts))
+        made = (sum(part.made for part in parts), sum(part.made_bytes for part in parts))
         if self.recipe.kind == "examples":
-            self._book("examples", kept, drops("examples"))
+            self._book("examples", made, drops("examples"))
+        if self.recipe.decontaminate.sets:
+            kept = (sum(part.rows for part in parts), sum(part.row_bytes for part in parts))
+            self._book("decontaminate", kept, drops("decontaminate"))
 
     def _book(
         self, stage: str, left: tuple[int, int], drops: Iterable[Drop], changes: dict[str, Tally] | None = None

@@ -176,6 +176,9 @@ class LocalReader:
             walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
         return walk, shard, start
 
+    def cancel(self) -> None:
+        """Nobody waits any more for the rows that another thread may be reading."""
+
     def close(self) -> None:
         """Let go of what the reader has open; it reads no more."""
         self._opened.clear()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from data.clean.quota import Quota
 from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
 
@@ -89,6 +90,30 @@ class Dedup(Section):
     """Words in a shingle; a Chinese, Japanese or Korean character counts as a word."""
 
 
+class Decontaminate(Section):
+    """Which documents are dropped for holding text of evaluation sets; each drop is counted by set: `in_NAME`."""
+
+    sets: Fixed[tuple[Source, ...]] = ()
+    """Evaluation sets, told as sources are: name, kind, path, field of the text."""
+    ngram: Fixed[Annotated[int, Field(ge=4, le=64)]] = 13
+    """Words in a run that a document and an evaluation text share; a Chinese, Japanese or Korean character counts as
+    a word."""
+    min_words: Fixed[Annotated[int, Field(ge=1)]] = 8
+    """Evaluation texts of fewer than `ngram` words, but of at least these, are looked for whole; shorter ones are not
+    looked for, and counted."""
+    overlap: Fixed[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Drop a document if more than this share of its words lie in shared runs; 0: if any do."""
+
+    @field_validator("sets")
+    @classmethod
+    def _told_apart(cls, sets: tuple[Source, ...]) -> tuple[Source, ...]:
+        labels = [each.label for each in sets]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two evaluation sets are called {twice[0]!r}; set `name` on one")
+        return sets
+
+
 class Split(Section):
     """How documents are dealt to splits: by a hash of dataset name, seed and the source document's id."""
 
@@ -155,7 +180,12 @@ class DatasetRecipe(Section):
     sources: Fixed[tuple[Source, ...]] = (Source(kind="stdlib", licence="PSF-2.0"),)
     """Where the documents come from."""
     clean: Clean = Clean()
-    """Quality rules."""
+    """Rules that change text, and that drop documents for what they are."""
+    languages: Fixed[dict[str, Quota | None] | None] = None
+    """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
+    (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
+    decontaminate: Decontaminate = Decontaminate()
+    """Removal of what evaluation sets hold."""
     dedup: Dedup = Dedup()
     """Removal of copies."""
     split: Split = Split()
@@ -186,6 +216,20 @@ class DatasetRecipe(Section):
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}, so their documents' ids clash; set `name` on one")
         return sources
+
+    @model_validator(mode="after")
+    def _languages_are_known(self) -> "DatasetRecipe":
+        if self.languages is None:
+            return self
+        if self.clean.language is None:
+            raise ValueError("languages are chosen by name, so clean.language must be identify, or name one")
+        shares = [quota.max_share if quota and quota.max_share else 1.0 for quota in self.languages.values()]
+        if sum(shares) < 1 - 1e-9:
+            raise ValueError(
+                f"the languages' max_share sum to {sum(shares):g}, so no text could be within them all: they must sum "
+                "to 1 at least, or one language have none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":

@@ -163,14 +163,20 @@ class Remote:
         good = hashlib.sha256(path.read_bytes()).hexdigest() == self._files[name]
         return None if good else f"{path} is not the file that was fetched"
 
-    def part(self, entry: ShardEntry, start: int, stop: int) -> bytes | None:
-        """Bytes [start, stop) of a shard that some process of this node is downloading; None: they haven't come."""
-        try:
-            with part_of(self.folder, entry).open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), stop - start, start)
-        except FileNotFoundError:
-            return None
-        return data if len(data) == stop - start else None
+    def near(self, entry: ShardEntry, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop) of a shard that lies in the cache, whole or on its way; None: they aren't here.
+
+        Whoever takes them holds them against the shard's sums.
+        """
+        for path in (self.folder / entry.url, part_of(self.folder, entry)):
+            try:
+                with path.open("rb", buffering=0) as file:
+                    data = os.pread(file.fileno(), stop - start, start)
+            except FileNotFoundError:
+                continue
+            if len(data) == stop - start:
+                return data
+        return None
 
     def _fill(self, part: Held, entry: ShardEntry, stop: threading.Event | None) -> None:
         while True:

@@ -41,6 +41,8 @@ class TokenDocument:
     """xxh3_128 of that text, hex."""
     uses: np.ndarray | None = None
     """uint8, one a token; only in a dataset of examples."""
+    language: str = ""
+    """ISO 639-1, or what the recipe says; empty: not known."""
 
 
 class Cuts:
@@ -115,12 +117,16 @@ def write_shard(
     Raises:
         OSError: the disk is full or not writable; no file of that name is left.
     """
-    columns: dict[str, list[Any]] = {key: [] for key in ("id", "source", "start", "tokens", "bytes", "xxh3")}
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("id", "source", "start", "tokens", "bytes", "xxh3", "language")
+    }
     with published(folder / name) as path, path.open("wb") as file:
         tar = _TarBlocks(file, np.dtype(dtype), first_block, block_tokens)
         for document in documents:
             values = (document.id, document.source, tar.tokens, len(document.tokens))
-            for key, value in zip(columns, (*values, document.text_bytes, document.digest), strict=True):
+            for key, value in zip(
+                columns, (*values, document.text_bytes, document.digest, document.language), strict=True
+            ):
                 columns[key].append(value)
             tar.add(document.tokens, document.uses)
         sha256, size, sums = tar.close()

@@ -137,11 +137,13 @@ def _gather(work: Path, first: Planned, last: Planned, parts: int) -> Any:
 
 
 def _documents(rows: Any) -> Iterator[TokenDocument]:
-    columns = [rows[name].to_pylist() for name in ("id", "source", "bytes", "digest_high", "digest_low")]
+    columns = [rows[name].to_pylist() for name in ("id", "source", "bytes", "digest_high", "digest_low", "language")]
     tokens = _arrays(rows["tokens"])
     uses = _arrays(rows["uses"]) if "uses" in rows.schema.names else itertools.repeat(None, len(rows))
-    for (id_, source, size, high, low), held, use in zip(zip(*columns, strict=True), tokens, uses, strict=True):
-        yield TokenDocument(id_, source, held, size, f"{high:016x}{low:016x}", use)
+    for (id_, source, size, high, low, language), held, use in zip(
+        zip(*columns, strict=True), tokens, uses, strict=True
+    ):
+        yield TokenDocument(id_, source, held, size, f"{high:016x}{low:016x}", use, language)
 
 
 def _arrays(lists: Any) -> Iterator[np.ndarray]:

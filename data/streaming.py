@@ -50,7 +50,7 @@ class Downloads:
         self._failed: dict[Key, Exception] = {}
         self._later: dict[Key, float] = {}
         self._no_room: dict[Key, float] = {}
-        self._closed = False
+        self._closed, self._paused = False, True
         self._threads = [
             threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
         ]
@@ -70,6 +70,13 @@ class Downloads:
                     stop.set()
             self._failed = {key: error for key, error in self._failed.items() if key in wanted}
             self._state.notify_all()
+
+    def go(self) -> None:
+        """Begin: until the first rows have come, their ranges have the network for themselves."""
+        if self._paused:
+            with self._state:
+                self._paused = False
+                self._state.notify_all()
 
     def here(self, key: Key) -> bool:
         """Whether the shard is whole in the cache and held there."""
@@ -117,7 +124,7 @@ class Downloads:
             self._bring(key, stop)
 
     def _next(self) -> Key | None:
-        if self._closed:
+        if self._closed or self._paused:
             return None
         now = time.monotonic()
         self._later = {key: when for key, when in self._later.items() if when > now}
@@ -204,6 +211,7 @@ class StreamingReader(LocalReader):
         self._partial: dict[Key, PartialShard] = {}
         self._from, self._until = 0, -1
         self._range_bytes = 0
+        self._cancelled = threading.Event()
 
     @property
     def fetched(self) -> int:
@@ -230,8 +238,13 @@ class StreamingReader(LocalReader):
                 for start, stop in shard.missing()
             ]
             if not missing:
+                self._downloads.go()
                 return rows
             self._fetch(missing)
+
+    def cancel(self) -> None:
+        """Let a thread that waits for rows end soon, with an error that nobody hears."""
+        self._cancelled.set()
 
     def close(self) -> None:
         """Stop downloading, and let go of the shards."""
@@ -273,7 +286,7 @@ class StreamingReader(LocalReader):
         if self._downloads.here(key):
             return MappedShard(remote.folder, entry, index.dtype)
         if key not in self._partial:
-            self._partial[key] = PartialShard(remote.folder, entry, index.dtype, remote.sums(entry))
+            self._partial[key] = PartialShard(remote.folder, entry, index.dtype, lambda: remote.sums(entry))
         return self._partial[key]
 
     def _find(self, index: Index, name: str) -> Path:
@@ -293,29 +306,20 @@ class StreamingReader(LocalReader):
         remote = self._remotes[wanted.key[0]]
         assert remote is not None
         entry = wanted.shard.entry
-        while True:
-            for data in (self._near(remote, wanted), remote.part(entry, wanted.start, wanted.stop)):
-                if data is not None and wanted.shard.put(wanted.start, data) is None:
-                    return
+        while not self._cancelled.is_set():
+            data = remote.near(entry, wanted.start, wanted.stop)
+            if data is not None and wanted.shard.put(wanted.start, data) is None:
+                return
             if remote.origin.ranges:
                 try:
                     self._ask(remote, wanted)
                     return
                 except NoRanges:
                     pass
+            self._downloads.go()
             self._downloads.need(wanted.key)
             self._downloads.wait(POLL_S)
-
-    def _near(self, remote: Remote, wanted: _Range) -> bytes | None:
-        held = remote.shards.hold(remote.folder, wanted.shard.entry) if self._downloads.here(wanted.key) else None
-        if held is None:
-            return None
-        try:
-            with held.path.open("rb", buffering=0) as file:
-                file.seek(wanted.start)
-                return file.read(wanted.stop - wanted.start)
-        finally:
-            held.release()
+        raise Stopped(wanted.shard.entry.url)
 
     def _ask(self, remote: Remote, wanted: _Range) -> None:
         what = f"{wanted.shard.entry.url} from {remote.origin.name}"
@@ -330,11 +334,11 @@ class StreamingReader(LocalReader):
                 )
             self._range_bytes += len(data)
 
-        remote.access.patience.insist(what, attempt)
+        remote.access.patience.insist(what, attempt, self._cancelled)
 
 
 def refuse_small_cache(order: Order, indexes: Sequence[Index], remotes: Sequence[Remote | None],
-                       lanes: Collection[int] | None, position: int = 0) -> None:  # fmt: skip
+                       lanes: Collection[int] | None = None) -> None:  # fmt: skip
     """Raise UserError where the cache can't hold the windows that are open at once, with the figure it would take."""
     access = next((remote.access for remote in remotes if remote is not None), None)
     if access is None:
@@ -353,3 +357,11 @@ def refuse_small_cache(order: Order, indexes: Sequence[Index], remotes: Sequence
             f"{needed / 1e9:.3g} GB: set it to {2 * needed / 1e9:.3g}, so that the next ones fit too, or lower "
             "data.window"
         )
+
+
+def reader_of(indexes: Sequence[Index], order: Order, context: int, remotes: Sequence[Remote | None],
+              lanes: Collection[int] | None = None, ahead: bool = True) -> LocalReader:  # fmt: skip
+    """A reader of the order's sources, wherever each of them is; arguments as of `StreamingReader`."""
+    if all(remote is None for remote in remotes):
+        return LocalReader(indexes, order, context)
+    return StreamingReader(indexes, order, context, remotes, lanes, ahead)

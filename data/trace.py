@@ -104,13 +104,15 @@ def find(datasets: Sequence[Dataset], split: str, name: str) -> list[Found]:
     ends = compute.ends_with(tables.field("id"), "/" + name.lstrip("./"))  # pyright: ignore[reportAttributeAccessIssue]
     for condition in (tables.field("id") == name, ends):
         for number, dataset in enumerate(datasets):
-            paths = {str(_path(dataset, shard.url)): at for at, shard in enumerate(dataset.index(split).shards)}
+            shards = dataset.index(split).shards
+            dataset.fetch([f"{shard.url.removesuffix('.tar')}.docs.parquet" for shard in shards])
+            paths = {_path(dataset, shard.url): at for at, shard in enumerate(shards)}
             try:
                 held = tables.dataset(list(paths), format="parquet").to_table(
                     ["id", "source", "start", "tokens", "__filename"], filter=condition
                 )
             except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"cannot read the document tables of {dataset.folder}: {error}") from None
+                raise UserError(f"cannot read the document tables of {dataset.place}: {error}") from None
             for row in held.to_pylist():
                 starts = parquet.read_table(row["__filename"], columns=["start"])["start"].to_numpy()
                 at = int(np.searchsorted(starts, row["start"]))
@@ -118,7 +120,7 @@ def find(datasets: Sequence[Dataset], split: str, name: str) -> list[Found]:
                 found.append(Found(row["id"], row["source"], number, shard, at, row["start"], row["tokens"]))
         if found:
             return found
-    folders = ", ".join(str(dataset.folder) for dataset in datasets)
+    folders = ", ".join(dataset.place for dataset in datasets)
     raise UserError(
         f"no document of the {split} split of {folders} has the id {name!r}, nor one that ends with it: "
         "luban data inspect shows what ids look like; what cleaning dropped, or another split holds, no step read"
@@ -173,7 +175,7 @@ def _rows(walk: Walk, plan: Plan | None, document: Found, phase: int) -> np.ndar
 
 
 def _path(dataset: Dataset, url: str) -> str:
-    return f"{dataset.folder / url.removesuffix('.tar')}.docs.parquet"
+    return str(dataset.file(f"{url.removesuffix('.tar')}.docs.parquet"))
 
 
 def _table(dataset: Dataset, url: str) -> dict[str, list]:

@@ -133,7 +133,7 @@ class Walk:
         that no token comes twice in it.
 
         Returns:
-            The number of each lane's first row here, and the tokens left unread.
+            The number of each lane's first row here, and how many rows, as they were, are left unread.
         """
         found, unread = np.empty_like(numbers), 0
         for lane, number in enumerate(numbers.tolist()):
@@ -144,7 +144,7 @@ class Walk:
             edges = before._edges[(before._edges >= low) & (before._edges <= high)]
             done = int(edges[np.searchsorted(plan.first[edges], index)]) - low if within else 0
             place = min(-(-done // self.window) * self.window, high - low)
-            unread += int(plan.first[low + place] - index) * (before.layout.stride or 1)
+            unread += int(plan.first[low + place]) - index
             here = self._epoch(epoch)
             found[lane] = epoch * int(self.rows[lane]) + int(here.first[low + place] - self._offset[lane])
         return found, unread

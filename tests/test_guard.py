@@ -178,6 +178,14 @@ def test_it_goes_back_behind_the_trouble_and_round_it_and_names_the_documents(po
                 assert position in holder["positions"]
 
 
+def test_a_document_that_was_set_aside_is_traced_as_skipped(poison: Poison, healed: str) -> None:
+    """By its id, to the rows that the guard passed over, and to the lost updates that had read them."""
+    said = poison.command("data", "trace", "healed", "--document", poison.documents[SPIKE[0]])
+    (skipped,) = [line for line in said.splitlines() if "skipped, in no weights" in line]
+    assert f"{poison.positions[SPIKE[0]]:,}" in skipped
+    assert "in lost updates, whose weights are gone: steps" in said
+
+
 def test_the_owner_is_told(poison: Poison, healed: str) -> None:
     assert healed.count("ROLLBACK") == len(rollbacks(poison, "healed"))
     sent = [each.alert for each in records(poison.command.run("healed")) if each.WhichOneof("record_type") == "alert"]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.dataset import Dataset
 from data.deal import deal
 from data.reader import LocalReader
-from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 from trainer import watchdog
 from trainer.exact import addable
@@ -84,12 +84,13 @@ def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
     return max(1, min(micro_batch, EVALUATION_LOGITS // (context * vocab_size)))
 
 
-def unigram_baseline(trains: Sequence[Index], fixed: FixedSet) -> dict[str, float]:
+def unigram_baseline(datasets: Sequence[Dataset], fixed: FixedSet) -> dict[str, float]:
     """What a model that knows only the training splits' token frequencies reaches on the fixed set."""
     counts = np.ones(fixed.tokenizer.padded_vocab_size)
-    for train in trains:
-        for shard in train.shards:
-            held = MappedShard(train.folder, shard, train.dtype).tokens(0, shard.tokens)
+    for dataset in datasets:
+        train = dataset.index("train")
+        for number, shard in enumerate(train.shards):
+            held = dataset.shard(train, number).tokens(0, shard.tokens)
             counts += np.bincount(held, minlength=len(counts))
     surprise = -np.log(counts / counts.sum())
     best = int(counts.argmax())

@@ -50,6 +50,7 @@ class Feed:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        self._reader.cancel()
         self._prefetch.close()
         self._reader.close()
 

@@ -1,9 +1,8 @@
 """What a run reads, opened and checked against its recipe before anything is spent."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from data.dataset import Dataset, load_dataset
@@ -11,7 +10,9 @@ from data.errors import UserError
 from data.order import Order, Source, Stage
 from data.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
+from data.remote import Remote
 from data.shards import Index
+from data.streaming import reader_of, refuse_small_cache
 from data.tasks import encode_prompt
 from data.tokenizer import Tokenizer
 from trainer.recipe import Recipe
@@ -73,9 +74,13 @@ class Inputs:
             found[name] = fill(index, context, self.packing, here=self.datasets[walk.name].remote is None)
         return found
 
-    def reader(self) -> LocalReader:
-        """A reader of the training rows."""
-        return LocalReader(list(self.trains.values()), self.order, self.context)
+    def reader(self, lanes: Collection[int] | None = None) -> LocalReader:
+        """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
+        return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
+
+    @property
+    def _remotes(self) -> list[Remote | None]:
+        return [dataset.remote for dataset in self.datasets.values()]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
@@ -92,12 +97,13 @@ class Inputs:
             if not index.shards:
                 continue
             try:
-                order = Order(layout(index, self.context, self.packing), 0, len(index.shards))
+                order = Order(layout(index, self.context, self.packing, dataset.remote is None), 0, len(index.shards))
             except UserError:
                 if self.packing == "best_fit":  # no plan, or a damaged one
                     raise
                 continue  # fewer tokens than one row
-            found[name] = LocalReader(index, order, self.context), order.rows_per_epoch
+            reader = reader_of([index], order, self.context, [dataset.remote], ahead=False)
+            found[name] = reader, order.rows_per_epoch
         return found
 
 
@@ -109,7 +115,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
             for the lanes, `model.vocab_size` is smaller than the tokenizer's, the sources end before the run, or an
             example or a prompt is too long for the context.
     """
-    datasets = {name: load_dataset(Path(place)) for name, place in recipe.data.places.items()}
+    access = recipe.data.access
+    datasets = {name: load_dataset(place, access) for name, place in recipe.data.places.items()}
     _refuse_unlike(datasets)
     trains = {name: dataset.index("train") for name, dataset in datasets.items()}
     first = next(iter(datasets.values()))
@@ -117,11 +124,12 @@ def open_inputs(recipe: Recipe) -> Inputs:
     vocab_size = recipe.model.vocab_size or first.tokenizer().padded_vocab_size
     if vocab_size < pieces:
         raise UserError(
-            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.folder}: "
+            f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.place}: "
             "set it to null, or to at least that"
         )
-    packing = recipe.data.packing
-    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains), packing, vocab_size)
+    packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
+    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size)
+    refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
@@ -135,8 +143,11 @@ def open_inputs(recipe: Recipe) -> Inputs:
     return inputs
 
 
-def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:
+def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] = ()) -> Order:
     """The order of a run's rows.
+
+    Args:
+        far: the sources that are read from elsewhere.
 
     Raises:
         UserError: as `open_inputs`, of lanes, contexts and ends.
@@ -156,7 +167,7 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:
                 "leave it out, or pack them: data.packing=best_fit"
             )
         context = stage.context or recipe.model.context
-        layouts = {name: layout(trains[name], context, data.packing) for name in stage.weights}
+        layouts = {name: layout(trains[name], context, data.packing, name not in far) for name in stage.weights}
         stages.append(Stage(stage.start, stage.weights, layouts, stage.window or data.window))
     order = Order.staged(sources, stages, recipe.seed, data.lanes)
     rows = recipe.train.steps * recipe.train.batch_rows
@@ -180,7 +191,7 @@ def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:
         if mine != theirs:
             raise UserError(
                 f"source {name} was made with the tokenizer {mine[:12]}, and {other} with {theirs[:12]}: build "
-                f"{dataset.folder} again with tokenizer.reuse={first.folder}"
+                f"{dataset.place} again with tokenizer.reuse={first.place}"
             )
         fingerprint = dataset.info["splits"]["train"]["fingerprint"]
         if fingerprint in shards:
@@ -196,6 +207,6 @@ def _refuse_long(dataset: Dataset, context: int) -> None:
     room = context + 1
     if longest > room:
         raise UserError(
-            f"the longest example of {dataset.folder} has {longest} tokens, and a context of "
+            f"the longest example of {dataset.place} has {longest} tokens, and a context of "
             f"{context} takes {room}: build it with task.max_tokens={room}"
         )

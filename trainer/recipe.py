@@ -13,7 +13,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from data.patience import Patience
+from data.remote import Access
 from data.settings import Branch, Fixed, Free, Section
+from data.shard_cache import default_cache
 
 RECIPES = Path(__file__).with_name("recipes")
 """Recipes that come with Luban."""
@@ -62,8 +65,11 @@ class Data(Section):
     """What is read, and in which order."""
 
     dataset: Free[str | None] = "datasets/stdlib"
-    """Folder of a built dataset (`luban data build`), relative to the working directory or absolute. The folder may
-    move; its content may not: the run remembers the digest of the shards. null: data.sources says what is read."""
+    """Folder of a built dataset (`luban data build`), relative to the working directory or absolute; or where its files
+    are to be streamed from: a URL (http, https, s3, gs and all else that fsspec knows) or `pipe:COMMAND with {file}`,
+    such as `pipe:ssh host cat /data/web/{file}`. Secrets in a URL are written ${NAME}, after variables of the
+    environment. It may move; its content may not: the run remembers the digest of the shards. null: data.sources says
+    what is read."""
     sources: Fixed[dict[str, Source]] = Field(default={})
     """Several datasets instead of one, by name, such as {web: {dataset: datasets/web}, code: {dataset: datasets/code,
     max_epochs: 4}}. They share a tokenizer (tokenizer.reuse in their recipes). A run may go on with more of them."""
@@ -82,6 +88,18 @@ class Data(Section):
     """Shards shuffled together, in shards. A streaming reader holds one window; a larger one shuffles better."""
     prefetch: Free[int] = Field(default=2, ge=1, le=64)
     """Steps whose rows the reading thread keeps ready, in steps."""
+    cache: Free[str | None] = None
+    """Folder where each node keeps the shards of remote datasets, shared by its ranks and runs: a local disk. null:
+    cache under LUBAN_HOME, or else luban in the user's cache folder."""
+    cache_gb: Free[float] = Field(default=50.0, gt=0)
+    """Most that the shards in the cache may take, in gigabytes; at least the windows that a node reads at once. What is
+    longest unused goes first."""
+    streams: Free[int] = Field(default=4, ge=1, le=64)
+    """Shards that a rank downloads at a time."""
+    timeout_s: Free[float] = Field(default=60.0, gt=0)
+    """A server that sends nothing for so long counts as dead, in seconds; the request is tried again."""
+    tries: Free[int] = Field(default=6, ge=1)
+    """How often a request is tried before the run ends with an error, waiting 0.5 s, 1 s, 2 s ... between."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,6 +151,12 @@ class Data(Section):
     def plan(self) -> tuple[Stage, ...]:
         """The stages; of a single source without any, the one."""
         return self.stages or (Stage(weights=dict.fromkeys(self.places, 1.0)),)
+
+    @property
+    def access(self) -> Access:
+        """How remote datasets are fetched and kept."""
+        cache = Path(self.cache).expanduser() if self.cache else default_cache()
+        return Access(cache, int(self.cache_gb * 1e9), self.streams, Patience(self.tries, self.timeout_s))
 
     def moved(self, places: Mapping[str, str]) -> "Data":
         """With its datasets at other `places`, by source."""

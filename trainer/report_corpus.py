@@ -26,12 +26,17 @@ def chapter(story: Story) -> Html:
         [name, f"{each['documents']:,}", size(each["text_bytes"]), short(each["tokens"]), each["shards"]]
         for name, each in info.get("splits", {}).items()
     ]
+    languages = [
+        [name, f"{each['documents']:,}", size(each["text_bytes"]), short(each["tokens"])]
+        for name, each in info.get("languages", {}).items()
+    ]
     return section(
         "Corpus",
         tag("p", about),
         table(["stage", "documents in", "text in", "documents out", "text out", "dropped"], _stages(info)),
         tag("h3", "Changed and dropped, and why", style="margin-top:18px"),
         table(["stage", "rule", "what", "documents", "of those in", "text", "such as"], _rules(info)),
+        details("Languages", table(["language", "documents", "text", "tokens"], languages)) if languages else None,
         details("Sources and splits", table(["source", "documents", "text", "tokens", "licence"], sources),
                 table(["split", "documents", "text", "tokens", "shards"], splits)),
     )  # fmt: skip

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from data.origin import is_remote
+from data.remote import known_info
 from trainer import record
 from trainer.console import best_evaluation, state_of
 from trainer.goodput import Goodput, measure
@@ -44,7 +46,7 @@ class Story:
             (run / FILE).read_text("utf-8", "replace"),
             history,
             history.metrics(),
-            _json(Path(next(iter(recipe.data.places.values()))) / "dataset.json"),
+            _info(next(iter(recipe.data.places.values())), recipe),
             _json(run / "proof.json"),
         )
 
@@ -213,6 +215,11 @@ def coverage(lineage: list[dict[str, Any]]) -> Coverage:
             skipped.append((first, last))
         reached = max(reached, last)
     return Coverage(reached, updates, skipped, gaps, repeated)
+
+
+def _info(place: str, recipe: Recipe) -> dict[str, Any] | None:
+    """`dataset.json` of a folder, or of a remote dataset that was opened on this node; a report asks no network."""
+    return known_info(place, recipe.data.access.cache) if is_remote(place) else _json(Path(place) / "dataset.json")
 
 
 def _json(path: Path) -> dict[str, Any] | None:

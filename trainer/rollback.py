@@ -119,8 +119,8 @@ def roll_back(s: Session, watch: Watch) -> None:
         s.engine.load(initial(s.run, s.recipe, s.inputs.vocab_size, s.world, s.engine.bf16), 0)
     s.feed.close()
     s.feed = Feed(
-        s.inputs.reader(), s.objective, s.recipe, s.shape, s.world.rank, s.world.size, s.world.device,
-        progress.consumed, progress.avoid, s.world.groups,
+        s.inputs.reader(s.world.lanes(s.recipe.data.lanes)), s.objective, s.recipe, s.shape, s.world.rank,
+        s.world.size, s.world.device, progress.consumed, progress.avoid, s.world.groups,
     )  # fmt: skip
     watch.begin()
     for note in notes:

@@ -10,6 +10,7 @@ from data import settings
 from data.departure import departure
 from data.errors import UserError
 from data.order import Order
+from data.origin import is_remote, refuse_secrets
 from data.publish import published
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
@@ -116,9 +117,16 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def dataset_path(recipe: Recipe) -> Recipe:
-    """`recipe` with its datasets resolved: as given, or under LUBAN_HOME; absolute, so that ranks find it anywhere."""
+    """`recipe` with its datasets resolved: as given, or under LUBAN_HOME; absolute, so that ranks find it anywhere.
+
+    Raises:
+        UserError: a password stands in a URL; the recipe would be written with it.
+    """
 
     def place(given: str) -> str:
+        if is_remote(given):
+            refuse_secrets(given)
+            return given
         path = Path(given)
         return str(next((each for each in (path, home() / path) if each.exists()), home() / path).absolute())
 

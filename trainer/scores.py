@@ -33,7 +33,7 @@ class Loaded:
     device: torch.device
 
 
-def load_model(point: str, dataset: Path | None = None) -> Loaded:
+def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
     """The model of RUN[@STEP], and its dataset or another of the same tokenizer.
 
     Raises:
@@ -107,7 +107,7 @@ def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple
     return score, list(zip(map(tokenizer.decode, prompts), references, texts, strict=True))
 
 
-def evaluate_run(point: str, dataset: Path | None, rows: int, generations: int) -> str:
+def evaluate_run(point: str, dataset: str | None, rows: int, generations: int) -> str:
     """What `luban evaluate` prints."""
     loaded = load_model(point, dataset)
     sources = list(loaded.inputs.fixed) or [None]
@@ -117,7 +117,7 @@ def evaluate_run(point: str, dataset: Path | None, rows: int, generations: int) 
 def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: str | None) -> list[str]:
     """The figures of one source."""
     figures, fixed = measure(loaded, rows, source)
-    baseline = unigram_baseline(list(loaded.inputs.trains.values()), fixed)
+    baseline = unigram_baseline(loaded.inputs.sources, fixed)
     examples = loaded.inputs.dataset.kind == "examples"
     what = "completions of the validation examples" if examples else "validation split"
     lines = [

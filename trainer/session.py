@@ -165,8 +165,8 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     newest = history.attempts[-1].start if history and history.attempts else {}
     progress.avoid = world.told(newest.get("avoid", []))  # a rollback since the checkpoint added to it
     feed = Feed(
-        inputs.reader(), objective, recipe, shape, world.rank, world.size, world.device, progress.consumed,
-        progress.avoid, world.groups,
+        inputs.reader(world.lanes(lanes)), objective, recipe, shape, world.rank, world.size, world.device,
+        progress.consumed, progress.avoid, world.groups,
     )  # fmt: skip
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from data import settings
 from data.departure import departure
 from data.errors import UserError
+from data.patience import Unreachable
 from data.permutation import WORD
 from data.publish import write_json
+from data.reader import LocalReader
 from trainer import record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest
@@ -125,7 +128,7 @@ def check_run(run: Path) -> Iterator[Check]:
     yield _metrics(run, lineage, recipe)
     try:
         inputs = open_inputs(recipe)
-    except UserError as error:
+    except (UserError, Unreachable) as error:
         yield Check("dataset", recipe.data.label, False, detail=str(error))
         return
     why = departure(whole[-1].state["order"], inputs.order.describe(), state["consumed"])
@@ -275,7 +278,11 @@ def _once(inputs: Inputs, consumed: int) -> Check:
 
 def _rows(inputs: Inputs, lineage: list[dict[str, Any]]) -> Check:
     """The tokens each update read, read again."""
-    reader = inputs.reader()
+    with closing(inputs.reader()) as reader:
+        return _read_again(reader, lineage)
+
+
+def _read_again(reader: LocalReader, lineage: list[dict[str, Any]]) -> Check:
     for event in lineage:
         if event["rows"] is None:
             continue  # passed over by the guard, never read

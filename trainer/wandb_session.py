@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from data.origin import short_name
 from trainer.recipe import Recipe
 
 AXES = ("train/step", "train/tokens")
@@ -41,7 +42,7 @@ class Session:
         """Begin or resume the run; its address, None offline."""
         recipe = self._recipe
         origin = recipe.ancestor.rpartition("@")[0] if recipe.ancestor else None
-        datasets = sorted({Path(place).name[:64] for place in recipe.data.places.values()})
+        datasets = sorted({short_name(place)[:64] for place in recipe.data.places.values()})
         self._run = self._wandb.init(
             mode=mode,
             dir=str(self._folder),

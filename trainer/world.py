@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data.deal import lanes_read
 from data.errors import UserError
 from data.permutation import WORD
 
@@ -29,6 +30,10 @@ class World:
     """The CPU process group for counts and flags; a world of one needs none."""
     groups: int = 1
     """Of consecutive ranks, each with lanes of its own to read (`data/deal.py`)."""
+
+    def lanes(self, count: int) -> range:
+        """Which of `count` lanes this rank's group reads."""
+        return lanes_read(self.rank, self.size, count, self.groups)
 
     def total(self, values: Iterable[int]) -> list[int]:
         """Each of `values` (equally many on every rank) summed over the ranks, modulo 2**64."""

@@ -171,12 +171,10 @@ def plan(recipe: Recipe, asked: Question) -> Plan:
 
 def vocabulary(recipe: Recipe) -> tuple[int, str, int | None]:
     """(rows of the embedding, how that is known, tokens of the training splits or None); a dataset needn't be there."""
-    folders = [Path(place) for place in dataset_path(recipe).data.places.values()]
-    built: list[dict[str, Any]] = []
-    if all((folder / "dataset.json").is_file() for folder in folders):
-        from data.dataset import load_dataset
+    from data.dataset import known
 
-        built = [load_dataset(folder).info for folder in folders]
+    found = [known(place, recipe.data.access.cache) for place in dataset_path(recipe).data.places.values()]
+    built: list[dict[str, Any]] = [info for info in found if info] if all(found) else []
     tokens = sum(info["splits"]["train"]["tokens"] for info in built) if built else None
     if recipe.model.vocab_size:
         return recipe.model.vocab_size, "model.vocab_size", tokens

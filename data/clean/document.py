@@ -75,8 +75,8 @@ def clean(text: str, rules: Clean) -> Cleaned:
     if rules.remove_lines:
         mended, removed = without_boilerplate(mended, rules.remove_lines)
         for name, lines in removed.items():
-            size = sum(_size(line) + 1 for line in lines)
-            changes += (Change(f"line_{name}", len(lines), size, lines[0][:RAW]),)
+            size = sum(map(_size, lines))
+            changes += (Change(f"line_{name}", len(lines), size, lines[0][:RAW].rstrip("\n")),)
     language = rules.language or ""
     if language == "identify":
         language = identify(mended)

@@ -122,7 +122,7 @@ def without_boilerplate(text: str, rules: Sequence[str]) -> tuple[str, dict[str,
         rules: names out of `LINE_RULES`.
 
     Returns:
-        The text, and the lines taken out, by rule.
+        The text, and the lines taken out with their newlines, by rule.
     """
     small = text.replace("İ", "I").lower()  # the one letter that isn't as long when it is small
     found: dict[int, tuple[int, str]] = {}
@@ -178,8 +178,8 @@ def _cut(text: str, found: dict[int, tuple[int, str]]) -> tuple[str, dict[str, l
     parts, at = [], 0
     for start, (stop, name) in sorted(found.items()):
         parts.append(text[at:start])
-        removed.setdefault(name, []).append(text[start:stop])
-        at = stop + 1
+        at = min(stop + 1, len(text))
+        removed.setdefault(name, []).append(text[start:at])
     parts.append(text[at:])
     return "".join(parts), removed
 
@@ -189,8 +189,8 @@ def _running_heads(text: str, folded: list[bytes], times: Counter[bytes]) -> Ite
     ten written lines or more.
 
     Two kinds: lines equal but for numbers of which one grows ("Page 3 of 20"), all of them; and equal lines of three
-    words or more that end in no punctuation, all but the first. What numbers its parts (Chapter 3), and what holds
-    the signs of code, stays.
+    words or more, all but the first. What ends in punctuation, numbers its parts (Chapter 3) or holds the signs of code
+    stays.
     """
     if len(folded) < _HEAD_TIMES * _HEAD_APART:
         return
@@ -218,7 +218,7 @@ def _is_head(line: str) -> bool:
 
 
 def _growing(folded: str, where: list[int], lines: list[str]) -> list[int]:
-    if sum(map(str.isalpha, folded)) < 3:
+    if folded.endswith(_TERMINAL) or sum(map(str.isalpha, folded)) < 3:
         return []
     numbers = [[int(held) for held in _NUMBER.findall(lines[n])] for n in where]
     columns = list(zip(*numbers, strict=True))

@@ -97,26 +97,33 @@ class Masked:
 
 def masked(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, Masked]]:
     """The text with every find of these kinds (out of `KINDS`) masked, and what that was, by kind."""
+    told: dict[str, Masked] = {}
+    while found := _found(text, kinds):  # again, as what stood beside an address may be one now that it ends there
+        text = _with_masks(text, found, told)
+    for kind, held in told.items():
+        held.at = text.index(_MASKS[kind])
+    return text, told
+
+
+def _found(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
+    """First character, one after the last, and kind of each find, in order; of those that start together the longest
+    first."""
     runs = [run.span() for run in _DIGITS.finditer(text)] if "ip" in kinds or "phone" in kinds else []
     found = [(start, stop, kind) for kind in KINDS if kind in kinds for start, stop in _FINDERS[kind](text, runs)]
-    told: dict[str, Masked] = {}
-    if not found:
-        return text, told
-    found.sort(key=lambda each: (each[0], -each[1]))
+    return sorted(found, key=lambda each: (each[0], -each[1]))
+
+
+def _with_masks(text: str, found: list[tuple[int, int, str]], told: dict[str, Masked]) -> str:
     parts: list[str] = []
-    at = length = 0
+    at = 0
     for start, stop, kind in found:
-        if start < at:
-            continue  # inside of what is masked already
-        mask = _MASKS[kind]
-        length += start - at
-        held = told.setdefault(kind, Masked(at=length))
-        held.count += 1
-        held.bytes += len(text[start:stop].encode()) - len(mask)
-        parts += [text[at:start], mask]
-        length += len(mask)
-        at = stop
-    return "".join([*parts, text[at:]]), told
+        if start >= at:  # else inside of what is masked already
+            held = told.setdefault(kind, Masked())
+            held.count += 1
+            held.bytes += len(text[start:stop].encode("utf-8", "surrogatepass")) - len(_MASKS[kind])
+            parts += [text[at:start], _MASKS[kind]]
+            at = stop
+    return "".join([*parts, text[at:]])
 
 
 def _emails(text: str, runs: Runs) -> Iterator[tuple[int, int]]:

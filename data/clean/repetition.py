@@ -1,7 +1,8 @@
 """Rules on what a document says twice: lines, paragraphs and runs of words.
 
 The measures and thresholds are Gopher's (Rae et al. 2021, "Scaling Language Models", table A1). Shares of characters
-are counted over the characters in words, so that they mean the same where there are no spaces. A run of n + 1 words
+are counted over the characters in words, so that they mean the same where there are no spaces; a Chinese or Japanese
+word is taken to be two characters. A run of n + 1 words
 that comes again begins with a run of n words that does: after five words only the few candidates are looked at.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.clean.measured import Measured
-from data.clean.words import longer
+from data.clean.words import Words, longer
 
 _REPEATED_MIN_LINES = 20
 _TOP_FIRST, _COPY_FIRST = 2, 5
@@ -38,23 +39,25 @@ def paragraph_copies(seen: Measured, limit: float) -> bool:
 
 
 def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
-    """The most frequent run of 2, 3, ... words, if it comes twice at least, has more than its limit's share of the
-    characters."""
+    """The most frequent run of 2, 3, ... words (of equals the longest), if it comes twice at least, has more than its
+    limit's share of the characters."""
     words = seen.words
     total = int(words.lengths.sum())
-    if len(words) <= _TOP_FIRST:
+    widths = [width * _scale(words) for width in range(_TOP_FIRST, _TOP_FIRST + len(limits))]
+    if len(words) <= widths[0]:
         return False
-    # No longer run is more frequent than the most frequent pair, nor that than its bucket is full.
-    most = int(_crowds(words.runs(_TOP_FIRST)).max()) * int(words.lengths.max())
-    if all(most * width <= limit * total for width, limit in enumerate(limits, _TOP_FIRST)):
+    # No longer run is more frequent than the most frequent one of the first width, nor that than its bucket is full.
+    most = int(_crowds(words.runs(widths[0])).max()) * int(words.lengths.max())
+    if all(most * width <= limit * total for width, limit in zip(widths, limits, strict=True)):
         return False
-    for width, limit in enumerate(limits, _TOP_FIRST):
+    for width, limit in zip(widths, limits, strict=True):
         if len(words) <= width:
             return False
         count, at = _most_frequent(words.runs(width))
         if count < 2:
             return False
-        if count * int(words.lengths[at : at + width].sum()) > limit * total:
+        longest = max(int(words.lengths[first : first + width].sum()) for first in at)
+        if count * longest > limit * total:
             return True
     return False
 
@@ -63,26 +66,35 @@ def copied_ngrams(seen: Measured, limits: Sequence[float]) -> bool:
     """Runs of 5, 6, ... words that were there before cover more than their limit's share of the characters."""
     words = seen.words
     total = int(words.lengths.sum())
-    if len(words) <= _COPY_FIRST:
+    scale = _scale(words)
+    width = _COPY_FIRST * scale
+    if len(words) <= width:
         return False
-    runs = words.runs(_COPY_FIRST)
+    runs = words.runs(width)
     at = np.flatnonzero(_crowds(runs)[_buckets(runs)] > 1)
     runs = runs[at]
-    for width, limit in enumerate(limits, _COPY_FIRST):
-        if len(at) == 0:
-            return False
+    for limit in limits:
         order = np.argsort(runs, kind="stable")
         again = runs[order[1:]] == runs[order[:-1]]
         copies = at[order[1:][again]]
+        if len(copies) == 0:
+            return False
         edges = np.bincount(copies, minlength=len(words) + 1) - np.bincount(copies + width, minlength=len(words) + 1)
         if int(words.lengths[np.cumsum(edges[:-1]) > 0].sum()) > limit * total:
             return True
         recurring = np.zeros(len(at), bool)
         recurring[order[1:][again]] = recurring[order[:-1][again]] = True
-        recurring &= at + width < len(words)
-        at = at[recurring]
-        runs = longer(runs[recurring], words.hashes[at + width])
+        recurring &= at + width + scale <= len(words)
+        at, runs = at[recurring], runs[recurring]
+        for _ in range(scale):
+            runs = longer(runs, words.hashes[at + width])
+            width += 1
     return False
+
+
+def _scale(words: Words) -> int:
+    """What a word is in entries of `words`: a Chinese or Japanese word is some two characters."""
+    return 2 if 2 * np.count_nonzero(words.ideographs) > len(words) else 1
 
 
 def _repeated(parts: list[str]) -> float:
@@ -100,16 +112,11 @@ def _crowds(runs: np.ndarray) -> np.ndarray:
     return np.bincount(_buckets(runs))
 
 
-def _most_frequent(runs: np.ndarray) -> tuple[int, int]:
-    """How often the most frequent run comes, and where first."""
+def _most_frequent(runs: np.ndarray) -> tuple[int, np.ndarray]:
+    """How often the most frequent runs come, and where each of them first does."""
     buckets = _buckets(runs)
     crowds = np.bincount(buckets)
-    best, full = (0, 0), int(crowds.max())
-    while full > best[0]:
-        at = np.flatnonzero(crowds[buckets] == full)
-        _, first, counts = np.unique(runs[at], return_index=True, return_counts=True)
-        count = int(counts.max())
-        if count > best[0]:
-            best = (count, int(at[first[counts == count]].min()))
-        full = int(crowds[crowds < full].max())
-    return best
+    _, counts = np.unique(runs[crowds[buckets] == crowds.max()], return_counts=True)
+    at = np.flatnonzero(crowds[buckets] >= counts.max())  # whoever isn't in here is rarer than that one
+    _, first, counts = np.unique(runs[at], return_index=True, return_counts=True)
+    return int(counts.max()), at[first[counts == counts.max()]]

@@ -91,16 +91,16 @@ class Words:
         if width == 1:
             return self.hashes
         if width not in self._runs:
-            step = 2 if width == 4 else 1
-            self._runs[width] = longer(
-                self.runs(width - step)[: len(self) - width + 1], self.runs(step)[width - step :]
-            )
+            step = 1 if width % 2 else width // 2
+            first = self.runs(width - step)[: len(self) - width + 1]
+            self._runs[width] = longer(first, self.runs(step)[width - step :], step)
         return self._runs[width]
 
 
-def longer(runs: np.ndarray, following: np.ndarray) -> np.ndarray:
-    """The hashes of runs with more words at their end. Their upper bits are as good as chance."""
-    mixed = runs * _A
+def longer(runs: np.ndarray, following: np.ndarray, width: int = 1) -> np.ndarray:
+    """The hashes of runs that go on with `following`, runs of `width` words: the polynomial of all their words' hashes.
+    Its upper bits are as good as chance."""
+    mixed = runs * np.uint64(pow(int(_A), width, 1 << 64))
     mixed += following
     return mixed
 

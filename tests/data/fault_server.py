@@ -101,6 +101,9 @@ class Server(ThreadingHTTPServer):
         """Sent of all shards."""
         return sum(sent for name, sent in self.bytes.items() if name.endswith(".tar"))
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is no news."""
+
     def forget(self) -> None:
         """Count anew."""
         with self._lock:

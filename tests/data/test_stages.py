@@ -54,7 +54,7 @@ def seen(order: Order, positions: np.ndarray) -> list[tuple[int, ...]]:
     return list(zip(*(column.tolist() for column in columns), strides, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_no_token_is_a_label_twice_in_an_epoch_of_its_source(order):
     read: set[tuple[int, ...]] = set()
@@ -64,7 +64,7 @@ def test_no_token_is_a_label_twice_in_an_epoch_of_its_source(order):
         read |= labels
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged(stages=1, capped=False))
 def test_each_lane_reads_each_row_of_its_shards_exactly_once_an_epoch(order):
     positions = asked(order, 400)
@@ -79,14 +79,14 @@ def test_each_lane_reads_each_row_of_its_shards_exactly_once_an_epoch(order):
             assert (places.epoch[mine] == np.arange(mine.sum()) // len(every)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_a_shard_belongs_to_one_lane_for_ever(order):
     positions = asked(order)
     assert (order.places(positions).shard % order.lanes == positions % order.lanes).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_appending_a_stage_moves_no_earlier_position(order):
     for count in range(1, len(order.stages)):
@@ -98,7 +98,7 @@ def test_appending_a_stage_moves_no_earlier_position(order):
         assert words is not None and "begins now" in words
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged(capped=False))
 def test_a_stage_with_the_same_rows_begins_exactly_where_the_one_before_ended(order):
     """Each lane's rows of a walk follow each other through all stages, whatever lies between."""
@@ -113,7 +113,7 @@ def test_a_stage_with_the_same_rows_begins_exactly_where_the_one_before_ended(or
             assert np.array_equal(there[1], places.shard[mine]) and np.array_equal(there[2], places.row[mine])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_a_source_with_other_rows_goes_on_at_a_window_that_was_not_begun(order):
     positions = asked(order)
@@ -124,7 +124,7 @@ def test_a_source_with_other_rows_goes_on_at_a_window_that_was_not_begun(order):
         assert held.setdefault(shard, int(places.walk[slot])) == int(places.walk[slot]), position
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_positions_are_the_inverse_of_places(order):
     positions = asked(order)
@@ -143,7 +143,7 @@ def test_positions_are_the_inverse_of_places(order):
                 assert sorted(again[again >= 0].tolist()) == positions[here[places.epoch[here] == epoch]].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged(), st.data())
 def test_a_place_depends_on_its_position_alone(order, data):
     everything = asked(order)
@@ -153,7 +153,7 @@ def test_a_place_depends_on_its_position_alone(order, data):
     assert [seen(fresh, positions[slot : slot + 1])[0] for slot in range(len(positions))] == together
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged(), st.data())
 def test_windows_are_told_in_the_order_in_which_rows_need_them(order, data):
     positions = asked(order)
@@ -177,10 +177,10 @@ def test_windows_are_told_in_the_order_in_which_rows_need_them(order, data):
     assert not wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(staged())
 def test_no_source_is_read_more_often_than_it_may(order):
-    positions = asked(order, 500)
+    positions = asked(order, 300)
     places = order.places(positions)
     for number, walk in enumerate(order.walks):
         most = order.sources[walk.source].max_epochs

@@ -6,9 +6,9 @@ import pytest
 from data.dataset import Dataset
 from data.errors import UserError
 from data.layout import Layout
-from data.order import Order
+from data.order import Order, Source, Stage
 from data.reader import LocalReader, layout
-from data.trace import documents_at
+from data.trace import documents_at, find, sightings
 
 CONTEXT = 32
 
@@ -68,3 +68,44 @@ def test_every_row_has_a_document_and_every_read_token_its_owner(small_dataset: 
     held = {p for each in documents_at([small_dataset], "train", order, positions) for p in each.positions}
     assert held == set(positions.tolist())
     assert LocalReader(small_dataset.index("train"), order, CONTEXT).rows(positions).lengths.min() > 0
+
+
+@pytest.fixture
+def staged(small_dataset: Dataset) -> Order:
+    """Two stages of two row lengths over two lanes."""
+    index = small_dataset.index("train")
+    stages = [
+        Stage(start, {"small": 1.0}, {"small": layout(index, context)}, 2)
+        for start, context in ((0, CONTEXT), (130, CONTEXT // 2))
+    ]
+    return Order.staged([Source("small", index.fingerprint)], stages, 5, min(2, len(index.shards)))
+
+
+def test_a_document_is_seen_where_its_tokens_are_read_and_nowhere_else(small_dataset: Dataset, staged: Order) -> None:
+    """Over epochs, lanes and stages, against what the rows hold the other way round."""
+    stop = 2 * staged.rows_per_epoch
+    there = {each.id: each.positions for each in documents_at([small_dataset], "train", staged, np.arange(stop))}
+    for row in list(small_dataset.rows("train"))[::3]:
+        (document,) = find([small_dataset], "train", row.id)
+        assert (document.shard, document.start, document.tokens) == (row.shard, row.start, row.tokens)
+        seen = sightings(document, [small_dataset], "train", staged, stop)
+        positions = sorted(position for sighting in seen for position in sighting.positions)
+        assert tuple(positions) == there.get(row.id, ())
+        for sighting in seen:
+            assert set(staged.places(np.array(sighting.positions)).epoch.tolist()) == {sighting.epoch}
+
+
+def test_a_document_is_found_by_the_end_of_its_id_and_a_missing_one_is_an_error(small_dataset: Dataset) -> None:
+    row = next(row for row in small_dataset.rows("train") if "/" in row.id)
+    assert [each.id for each in find([small_dataset], "train", row.id.partition("/")[2])] == [row.id]
+    with pytest.raises(UserError, match="has the id 'nobody', nor one that ends with it"):
+        find([small_dataset], "train", "nobody")
+
+
+def test_an_example_is_seen_in_its_row(small_dataset: Dataset) -> None:
+    index = small_dataset.index("train")
+    whole = Order(Layout.documents(index.fingerprint, (shard.documents for shard in index.shards)), 3, 2)
+    (traced,) = documents_at([small_dataset], "train", whole, np.array([7]))
+    (document,) = find([small_dataset], "train", traced.id)
+    (first, second) = sightings(document, [small_dataset], "train", whole, 2 * whole.rows_per_epoch)
+    assert (first.epoch, first.positions, second.epoch, len(second.positions)) == (0, (7,), 1, 1)

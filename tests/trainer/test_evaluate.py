@@ -84,7 +84,7 @@ def test_the_unigram_baseline_is_the_entropy_of_the_token_frequencies(luban: Com
     assert inputs.fixed
     rows = inputs.fixed["data"][0].rows(np.arange(ROWS)).tokens[:, 1:].ravel()
     expected = float(-np.log(counts[rows] / counts.sum()).mean())
-    found = unigram_baseline(list(inputs.trains.values()), fixed_set(inputs, 4))
+    found = unigram_baseline(inputs.sources, fixed_set(inputs, 4))
     assert found["loss"] == pytest.approx(expected, rel=1e-9)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from data.deal import turn
 from tests.ranks import alone, launch
 from tests.trainer import toy
 from tests.trainer.test_parity import CLIP, plain
@@ -259,26 +261,30 @@ def test_the_norm_is_the_same_however_the_elements_are_owned(tmp_path):
 
 
 def far_apart(world: World) -> bool:
-    """Six micro-batches of numbers so far apart that float64 rounds: whether this rank's sums are those in order."""
+    """Micro-batches of numbers so far apart that float64 rounds: whether this rank's sums are those in order.
+
+    Four ranks are of two nodes that read lanes of their own, and take their turns across the nodes.
+    """
+    world = replace(world, groups=2 if world.size == 4 else 1)
     size = 2 * CHUNK + 100
     generator = torch.Generator().manual_seed(7)
-    exponents = torch.randint(-30, 30, (6, size), generator=generator)
-    gradients = torch.randn(6, size, generator=generator) * 10.0**exponents
+    exponents = torch.randint(-30, 30, (12, size), generator=generator)
+    gradients = torch.randn(12, size, generator=generator) * 10.0**exponents
     expected = torch.zeros(size, dtype=torch.float64)
     for gradient in gradients:
         expected += gradient
     assert not torch.equal(expected, gradients.flip(0).double().sum(0))
     start, stop = world.rank * size // world.size, (world.rank + 1) * size // world.size
     sums = ExactGradient([size], [Piece(0, start, stop - start)], torch.float32, world)
-    for number in range(6 // world.size):
-        sums.add([gradients[number * world.size + world.rank]])
+    for number in range(12 // world.size):
+        sums.add([gradients[number * world.size + turn(world.rank, world.size, world.groups)]])
     target = torch.empty(stop - start, dtype=torch.float64)
     sums.write([target], 1.0)
     return torch.equal(target, expected[start:stop])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 3, 4])
 def test_micro_batches_are_added_in_their_order(size, tmp_path):
     assert launch(far_apart, size, folder=tmp_path) == [True] * size
 

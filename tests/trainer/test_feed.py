@@ -185,6 +185,26 @@ def test_one_two_and_three_ranks_read_the_same(reader, micro_batch):
             assert sum(batch.rows for step in several for batch in step.batches) == BATCH
 
 
+def test_nodes_that_read_lanes_of_their_own_read_the_same_micro_batches_in_turn(reader):
+    """Two nodes of two ranks: each its own lane, and rank after rank across them what one rank reads alone."""
+    index = reader().indexes[0]
+    order = Order(layout(index, CONTEXT), seed=11, window=3, lanes=2)
+    chosen = recipe(engine__micro_batch=1, train__batch_rows=8, data__lanes=2)
+
+    def steps(rank: int, ranks: int, groups: int) -> Step:
+        held = LocalReader(index, order, CONTEXT)
+        feed = Feed(held, Causal(), chosen, Shape.of(chosen, ranks), rank, ranks, torch.device("cpu"), 8, (), groups)
+        try:
+            return next(feed)
+        finally:
+            feed.close()
+
+    alone, nodes = steps(0, 1, 1), [steps(rank, 4, 2) for rank in range(4)]
+    assert [nodes[rank].first[turn] for turn in range(2) for rank in (0, 2, 1, 3)] == alone.first
+    assert [{first % 2 for first in step.first} for step in nodes] == [{0}, {0}, {1}, {1}]
+    assert sum(step.digest for step in nodes) & WORD == alone.digest
+
+
 def test_updates_follow_each_other_without_gap_and_hold_their_own_rows(reader):
     held = reader()
     for number, (step,) in enumerate(updates(reader, 1, 9, micro_batch=5)):

@@ -1,6 +1,6 @@
 """The dataset recipe: where the documents come from, what is dropped, how the rest becomes shards.
 
-Everything but `workers` decides the bytes of the dataset: two builds with equal recipes and equal input are
+Everything but `workers` and `pack` decides the bytes of the shards: two builds with equal recipes and equal input are
 equal, file by file. Recipes that work as they stand are in `data/recipes/`.
 """
 
@@ -144,6 +144,9 @@ class DatasetRecipe(Section):
     """Kind examples only: what an example is."""
     shard_tokens: Fixed[Annotated[int, Field(ge=1024)]] = 4_194_304
     """Tokens in a shard, about: a split has total // shard_tokens shards of even size, at least one."""
+    pack: Free[tuple[Annotated[int, Field(ge=1)], ...]] = ()
+    """Contexts, in tokens, to make packing plans for, which a run with `data.packing=best_fit` needs; documents are cut
+    only where longer than a row of context + 1. More can be made later: `luban data pack`."""
     workers: Free[Count] = 0
     """Processes; 0: one a core. Changes nothing in the result."""
     memory: Free[Bytes] = 2_000_000_000

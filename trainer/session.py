@@ -291,6 +291,9 @@ def _order_notes(s: Session, nodes: int) -> Iterator[str]:
     if len(order.sources) > 1:
         epochs = ", ".join(f"{name} {count:.3g}" for name, count in order.read(stop).items())
         yield f"epochs of each source in {stop:,} rows: {epochs}; {len(order.stages)} stage(s)"
+    for name, fill in s.inputs.fills.items():
+        alone = f"; {stop:,} rows are {stop / fill.rows:.3g} epochs" if len(order.walks) == 1 else ""
+        yield f"an epoch of {name} ({s.inputs.packing}): {fill}{alone}"
     yield from order.notes(stop)
     missing = [name for name in s.inputs.datasets if s.fixed and name not in s.fixed]
     if missing:

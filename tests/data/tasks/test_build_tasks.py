@@ -10,6 +10,7 @@ import yaml
 from data.build import build
 from data.dataset import load_dataset
 from data.errors import UserError
+from data.inspect import report
 from data.order import Order
 from data.reader import LocalReader, layout
 from data.recipe import RECIPES, DatasetRecipe
@@ -236,3 +237,11 @@ def test_packed_rows_carry_the_targets_of_every_example_in_them(made):
         for begin, end in pairwise([*starts.tolist(), int(length)]):
             assert next(targets) == wanted[tuple(tokens[begin:end])]
     assert next(targets, None) is None
+
+
+def test_inspect_shows_the_task_the_balance_and_the_target_of_a_sample(made):
+    folder = made("pairs", {"kind": "pair", "labels": [0, 1]}, MRPC).folder
+    text = report(folder)
+    assert "task pair, template encoder, 2 classes" in text
+    assert "target class " in text
+    assert "[text_b, " in text

@@ -169,7 +169,9 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
 
 def versions(recipe: DatasetRecipe) -> dict[str, str]:
     """Versions of what, beside our own code, decides the bytes."""
-    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
+    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(
+        recipe.clean, *recipe.clean_sources.values()
+    )
     return {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries}
 
 

@@ -61,7 +61,7 @@ def _documents(path: Path) -> list[str]:
 def _ours(texts: list[str], tokenizer: Tokenizer, folder: Path) -> dict[str, float]:
     rules = Clean(preset="web")
     recipe = DatasetRecipe(
-        name="bench", sources=(Source(kind="jsonl", path=folder / "documents.jsonl"),), workers=1, clean=rules,
+        name="bench", sources=(Source(kind="jsonl", path=str(folder / "documents.jsonl")),), workers=1, clean=rules,
         tokenizer=TokenizerTraining(reuse=folder / "tokenizer"), split=Split(valid=0.0),
     )  # fmt: skip
     unclean = recipe.model_copy(update={"clean": Clean(preset="off")})

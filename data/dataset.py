@@ -18,7 +18,7 @@ import numpy as np
 from data.errors import UserError
 from data.origin import is_remote
 from data.progress import Progress
-from data.remote import Access, Remote, known_info, open_remote
+from data.remote import Access, Remote, known_info, open_remote, refuse_paths
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 
@@ -87,6 +87,8 @@ class Dataset:
         if self.remote and f"{split}.index.json" in self.info.get("files", {}):
             self.remote.file(f"{split}.index.json")
         index = Index.load(self.folder, split, shards_here=self.remote is None)
+        if self.remote:
+            refuse_paths((shard.url for shard in index.shards), self.place)
         recorded = self.info["splits"].get(split, {}).get("fingerprint")
         if index.fingerprint != recorded:
             raise UserError(

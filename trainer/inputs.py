@@ -79,6 +79,10 @@ class Inputs:
         """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
         return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
 
+    def refuse_small_cache(self, lanes: Collection[int]) -> None:
+        """Raise UserError where the cache can't hold what a node that reads `lanes` has open at once."""
+        refuse_small_cache(self.order, list(self.trains.values()), self._remotes, lanes)
+
     @property
     def _remotes(self) -> list[Remote | None]:
         return [dataset.remote for dataset in self.datasets.values()]
@@ -130,7 +134,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         )
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
     inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size)
-    refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
+    inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
     if first.kind == "examples":
         _refuse_heads(datasets)
     if first.kind == "examples" and packing == "chop":

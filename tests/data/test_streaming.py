@@ -267,7 +267,7 @@ def test_small_files_are_checked_too(folder, server, tmp_path, name):
 
 
 def test_a_url_without_a_dataset_is_said(server, tmp_path):
-    with pytest.raises(UserError, match=r"dataset\.json from http.*404.*folder"):
+    with pytest.raises(UserError, match=r"dataset\.json from http.*404.*copied"):
         load_dataset(server.url.replace("/data", "/data/sub") + "?x={file}x", quick(tmp_path / "cache"))
 
 

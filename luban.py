@@ -81,17 +81,44 @@ def data_build(
         build_on_ray(_at_home(settings), folder, on)
 
 
+@data_app.command("pack")
+def data_pack(
+    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.", show_default=False)],
+    context: Annotated[list[int], typer.Option(min=1, help="In tokens; may be given several times.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+) -> None:
+    """Make best-fit packing plans of a built dataset, for runs with this model.context and data.packing=best_fit."""
+    from data.packing import pack_dataset
+    from data.progress import for_this_stream
+
+    here = dataset.exists() or dataset.is_absolute()
+    pack_dataset(dataset if here else _home() / dataset, context, workers, for_this_stream())
+
+
 @data_app.command("inspect")
 def data_inspect(
     dataset: Annotated[str, typer.Argument(help="A dataset's folder, or its URL.", show_default=False)],
-    check: Annotated[bool, typer.Option("--check", help="Re-read every shard against its digest.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Re-read every file against its digest.")] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Documents of each split to show.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Counts, shares, lengths, what was dropped and why, and decoded samples."""
-    from data.inspect import report
+    """Counts, shares, lengths, packing plans, what was dropped and why, and decoded samples.
+
+    Ends with 2 where --check finds a fault, and names each.
+    """
+    import json
+
+    from data.inspect import inspect, page, refuse_faults
     from data.origin import is_remote
+    from data.progress import for_this_stream
 
     here = is_remote(dataset) or Path(dataset).exists() or Path(dataset).is_absolute()
-    typer.echo(report(dataset if here else _home() / dataset, check))
+    found = inspect(dataset if here else _home() / dataset, check, samples, for_this_stream())
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
+    refuse_faults(found)
+    if not as_json:
+        typer.echo(page(found))
 
 
 @data_app.command("trace")

@@ -143,7 +143,7 @@ def summary(home: Path, began: float) -> list[str]:
     with contextlib.chdir(home), _home_here():
         base = load_model(RUN)
         figures, fixed = measure(base, base.recipe.evaluate.rows)
-        unigram = unigram_baseline(list(base.inputs.trains.values()), fixed)
+        unigram = unigram_baseline(base.inputs.sources, fixed)
         plain, _ = measure(load_model(RUN, Path("datasets/docstrings")))
         tuned, _ = measure(load_model(f"{TUNED}@best"))
     history, proof = record.load(runs / RUN), read_proof(runs / RUN)

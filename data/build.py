@@ -24,6 +24,7 @@ from data.chunks import Encoded
 from data.clean.needs import library_versions
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
+from data.packing import contexts, pack, pack_dataset
 from data.pipeline import Pipeline
 from data.progress import Progress, Silent
 from data.publish import write_json
@@ -55,7 +56,8 @@ def build(
     given = _given(recipe)
     if (found := _existing(out, recipe, given)) is not None:
         progress.say(f"{out} is already built from this recipe and this input: nothing to do")
-        return found
+        missing = set(recipe.pack) - contexts(out)
+        return pack_dataset(out, missing, recipe.workers, progress) if missing else found
     workers = recipe.workers or os.cpu_count() or 1
     decides = _decides(recipe, given)
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
@@ -64,6 +66,7 @@ def build(
         tokenizer = pipeline.tokenizer(rows)
         parts = pipeline.tokenize(rows, tokenizer)
         indexes = pipeline.write(parts, tokenizer)
+        pack(indexes, recipe.pack, hands, 2 * workers + 2, progress)
         publish(work, out)
         write_json(
             out / FILE,
@@ -149,9 +152,10 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
-    """The settings that decide the bytes: not who works with how much memory, nor how long a server is waited for."""
+    """The settings that decide the shards: not who works with how much memory, how long a server is waited for, nor
+    plans that can be added later."""
     waiting = {"__all__": {"timeout_s", "tries"}}
-    free = {"workers": True, "memory": True, "sources": waiting, "decontaminate": {"sets": waiting}}
+    free = {"workers": True, "memory": True, "pack": True, "sources": waiting, "decontaminate": {"sets": waiting}}
     return recipe.model_dump(mode="json", exclude=free)
 
 
@@ -165,7 +169,9 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
 
 def versions(recipe: DatasetRecipe) -> dict[str, str]:
     """Versions of what, beside our own code, decides the bytes."""
-    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
+    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(
+        recipe.clean, *recipe.clean_sources.values()
+    )
     return {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries}
 
 

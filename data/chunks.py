@@ -179,7 +179,7 @@ def _kept(
     text is an item of one field."""
     size = document.bytes
     if document.text is not None:
-        cleaned = clean(document.text, recipe.clean)
+        cleaned = clean(document.text, recipe.rules_for(document.source))
         if cleaned.text is None:
             drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
@@ -221,7 +221,7 @@ def _mended(document: Document, recipe: DatasetRecipe) -> tuple[Document, tuple[
 
     def through(value: Any) -> Any:
         if isinstance(value, str):
-            text, more = mend(value, recipe.clean)
+            text, more = mend(value, recipe.rules_for(document.source))
             changes.extend(more)
             return text
         if isinstance(value, dict):

@@ -17,8 +17,9 @@ import numpy as np
 
 from data.errors import UserError
 from data.origin import is_remote
-from data.remote import Access, Remote, known_info, open_remote
-from data.shards import SPLITS, Index, MappedShard
+from data.progress import Progress
+from data.remote import Access, Remote, known_info, open_remote, refuse_paths
+from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 
 FORMAT = "luban-dataset"
@@ -86,6 +87,8 @@ class Dataset:
         if self.remote and f"{split}.index.json" in self.info.get("files", {}):
             self.remote.file(f"{split}.index.json")
         index = Index.load(self.folder, split, shards_here=self.remote is None)
+        if self.remote:
+            refuse_paths((shard.url for shard in index.shards), self.place)
         recorded = self.info["splits"].get(split, {}).get("fingerprint")
         if index.fingerprint != recorded:
             raise UserError(
@@ -150,48 +153,11 @@ class Dataset:
                 shard = (row.shard, self.shard(index, row.shard))
             yield row, shard[1].tokens(row.start, row.start + row.tokens)
 
-    def verify(self) -> list[str]:
-        """Re-read every file against its sha256, and each shard's table; what is wrong, one line each.
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Re-read every file against its digest; what is wrong, one line each (`data/check.py`)."""
+        from data.check import faults  # it looks at plans too, which know datasets
 
-        Shards of a remote dataset that aren't in the cache are read from their origin and not kept.
-        """
-        problems = self._damaged_files()
-        for split in SPLITS:
-            try:
-                index = self.index(split)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            damaged = [each for shard in index.shards if (each := self.remote.problem(shard))] if self.remote else []
-            damaged += [] if self.remote else index.verify()
-            problems += damaged
-            if not damaged:
-                problems += self._table_problems(split, index)
-        return problems
-
-    def _damaged_files(self) -> list[str]:
-        then = self.info.get("files", {})
-        if self.remote:
-            return [problem for name in sorted(then) if (problem := self.remote.damaged_file(name))]
-        now = digests(self.folder)
-        return [
-            f"{name} in {self.folder} {'is missing' if name not in now else 'is not the file that was written'}"
-            for name in sorted(then)
-            if now.get(name) != then[name]
-        ]
-
-    def _table_problems(self, split: str, index: Index) -> list[str]:
-        starts: dict[int, list[int]] = {number: [] for number in range(len(index.shards))}
-        try:
-            for row in self.rows(split):
-                starts[row.shard].append(row.start)
-        except UserError as error:
-            return [str(error)]
-        return [
-            f"the document table of {shard.url} in {self.place} doesn't match the shard"
-            for number, shard in enumerate(index.shards)
-            if not np.array_equal(self.shard(index, number).document_starts(), starts[number])
-        ]
+        return faults(self, progress)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -64,7 +64,7 @@ class Places:
     shard: np.ndarray
     row: np.ndarray
     start: np.ndarray
-    """First token in the shard; for rows that are documents, the document's number."""
+    """First token in the shard; for rows that are documents or of a plan, its number."""
     source: np.ndarray
     """Number of the source in `Order.sources`."""
     walk: np.ndarray

@@ -7,6 +7,7 @@ each compared with the shard's sums before it is put in.
 """
 
 import mmap
+import os
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -28,9 +29,9 @@ class PartialShard(MappedShard):
         folder: where the file without a name is made.
         sums: called once, by the first thread that brings a range.
         """
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(entry.file_size)
-            self._map = mmap.mmap(file.fileno(), entry.file_size)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (lives as long as the shard)
+        self._file.truncate(entry.file_size)
+        self._map = mmap.mmap(self._file.fileno(), entry.file_size, access=mmap.ACCESS_READ)
         self._arrange(entry, dtype)
         self._sums, self._fetch_sums = None, sums
         self._chunks = bytearray(-(-entry.file_size // CHUNK))
@@ -58,7 +59,8 @@ class PartialShard(MappedShard):
                 self._sums = self._fetch_sums()
         wrong = self._sums.wrong(start, data)
         if wrong is None:
-            self._map[start : start + len(data)] = data
+            # Not through the map: a full disk is an OSError here, and SIGBUS, the end of the process, there.
+            os.pwrite(self._file.fileno(), data, start)
             for chunk in range(start // CHUNK, -(-(start + len(data)) // CHUNK)):
                 self._chunks[chunk] = _PRESENT
         return wrong

@@ -4,13 +4,16 @@ A reader or a rerun after a crash or a full disk therefore never meets half a fi
 writer's own: two processes that make the same file (one of them believed dead) don't write into each other's.
 """
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from data.errors import UserError
 
 
 @contextmanager
@@ -41,3 +44,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
     with published(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
+
+
+@contextmanager
+def locked(path: Path, held: str) -> Iterator[None]:
+    """Hold a lock file at `path`, gone afterwards. Raises UserError, saying `held`, where another process holds it."""
+    while True:
+        try:
+            file = path.open("w")
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{held}. Wait for it.") from None
+            with suppress(FileNotFoundError):  # else whoever held it before took it away
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    try:
+                        yield
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return

@@ -10,18 +10,22 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from data.errors import UserError
 from data.layout import Layout
 from data.order import Order
+from data.packing import Packing, Plan, load_packing
 from data.shards import Index, MappedShard, Targets
 
 T = TypeVar("T")
 RESOLVED = 8192  # positions resolved at once: the order costs 0.2 us a row in chunks, 8 times more row by row
+PLANS = 4096  # packing plans kept mapped: some 60 KB of address space each, of 65,530 maps that Linux grants a process
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,21 @@ class Rows:
     targets: np.ndarray | None = None
     """(documents, columns) int32 or float32: what each document that `starts` tells of is to predict beside tokens,
     row after row; None where the dataset has no targets."""
+    packed: bool = False
+    """Whether neighbours in a row have nothing to do with each other: a document's first token is then no label."""
 
 
-def layout(index: Index, context: int) -> Layout:
-    """How the rows of a split lie in its shards: chopped text, or one example a row."""
+def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop", here: bool = True) -> Layout:
+    """How the rows of a split lie in its shards: chopped text or one example a row, or those of a packing plan.
+
+    Args:
+        here: plans lie beside the index; else they come when they are read.
+
+    Raises:
+        UserError: no row, or no packing plans for this context.
+    """
+    if packing == "best_fit":
+        return load_packing(index, context + 1, None if here else index.folder.joinpath).layout()
     if index.kind == "examples":
         return Layout.documents(index.fingerprint, (shard.documents for shard in index.shards))
     return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context)
@@ -74,6 +89,10 @@ class OpenShard(Protocol):
         """(first token, one past the last) of the shard's document of that number."""
         ...
 
+    def document_at(self, token: int) -> int:
+        """The number of the shard's document that a token belongs to."""
+        ...
+
     def target(self, number: int, targets: Targets) -> np.ndarray:
         """What the shard's document of that number is to predict beside tokens."""
         ...
@@ -92,25 +111,30 @@ class LocalReader:
     """
 
     def __init__(self, indexes: Index | Sequence[Index], order: Order, context: int,
-                 open_shard: Callable[[Index, int], OpenShard] = mapped):  # fmt: skip
+                 open_shard: Callable[[Index, int], OpenShard] = mapped,
+                 find: Callable[[Index, str], Path] | None = None):  # fmt: skip
         """
         Args:
             indexes: of the order's sources, in their order.
             context: of the model; a row has one token more, unless its stage has shorter ones.
             open_shard: opens the shard of that number; each is opened once.
+            find: gives a shard's packing plan by its name, where plans don't lie beside the indexes.
         """
         self.indexes = (indexes,) if isinstance(indexes, Index) else tuple(indexes)
         self.order = order
         self.length = context + 1
-        self._lengths = np.array(
-            [walk.layout.stride + 1 if walk.layout.stride else self.length for walk in order.walks]
-        )
         self._alike = len(order.walks) == 1 and order.walks[0].layout.stride > 0
+        self._lengths = np.array([walk.layout.row_length(self.length) for walk in order.walks])
+        self._packings: list[Packing | None] = [
+            self._load_packing(walk.source, walk.layout.plan_length, find) if walk.layout.plan else None
+            for walk in order.walks
+        ]
         self._open_shard = open_shard
         self._targets = self.indexes[0].targets
         if any(index.targets != self._targets for index in self.indexes):
             raise UserError("the run's datasets of examples predict different things, such as a class and a number")
         self._opened: dict[tuple[int, int], OpenShard] = {}
+        self._plan = lru_cache(maxsize=PLANS)(self._map_plan)
         self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
@@ -134,21 +158,31 @@ class LocalReader:
                 continue
             source = self.order.walks[walk].source
             opened = self._open(source, shard)
-            if use is None:
-                begin, end = start, start + int(self._lengths[walk])
-                inside = opened.starts_between(begin, end)
-                starts.append(np.array([0, *(document - begin for document in inside)], np.int64))
+            if self._packings[walk] is not None:
+                spans = self._plan(walk, shard).spans(start)
+            elif use is None:
+                spans = [(start, start + int(self._lengths[walk]))]
             else:
                 begin, end = opened.document(start)
-                end = min(end, begin + self.length)
-                use[slot, : end - begin] = opened.uses(begin, end)
-                starts.append(np.zeros(1, np.int64))
+                spans = [(begin, min(end, begin + self.length))]
+            at, begins = 0, []
+            for begin, end in spans:
+                begins.append(at)
+                upto = at + end - begin
+                tokens[slot, at:upto] = opened.tokens(begin, end)
+                if use is not None:
+                    use[slot, at:upto] = opened.uses(begin, end)
                 if self._targets is not None:
-                    targets.append(opened.target(start, self._targets))
-            tokens[slot, : end - begin] = opened.tokens(begin, end)
-            tokens[slot, end - begin :] = 0
-            lengths[slot] = end - begin
-        return Rows(tokens, lengths, tuple(starts), use, positions, self._stacked(targets))
+                    number = start if self._packings[walk] is None else opened.document_at(begin)
+                    targets.append(opened.target(number, self._targets))
+                at = upto
+            tokens[slot, at:] = 0
+            lengths[slot] = at
+            if use is None and self._packings[walk] is None:
+                begins += [document - start for document in opened.starts_between(start, start + at)]
+            starts.append(np.array(begins, np.int64))
+        packed = any(each is not None for each in self._packings)
+        return Rows(tokens, lengths, tuple(starts), use, positions, self._stacked(targets), packed)
 
     def _stacked(self, targets: list[np.ndarray]) -> np.ndarray | None:
         if self._targets is None:
@@ -203,6 +237,15 @@ class LocalReader:
         if (source, shard) not in self._opened:
             self._opened[source, shard] = self._open_shard(self.indexes[source], shard)
         return self._opened[source, shard]
+
+    def _load_packing(self, source: int, length: int, find: Callable[[Index, str], Path] | None) -> Packing:
+        index = self.indexes[source]
+        return load_packing(index, length, None if find is None else partial(find, index))
+
+    def _map_plan(self, walk: int, shard: int) -> Plan:
+        packing = self._packings[walk]
+        assert packing is not None
+        return packing.plan(shard)
 
 
 class Prefetch(Generic[T]):

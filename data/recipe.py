@@ -1,6 +1,6 @@
 """The dataset recipe: where the documents come from, what is dropped, how the rest becomes shards.
 
-Everything but `workers` decides the bytes of the dataset: two builds with equal recipes and equal input are
+Everything but `workers` and `pack` decides the bytes of the shards: two builds with equal recipes and equal input are
 equal, file by file. Recipes that work as they stand are in `data/recipes/`.
 """
 
@@ -129,6 +129,9 @@ class DatasetRecipe(Section):
     """Refuse a source whose `licence` is none of these, `unknown` included; none: any will do."""
     clean: Clean = Clean()
     """Rules that change text, and that drop documents for what they are."""
+    clean_sources: Fixed[dict[str, Clean]] = Field(default={})
+    """Rules for the documents of single sources, by name, such as {wiki: {preset: web}, kernel: {preset: code}}, in
+    place of `clean`."""
     languages: Fixed[dict[str, Quota | None] | None] = None
     """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
     (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
@@ -144,6 +147,9 @@ class DatasetRecipe(Section):
     """Kind examples only: what an example is."""
     shard_tokens: Fixed[Annotated[int, Field(ge=1024)]] = 4_194_304
     """Tokens in a shard, about: a split has total // shard_tokens shards of even size, at least one."""
+    pack: Free[tuple[Annotated[int, Field(ge=1)], ...]] = ()
+    """Contexts, in tokens, to make packing plans for, which a run with `data.packing=best_fit` needs; documents are cut
+    only where longer than a row of context + 1. More can be made later: `luban data pack`."""
     workers: Free[Count] = 0
     """Processes; 0: one a core. Changes nothing in the result."""
     memory: Free[Bytes] = 2_000_000_000
@@ -162,6 +168,20 @@ class DatasetRecipe(Section):
             raise ValueError(f"two sources are called {twice[0]!r}, so their documents' ids clash; set `name` on one")
         return sources
 
+    def rules_for(self, source: str) -> Clean:
+        """The rules for documents of the source of that name."""
+        return self.clean_sources.get(source, self.clean)
+
+    @model_validator(mode="after")
+    def _cleaned_sources_are_there(self) -> "DatasetRecipe":
+        names = {source.label for source in self.sources}
+        unknown = sorted(set(self.clean_sources) - names)
+        if unknown and all(source.kind != "dataset" for source in self.sources):
+            raise ValueError(
+                f"clean_sources has rules for {unknown[0]!r}, but the sources are {', '.join(sorted(names))}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _licences_are_allowed(self) -> "DatasetRecipe":
         allowed = self.allowed_licences
@@ -175,7 +195,7 @@ class DatasetRecipe(Section):
     def _languages_are_known(self) -> "DatasetRecipe":
         if self.languages is None:
             return self
-        if self.clean.language is None:
+        if any(rules.language is None for rules in (self.clean, *self.clean_sources.values())):
             raise ValueError("languages are chosen by name, so clean.language must be identify, or name one")
         shares = [quota.max_share if quota and quota.max_share else 1.0 for quota in self.languages.values()]
         if sum(shares) < 1 - 1e-9:

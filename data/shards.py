@@ -232,14 +232,17 @@ class Index:
         Args:
             progress: called with the number of bytes just read.
         """
-        problems = []
-        for shard in self.shards:
+        return [problem for shard in self.shards if (problem := self.problem(shard, progress))]
+
+    def problem(self, shard: ShardEntry, progress: Callable[[int], None] | None = None) -> str | None:
+        """The same for one shard; None: it is as it was written."""
+        try:
             problem = self._size_problem(shard)
             if not problem and _sha256(self.folder / shard.url, progress) != shard.sha256:
                 problem = f"{shard.url} in {self.folder} has other bytes than when it was written (its sha256 differs)"
-            if problem:
-                problems.append(problem)
-        return problems
+        except OSError as error:
+            problem = f"{shard.url} in {self.folder} can't be read: {error.strerror or error}"
+        return problem
 
     def to_json(self, name: str) -> dict[str, Any]:
         """The index file's content; `name` is the dataset's."""

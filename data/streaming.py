@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -205,7 +206,7 @@ class StreamingReader(LocalReader):
             lanes: that this node reads; None: all.
             ahead: download the windows after the current ones too.
         """
-        super().__init__(indexes, order, context, self._open_streamed)
+        super().__init__(indexes, order, context, self._open_streamed, self._find)
         self._remotes = tuple(remotes)
         access = next(remote.access for remote in self._remotes if remote is not None)
         self._lanes, self._ahead = lanes, ahead
@@ -293,6 +294,11 @@ class StreamingReader(LocalReader):
         if key not in self._partial:
             self._partial[key] = PartialShard(remote.folder, entry, index.dtype, lambda: remote.sums(entry))
         return self._partial[key]
+
+    def _find(self, index: Index, name: str) -> Path:
+        """A file that belongs to one shard, such as its packing plan."""
+        remote = self._remotes[self._source[id(index)]]
+        return remote.file(name) if remote else index.folder / name
 
     def _fetch(self, missing: Sequence[_Range]) -> None:
         """Bring all these ranges, those of many shards at a time."""

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.order import Order, Source, Stage
+from data.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
 from data.remote import Remote
 from data.shards import Index
@@ -17,6 +19,7 @@ from data.tokenizer import Tokenizer
 from trainer.recipe import Recipe
 
 VALID = "valid"
+Packing = Literal["chop", "best_fit"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Inputs:
     trains: Mapping[str, Index]
     """The training split of each source."""
     order: Order
+    packing: Packing
     vocab_size: int
     """Rows of the model's embedding."""
 
@@ -58,11 +62,26 @@ class Inputs:
         """Label tokens of one pass over the corpus; None where rows aren't all of one text and length."""
         if self.dataset.kind != "text" or len(self.order.walks) > 1:
             return None
-        return self.order.rows_per_epoch * self.order.layout.stride
+        return next(iter(self.fills.values())).labels
+
+    @cached_property
+    def fills(self) -> dict[str, Fill]:
+        """How documents fill the rows of an epoch, by source and context where rows have several lengths."""
+        found = {}
+        for walk in self.order.walks:
+            context = walk.layout.row_length(self.context + 1) - 1
+            name = walk.name if context == self.context else f"{walk.name}, context {context}"
+            index = self.trains[walk.name]
+            found[name] = fill(index, context, self.packing, here=self.datasets[walk.name].remote is None)
+        return found
 
     def reader(self, lanes: Collection[int] | None = None) -> LocalReader:
         """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
         return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
+
+    def refuse_small_cache(self, lanes: Collection[int]) -> None:
+        """Raise UserError where the cache can't hold what a node that reads `lanes` has open at once."""
+        refuse_small_cache(self.order, list(self.trains.values()), self._remotes, lanes)
 
     @property
     def _remotes(self) -> list[Remote | None]:
@@ -83,9 +102,11 @@ class Inputs:
             if not index.shards:
                 continue
             try:
-                order = Order(layout(index, self.context), 0, len(index.shards))
-            except UserError:  # fewer tokens than one row
-                continue
+                order = Order(layout(index, self.context, self.packing, dataset.remote is None), 0, len(index.shards))
+            except UserError:
+                if self.packing == "best_fit":  # no plan, or a damaged one
+                    raise
+                continue  # fewer tokens than one row
             reader = reader_of([index], order, self.context, [dataset.remote], ahead=False)
             found[name] = reader, order.rows_per_epoch
         return found
@@ -111,10 +132,12 @@ def open_inputs(recipe: Recipe) -> Inputs:
             f"model.vocab_size {vocab_size} is smaller than the {pieces} pieces of the tokenizer of {first.place}: "
             "set it to null, or to at least that"
         )
-    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains), vocab_size)
-    refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
+    packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
+    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size)
+    inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
     if first.kind == "examples":
         _refuse_heads(datasets)
+    if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
     for prompt in recipe.evaluate.prompts:
@@ -137,8 +160,11 @@ def _refuse_heads(datasets: Mapping[str, Dataset]) -> None:
             )
 
 
-def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:
+def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] = ()) -> Order:
     """The order of a run's rows.
+
+    Args:
+        far: the sources that are read from elsewhere.
 
     Raises:
         UserError: as `open_inputs`, of lanes, contexts and ends.
@@ -148,13 +174,17 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index]) -> Order:
     sources = [Source(name, index.fingerprint, caps.get(name)) for name, index in trains.items()]
     stages = []
     for stage in data.plan:
-        if stage.context is not None and any(trains[name].kind == "examples" for name in stage.weights):
+        if (
+            stage.context is not None
+            and data.packing == "chop"
+            and any(trains[name].kind == "examples" for name in stage.weights)
+        ):
             raise UserError(
                 f"the stage from row {stage.start} has a context of {stage.context}, and examples are a row each: "
-                "leave it out"
+                "leave it out, or pack them: data.packing=best_fit"
             )
         context = stage.context or recipe.model.context
-        layouts = {name: layout(trains[name], context) for name in stage.weights}
+        layouts = {name: layout(trains[name], context, data.packing, name not in far) for name in stage.weights}
         stages.append(Stage(stage.start, stage.weights, layouts, stage.window or data.window))
     order = Order.staged(sources, stages, recipe.seed, data.lanes)
     rows = recipe.train.steps * recipe.train.batch_rows

@@ -80,6 +80,10 @@ class Data(Section):
     lanes: Fixed[int] = Field(default=1, ge=1, lt=2**20)
     """Into how many lanes the shards are dealt; row p is of lane p modulo this. Nodes that divide it read only the
     shards of their own lanes, if it divides train.batch_rows. Each lane needs a shard of each source."""
+    packing: Fixed[Literal["chop", "best_fit"]] = "chop"
+    """How documents become rows. chop: text one document after the other, cut every context tokens, and an example a
+    row; best_fit: by a plan that cuts only documents longer than a row, made by `luban data pack DATASET --context N`
+    or the dataset recipe's `pack`."""
     window: Fixed[int] = Field(default=16, ge=1)
     """Shards shuffled together, in shards. A streaming reader holds one window; a larger one shuffles better."""
     prefetch: Free[int] = Field(default=2, ge=1, le=64)

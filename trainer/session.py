@@ -148,6 +148,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     nodes = world.told(_nodes(world.collect(socket.gethostname())))
     rows, lanes = recipe.train.batch_rows, recipe.data.lanes
     world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
+    inputs.refuse_small_cache(world.lanes(lanes))
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
     frozen = give_weights(run, recipe, model, found, world)
@@ -291,6 +292,9 @@ def _order_notes(s: Session, nodes: int) -> Iterator[str]:
     if len(order.sources) > 1:
         epochs = ", ".join(f"{name} {count:.3g}" for name, count in order.read(stop).items())
         yield f"epochs of each source in {stop:,} rows: {epochs}; {len(order.stages)} stage(s)"
+    for name, fill in s.inputs.fills.items():
+        alone = f"; {stop:,} rows are {stop / fill.rows:.3g} epochs" if len(order.walks) == 1 else ""
+        yield f"an epoch of {name} ({s.inputs.packing}): {fill}{alone}"
     yield from order.notes(stop)
     missing = [name for name in s.inputs.datasets if s.fixed and name not in s.fixed]
     if missing:

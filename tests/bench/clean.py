@@ -21,17 +21,12 @@ from tests.corpora import texts
 from tests.data.conftest import corpus_texts
 
 SIZE, COMPARED = 8_000_000, 1_500_000
-GOPHER = Clean(
-    preset="off",
-    **{
-        setting: PRESETS["web"][setting]
-        for setting in (
-            "min_words", "max_words", "mean_word_characters", "max_symbols", "max_bullets", "max_ellipses",
-            "min_words_with_letters", "min_stop_words", "max_repeated_lines", "max_line_copies",
-            "max_repeated_paragraphs", "max_paragraph_copies", "max_top_ngram", "max_copied_ngrams",
-        )
-    },
+SETTINGS = (
+    "min_words", "max_words", "mean_word_characters", "max_symbols", "max_bullets", "max_ellipses",
+    "min_words_with_letters", "min_stop_words", "max_repeated_lines", "max_line_copies", "max_repeated_paragraphs",
+    "max_paragraph_copies", "max_top_ngram", "max_copied_ngrams",
 )  # fmt: skip
+GOPHER = Clean.model_validate({"preset": "off"} | {setting: PRESETS["web"][setting] for setting in SETTINGS})
 THEIRS = """
 import json, sys, time
 from datatrove.data import Document
@@ -85,7 +80,7 @@ def main() -> None:
     for name, documents in corpora.items():
         size = sum(len(text.encode()) for text in documents)
         for preset in PRESETS:
-            rules = Clean(preset=preset)
+            rules = Clean.model_validate({"preset": preset})
             clean(documents[0], rules)
             began = time.process_time()
             kept = sum(clean(text, rules).text is not None for text in documents)

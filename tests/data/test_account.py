@@ -11,9 +11,11 @@ from data.account import account_lines
 from data.build import build
 from data.clean.quota import Quota
 from data.clean.rules import Clean
+from data.errors import UserError
 from data.inspect import report
 from data.progress import Lines
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
+from data.settings import validate
 from data.tally import Tally
 
 _WORDS = (
@@ -123,6 +125,20 @@ def test_the_end_of_a_build_shows_the_account(pages, tmp_path, capsys):
     said = capsys.readouterr().err
     for part in ("changed and dropped:", "pii_email", "changed in 21 places", "[EMAIL]"):
         assert part in said
+
+
+def test_each_source_can_have_rules_of_its_own(pages, tmp_path):
+    sources = (
+        Source(kind="folder", path=pages, glob=("en*",), name="english"),
+        Source(kind="folder", path=pages, glob=("zh*",), name="chinese"),
+    )
+    own = {"chinese": Clean(preset="off", min_words=10_000, language="zh")}
+    made = build(recipe(pages, sources=sources, clean_sources=own), tmp_path / "out")
+    clean = next(stage for stage in made.info["stages"] if stage["name"] == "clean")
+    assert {rule: held["documents"] for rule, held in clean["dropped"].items()} == {"few_words": 30}
+    assert clean["changed"]["line_cookies"]["documents"] == 10
+    with pytest.raises(UserError, match="clean_sources has rules for 'chinse', but the sources are pages"):
+        validate(DatasetRecipe, recipe(pages).model_dump() | {"clean_sources": {"chinse": {}}}, "the recipe")
 
 
 def test_a_tally_of_parts_is_the_tally_of_the_whole():

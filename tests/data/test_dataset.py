@@ -83,6 +83,10 @@ def test_check_names_every_damaged_file(copy):
     for part in ("train-000000.tar", "valid-000000.tar is missing", "heldout-000000.docs.parquet"):
         assert part in problems
     tar.write_bytes(bytes(content[:5000]) + bytes([content[5000] ^ 4]) + bytes(content[5001:]))
+    assert "train-000002.docs.parquet in" in "\n".join(load_dataset(copy).verify())
+    info = json.loads((copy / FILE).read_text("utf-8"))
+    info["files"]["train-000002.docs.parquet"] = info["files"]["train-000001.docs.parquet"]
+    (copy / FILE).write_text(json.dumps(info), "utf-8")
     assert "the document table of train-000002.tar" in "\n".join(load_dataset(copy).verify())
 
 
@@ -97,7 +101,7 @@ def test_the_report_shows_counts_lengths_drops_and_samples(small_dataset):
         "PSF-2.0",
         "tokens a document: median",
         "train: 2 of its documents",
-        "every shard has the bytes it was written with",
+        "every file has the bytes it was written with",
         "import ",
     ):
         assert part in page

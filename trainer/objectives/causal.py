@@ -2,7 +2,8 @@
 
 Text: a row is context + 1 tokens and overlaps the next one by a token, so each token is a label once; also a
 document's first token, predicted from the end of the one before, which teaches what documents begin with.
-Examples: one a row, and only the tokens marked at build time are labels. Rows are cut to the longest of the
+Packed text: a document's first token is no label, since what stands before it is any other document's end.
+Examples: one a row or packed, and only the tokens marked at build time are labels. Rows are cut to the longest of the
 micro-batch rounded up to 32 tokens, so that few widths occur: a batch of 60-token examples in a context of 256 costs
 a quarter of padding to the context.
 """
@@ -42,6 +43,9 @@ class Causal:
         asked = np.arange(1, width + 1) < rows.lengths[:, None]
         if rows.use is not None:
             asked &= (rows.use[:, 1 : width + 1] & 1).astype(bool)
+        if rows.packed:  # neighbours are unrelated: nothing says what a document begins with
+            for row, starts in zip(asked, rows.starts, strict=True):
+                row[starts[(starts > 0) & (starts <= width)] - 1] = False
         labels = np.where(asked, rows.tokens[:, 1 : width + 1], IGNORED)
         documents = Documents.of(rows.starts, width, device) if self.attention == "document" else None
         return Batch(

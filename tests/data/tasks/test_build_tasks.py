@@ -1,6 +1,7 @@
 """Datasets of every task, built from real corpora: from rows in files to rows by position, and what is said of them."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from data.build import build
 from data.dataset import load_dataset
 from data.errors import UserError
+from data.inspect import report
 from data.order import Order
 from data.reader import LocalReader, layout
 from data.recipe import RECIPES, DatasetRecipe
@@ -220,3 +222,26 @@ def test_a_dataset_says_its_task_to_whoever_opens_it(made):
     assert dataset.info["task"]["targets"] == {"names": ["label"], "dtype": "<i4"}
     assert dataset.info["task"]["causal"] is False
     assert dataset.info["task"]["fields"] == list(FIELDS)
+
+
+def test_packed_rows_carry_the_targets_of_every_example_in_them(made):
+    task = {"kind": "classification", "labels": [0, 1], "max_tokens": 100, "truncate": "text"}
+    dataset = made("packed", task, SST2, pack=[99])
+    index = dataset.index("train")
+    wanted = {tuple(tokens): target.tolist() for _, tokens, _, target in examples(dataset)}
+    reader = LocalReader(index, order := Order(layout(index, 99, "best_fit"), 0, 4), 99)
+    rows = reader.rows(np.arange(order.rows_per_epoch))
+    assert max(map(len, rows.starts)) > 1
+    targets = iter(rows.targets.tolist())
+    for tokens, length, starts in zip(rows.tokens, rows.lengths, rows.starts, strict=True):
+        for begin, end in pairwise([*starts.tolist(), int(length)]):
+            assert next(targets) == wanted[tuple(tokens[begin:end])]
+    assert next(targets, None) is None
+
+
+def test_inspect_shows_the_task_the_balance_and_the_target_of_a_sample(made):
+    folder = made("pairs", {"kind": "pair", "labels": [0, 1]}, MRPC).folder
+    text = report(folder)
+    assert "task pair, template encoder, 2 classes" in text
+    assert "target class " in text
+    assert "[text_b, " in text

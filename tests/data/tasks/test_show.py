@@ -3,30 +3,29 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
+from data.shards import Targets
 from data.tasks.encode import Encoded, encode_examples, targets_of
-from data.tasks.show import example_lines
+from data.tasks.show import target_text
 from data.tasks.summary import added, counted, summary, task_lines
 from data.tasks.task import Task
-from tests.data.tasks.test_encode import MRPC, SST2
+from tests.data.tasks.test_encode import SST2
 
 
-def test_an_example_is_shown_by_field_with_the_loss_and_the_target(tokenizer, examples_of):
-    task = Task(kind="pair", labels={0: "other", 1: "same"})
-    (example, *_) = examples_of(task, **MRPC)
-    encoded = encode_examples([example], tokenizer, task, task.class_names)
-    lines = example_lines(
-        tokenizer, encoded.tokens[0], encoded.uses[0], targets_of(task), np.array(encoded.targets[0], np.int32),
-        task.class_names, characters=1000,
-    )  # fmt: skip
-    held = dict(example.texts)
-    assert [line.split()[0] for line in lines[:1]] == ["loss"]
-    assert "<|cls|>" in lines[0]
-    assert held["text_a"] in lines[1].replace("\\'", "'")
-    assert held["text_b"] in lines[2].replace("\\'", "'")
-    assert lines[-1] == f"target class {int(example.target)}: {('other', 'same')[int(example.target)]}"
-    short = example_lines(tokenizer, encoded.tokens[0], encoded.uses[0], characters=10)
-    assert "characters)" in short[1]
+@pytest.mark.parametrize(
+    ("targets", "values", "classes", "text"),
+    [
+        (Targets(("label",), np.dtype("<i4")), [1], ("other", "same"), "class 1: same"),
+        (Targets(("label",), np.dtype("<f4")), [2.5], (), "label 2.5"),
+        (Targets(("start", "end"), np.dtype("<i4")), [0, 0], (), "start 0, end 0: no answer in this window"),
+        (Targets(("start", "end"), np.dtype("<i4")), [0, 1], (), "start 0, end 1: 'it is'"),
+    ],
+)
+def test_a_target_is_shown_in_words(tokenizer, targets, values, classes, text):
+    tokens = np.concatenate([tokenizer.encode(word) for word in (" it", " is", " so")])
+    assert all(len(tokenizer.encode(word)) == 1 for word in (" it", " is"))
+    assert target_text(tokenizer, tokens, targets, np.array(values, targets.dtype), classes) == text
 
 
 def test_counts_add_up_by_split_and_show_the_balance_of_classes(tokenizer, examples_of):

@@ -129,6 +129,15 @@ def test_nobody_listening_is_an_error_that_names_the_url(server):
         read(kind="jsonl", path=url, **QUICK)
 
 
+def test_a_store_that_gives_less_than_it_announced_is_an_error(texts, monkeypatch):
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/short/x.jsonl", json_lines(texts))
+    whole = type(files).info
+    monkeypatch.setattr(type(files), "info", lambda self, path: whole(self, path) | {"size": 10**6})
+    with pytest.raises(UserError, match=r"source s: cannot read .*it ended after [\d,]+ of 1,000,000 bytes \(tried 3"):
+        read(kind="jsonl", path="memory://short/x.jsonl", name="s", **QUICK)
+
+
 def test_a_file_that_changes_while_it_is_read_is_an_error(texts, server):
     content = json_lines(texts)
     url = put(server, "x.jsonl", content)

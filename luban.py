@@ -55,6 +55,7 @@ def data_build(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The dataset's folder; default: datasets/NAME.")] = None,
+    on: Annotated[str, typer.Option(help="local, or ray[=ADDRESS]: the cluster whose dashboard that is.")] = "local",
     show: Show = False,
 ) -> None:
     """Corpus -> clean -> deduplicate -> tokenize -> shards, with a report of what was dropped and why.
@@ -71,7 +72,13 @@ def data_build(
     if show:
         typer.echo(manual(settings), nl=False)
         return
-    build(_at_home(settings), out or _home() / "datasets" / settings.name, progress=for_this_stream())
+    folder = out or _home() / "datasets" / settings.name
+    if on == "local":
+        build(_at_home(settings), folder, progress=for_this_stream())
+    else:
+        from cluster.build_on_ray import build_on_ray
+
+        build_on_ray(_at_home(settings), folder, on)
 
 
 @data_app.command("pack")
@@ -527,7 +534,7 @@ def _at_home(recipe: Any) -> Any:
         return _home() / path if path is not None and not path.exists() and (_home() / path).exists() else path
 
     sources = tuple(
-        source.model_copy(update={"path": place(source.path)}) if source.kind == "dataset" else source
+        source.model_copy(update={"path": str(place(source.local))}) if source.kind == "dataset" else source
         for source in recipe.sources
     )
     tokenizer = recipe.tokenizer.model_copy(update={"reuse": place(recipe.tokenizer.reuse)})

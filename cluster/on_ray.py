@@ -49,16 +49,20 @@ class OnRay:
 
     def check(self, job: Job) -> None:
         """Raises UserError where the cluster is out of reach or open to anybody, or can't have room for the job."""
+        self.check_cluster()
+        if problem := shortage(job, self._dashboard.nodes()):
+            if not self._dashboard.grows():
+                raise UserError(f"the Ray cluster at {self._dashboard.address} {problem}")
+            print(f"the Ray cluster {problem} yet; its autoscaler is asked for more")
+
+    def check_cluster(self) -> None:
+        """Raises UserError where the cluster is out of reach, of another version, or open to anybody."""
         self._dashboard.check_version()
         if self._dashboard.is_open():
             raise UserError(
                 f"the Ray cluster at {self._dashboard.address} runs code for anybody, with or without a token: start "
                 "it with RAY_AUTH_MODE=token, or reach it over loopback (ssh -L 8265:127.0.0.1:8265 HEAD)"
             )
-        if problem := shortage(job, self._dashboard.nodes()):
-            if not self._dashboard.grows():
-                raise UserError(f"the Ray cluster at {self._dashboard.address} {problem}")
-            print(f"the Ray cluster {problem} yet; its autoscaler is asked for more")
 
     def submit(self, job: Job, held: Hold) -> int:
         """Hand the job over; returns 0."""
@@ -67,7 +71,7 @@ class OnRay:
         before = submission.read(job.run)
         submission.write(job.run, on, name)  # first: the driver believes no folder that doesn't name it
         try:
-            self._hand_over(request(job, name))
+            self.hand_over(request(job, name))
         except BaseException:
             if before is None:
                 (job.run / submission.FILE).unlink(missing_ok=True)
@@ -97,7 +101,8 @@ class OnRay:
         """End a job."""
         self._dashboard.stop_job(id)
 
-    def _hand_over(self, what: dict[str, Any]) -> None:
+    def hand_over(self, what: dict[str, Any]) -> None:
+        """Have Ray take a job: the arguments of its `submit_job`. Raises UserError where it doesn't."""
         mode = "token" if self._dashboard.headers else "disabled"
         with _environment(dict.fromkeys(OVERRIDES) | {"RAY_AUTH_MODE": mode}), _quiet():
             import requests

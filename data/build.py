@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -30,6 +30,8 @@ from data.progress import Progress, Silent
 from data.publish import write_json
 from data.recipe import DatasetRecipe
 from data.shards import SPLITS, Index
+from data.tasks.encode import targets_of
+from data.tasks.summary import added, summary
 from data.tokenizer import Tokenizer
 from data.workplace import pool, publish, workplace
 
@@ -72,6 +74,7 @@ def build(
                 **_origin(recipe, given),
                 "stages": pipeline.ledger.to_json(),
                 **(counts := _counts(parts, indexes)),
+                **_task(recipe, pipeline.classes, tokenizer, parts),
                 "decontaminated": pipeline.evaluation_account,
                 "tokenizer": describe_tokenizer(tokenizer) | pipeline.tokenizer_account,
                 "files": digests(out),
@@ -149,8 +152,11 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
-    """The settings that decide the shards: not who works with how much memory, nor plans that can be added later."""
-    return recipe.model_dump(mode="json", exclude={"workers", "memory", "pack"})
+    """The settings that decide the shards: not who works with how much memory, how long a server is waited for, nor
+    plans that can be added later."""
+    waiting = {"__all__": {"timeout_s", "tries"}}
+    free = {"workers": True, "memory": True, "pack": True, "sources": waiting, "decontaminate": {"sets": waiting}}
+    return recipe.model_dump(mode="json", exclude=free)
 
 
 def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
@@ -161,8 +167,15 @@ def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
     return {**_origin(recipe, given), "code": code.hexdigest()}
 
 
+def versions(recipe: DatasetRecipe) -> dict[str, str]:
+    """Versions of what, beside our own code, decides the bytes."""
+    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(
+        recipe.clean, *recipe.clean_sources.values()
+    )
+    return {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries}
+
+
 def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
-    libraries = {name: version(name) for name in _LIBRARIES} | library_versions(recipe.clean)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -170,9 +183,16 @@ def _origin(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
         "kind": recipe.kind,
         "recipe": _recipe_json(recipe),
         "input": given,
-        "versions": {"python": platform.python_version(), "unicode": unicodedata.unidata_version, **libraries},
+        "versions": versions(recipe),
         "licences": {source.label: source.licence for source in recipe.sources},
     }
+
+
+def _task(recipe: DatasetRecipe, classes: Sequence[str], tokenizer: Tokenizer, parts: list[Encoded]) -> dict[str, Any]:
+    if recipe.kind != "examples":
+        return {}
+    counts = added(part.examples for part in parts)
+    return {"task": summary(recipe.task, classes, targets_of(recipe.task), tokenizer, counts)}
 
 
 def _counts(parts: list[Encoded], indexes: list[Index]) -> dict[str, Any]:

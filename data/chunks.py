@@ -5,7 +5,6 @@ the bytes don't depend on who did the work. Everything travels through files in 
 may be a process pool or anything that shares the folder; a part that is there already is not made again.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -15,17 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from data.clean.document import clean, combined, mend
+from data.clean.document import Change, clean, combined, mend
 from data.clean.excerpt import RAW
-from data.corpus import Document
+from data.corpus import Document, ready
 from data.decontaminate import find
 from data.dedup import band_keys
 from data.parts import Drop, Rows, about_part, part_file, read_part, token_file, write_part
 from data.recipe import DatasetRecipe
-from data.shards import SPLITS, token_dtype
+from data.shards import SPLITS, USE_DTYPE, token_dtype
 from data.tally import Tally
-from data.tasks import Example, example_uses, join_example, make_examples
+from data.tasks.encode import encode_examples, targets_of
+from data.tasks.example import Example, example_of, read_line
+from data.tasks.make import make_examples
+from data.tasks.summary import Counts, counted
 from data.tokenizer import Tokenizer
+
+_CARRIED = ("id", "source", "language", "split", "order", "digest_high", "digest_low", "bytes")
+"""Columns that go from a part's rows to their tokens."""
 
 
 @dataclass
@@ -43,6 +48,8 @@ class Prepared:
     made_bytes: int = 0
     rows: int = 0
     row_bytes: int = 0
+    labels: list[str] = field(default_factory=list)
+    """The classes seen, sorted, where the task doesn't declare them."""
     changes: dict[str, Tally] = field(default_factory=dict)
     """What the rules changed in kept documents, by rule in the order they run."""
 
@@ -60,8 +67,12 @@ class Encoded:
     """What became of a part's rows, beside the tokens in its file."""
 
     rows: int = 0
-    """With tokens: the others were too long."""
-    row_bytes: int = 0
+    """With tokens; more than `kept` where a question has several windows."""
+    kept: int = 0
+    """Documents or examples that became rows: the others were too long."""
+    kept_bytes: int = 0
+    examples: Counts = field(default_factory=dict)
+    """What dataset.json counts of examples."""
     tokens: dict[str, int] = field(default_factory=dict)
     """By split."""
     sources: dict[str, list[int]] = field(default_factory=dict)
@@ -80,22 +91,23 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     """Clean a part's documents, make examples of them if the recipe says so, and write rows for what is kept."""
     import pyarrow
 
+    documents = [ready(document) for document in documents]
     said = Prepared(len(documents), sum(document.bytes for document in documents))
     drops: list[Drop] = []
     languages: list[str] = []
     items = [item for document in documents for item in _kept(document, recipe, said, drops, languages)]
-    said.made, said.made_bytes = len(items), sum(_size(item) for item in items)
+    said.made, said.made_bytes = len(items), sum(item.text_bytes for item in items)
     if recipe.decontaminate.sets:
         unseen = [_unseen(item, work, recipe, drops) for item in items]
         items, languages = list(compress(items, unseen)), list(compress(languages, unseen))
-    texts = [_text(item) for item in items]
+    texts = [item.text for item in items]
     digests = [_digest(text) for text in texts]
-    sizes = [_size(item) for item in items]
+    sizes = [item.text_bytes for item in items]
     columns: dict[str, Any] = {
         "id": pyarrow.array([item.id for item in items], pyarrow.string()),
         "source": pyarrow.array([item.source for item in items], pyarrow.string()),
         "language": pyarrow.array(languages, pyarrow.string()),
-        "split": _splits(recipe, [item.origin for item in items]),
+        "split": _splits(recipe, items),
         "order": _hashes(recipe, "order", [item.id for item in items]),
         "digest_high": np.array([digest >> 64 for digest in digests], np.uint64),
         "digest_low": np.array([digest & (1 << 64) - 1 for digest in digests], np.uint64),
@@ -105,6 +117,8 @@ def prepare(part: int, documents: Sequence[Document], work: Path, recipe: Datase
     if recipe.dedup.near:
         columns |= {band_name(band): keys for band, keys in enumerate(band_keys(texts, recipe.dedup).T)}
     said.rows, said.row_bytes = len(items), sum(sizes)
+    if recipe.task.has_classes and not recipe.task.labels:
+        said.labels = sorted({item.target for item in items})
     write_part(part_file(work, part), columns, asdict(said), drops)
     return said
 
@@ -116,33 +130,20 @@ def band_name(band: int) -> str:
 
 def text_of(content: bytes, recipe: DatasetRecipe) -> str:
     """The text of a row, from its content: what copies are found, and a tokenizer learns, by."""
-    return _text(_item(content, recipe))
-
-
-def _text(item: Example) -> str:
-    return f"{item.prompt}\n{item.completion}" if item.completion else item.prompt
-
-
-def _size(item: Example) -> int:
-    return len(item.prompt.encode()) + len(item.completion.encode())
+    return content.decode() if recipe.kind == "text" else read_line(content).text
 
 
 def _unseen(item: Example, work: Path, recipe: DatasetRecipe, drops: list[Drop]) -> bool:
     """Whether no evaluation set holds of the item what it must not; else it goes to `drops`."""
-    found = find(_text(item), work, recipe.decontaminate.overlap)
+    found = find(item.text, work, recipe.decontaminate.overlap)
     if found:
-        drops.append(Drop("decontaminate", f"in_{found.name}", item.id, _size(item), found.text[:RAW]))
+        drops.append(Drop("decontaminate", f"in_{found.name}", item.id, item.text_bytes, found.text[:RAW]))
     return found is None
 
 
 def _content(item: Example, recipe: DatasetRecipe) -> bytes:
     """What a part holds of an item: a text is itself, an example JSON."""
-    return (item.prompt if recipe.kind == "text" else json.dumps([item.prompt, item.completion])).encode()
-
-
-def _item(content: bytes, recipe: DatasetRecipe) -> Example:
-    """The inverse of `_content`; what travels apart is empty."""
-    return Example("", "", "", *((content.decode(), "") if recipe.kind == "text" else json.loads(content)))
+    return item.text.encode() if recipe.kind == "text" else item.line()
 
 
 def _digest(text: str) -> int:
@@ -151,11 +152,16 @@ def _digest(text: str) -> int:
     return xxhash.xxh3_128_intdigest(text.encode())
 
 
-def _splits(recipe: DatasetRecipe, origins: Sequence[str]) -> np.ndarray:
-    """Each row's split by a hash of its source document's id, as a position in SPLITS (uint8)."""
+def _splits(recipe: DatasetRecipe, items: Sequence[Example]) -> np.ndarray:
+    """Each row's split, as a position in SPLITS (uint8): its source's `into`, else by a hash of its document's id."""
     shares = recipe.split
-    draws = (_hashes(recipe, "split", origins) >> np.uint64(11)) / float(1 << 53)
-    return np.where(draws < shares.heldout, 2, np.where(draws < shares.heldout + shares.valid, 1, 0)).astype(np.uint8)
+    draws = (_hashes(recipe, "split", [item.origin for item in items]) >> np.uint64(11)) / float(1 << 53)
+    dealt = np.where(draws < shares.heldout, 2, np.where(draws < shares.heldout + shares.valid, 1, 0)).astype(np.uint8)
+    into = {source.label: SPLITS.index(source.into) for source in recipe.sources if source.into is not None}
+    for number, item in enumerate(items if into else ()):
+        if item.source in into:
+            dealt[number] = into[item.source]
+    return dealt
 
 
 def _hashes(recipe: DatasetRecipe, use: str, ids: Iterable[str]) -> np.ndarray:
@@ -170,54 +176,69 @@ def _kept(
     document: Document, recipe: DatasetRecipe, said: Prepared, drops: list[Drop], languages: list[str]
 ) -> list[Example]:
     """The document as items to keep, the language of each added to `languages`; what is dropped goes to `drops`. A
-    text is an item without completion."""
+    text is an item of one field."""
     size = document.bytes
-    if document.text is None:
-        drops.append(Drop("read", "not_text", document.id, size))
-        return []
-    if document.completion is None:
-        cleaned = clean(document.text, recipe.clean)
+    if document.text is not None:
+        cleaned = clean(document.text, recipe.rules_for(document.source))
         if cleaned.text is None:
             drops.append(Drop("clean", cleaned.rule, document.id, size, cleaned.sample))
             return []
         if recipe.languages is not None and cleaned.language not in recipe.languages:
             drops.append(Drop("clean", "other_language", document.id, size, cleaned.text[:RAW]))
             return []
-        text, completion, changes, language = cleaned.text, None, cleaned.changes, cleaned.language
+        document, changes, language = replace(document, text=cleaned.text), cleaned.changes, cleaned.language
+    elif document.fields is not None:
+        (document, changes), language = _mended(document, recipe), ""
     else:
-        text, changes = mend(document.text, recipe.clean)
-        completion, more = mend(document.completion, recipe.clean)
-        changes, language = combined(changes + more), ""
+        drops.append(Drop("read", document.fault or "not_text", document.id, size))
+        return []
     for change in changes:
         said.changes.setdefault(change.rule, Tally()).add(document.id, change.items, change.bytes, change.sample)
-    document = replace(document, text=text, completion=completion)
     said.cleaned += 1
     said.cleaned_bytes += document.bytes
     if recipe.kind == "text":
         languages.append(language)
-        return [Example(document.id, document.id, document.source, text, "")]
+        return [example_of(document, [("text", document.text or "")])]
     made = make_examples(document, recipe.task)
     if made is None:
         drops.append(Drop("examples", f"not_for_{recipe.task.kind}", document.id, document.bytes))
         return []
-    kept = []
-    for example in made:
-        if example.fault:
-            size = len(example.prompt.encode()) + len(example.completion.encode())
-            drops.append(Drop("examples", example.fault, example.id, size))
-        else:
-            kept.append(example)
-            languages.append(language)
+    drops += [
+        Drop("examples", example.fault, example.id, example.text_bytes or document.bytes)
+        for example in made
+        if example.fault
+    ]
+    kept = [example for example in made if not example.fault]
+    languages += [language] * len(kept)
     return kept
 
 
-def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> Encoded:
+def _mended(document: Document, recipe: DatasetRecipe) -> tuple[Document, tuple[Change, ...]]:
+    """A row's texts as the rules that change text leave them; not those of qa, whose answers are places in them."""
+    if recipe.task.kind == "qa":
+        return document, ()
+    changes: list[Change] = []
+
+    def through(value: Any) -> Any:
+        if isinstance(value, str):
+            text, more = mend(value, recipe.rules_for(document.source))
+            changes.extend(more)
+            return text
+        if isinstance(value, dict):
+            return {name: through(held) for name, held in value.items()}
+        return [through(held) for held in value] if isinstance(value, list) else value
+
+    return replace(document, fields=through(dict(document.fields or {}))), combined(changes)
+
+
+def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe, classes: Sequence[str] = ()) -> Encoded:
     """Tokenize a part's surviving rows, sorted by split and by the hash that shuffles them.
 
     A shard is a range of those hashes, so whoever writes it finds its documents in one piece of each part.
 
     Args:
         fingerprint: of the tokenizer in the build's folder.
+        classes: names of the task's classes in the order of their ids.
     """
     import pyarrow
 
@@ -227,44 +248,63 @@ def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe) -> En
     tokenizer = _tokenizer(rows.work, fingerprint)
     batch = read_part(part_file(rows.work, part))
     there = np.flatnonzero(rows.there(part))
-    batch = batch.take(there[np.lexsort((batch["order"].to_numpy()[there], batch["split"].to_numpy()[there]))])
-    items = [_item(content, recipe) for content in batch["content"].to_pylist()]
-    tokens, uses = _encode(items, tokenizer, recipe)
-    short = np.array([not uses or len(held) <= recipe.task.max_tokens for held in tokens], bool)
-    ids, sizes = batch["id"].to_pylist(), batch["bytes"].to_pylist()
-    drops = [Drop("tokenize", "example_too_long", ids[at], sizes[at]) for at in np.flatnonzero(~short)]
-    kept = np.flatnonzero(short)
-    batch, tokens, uses = batch.take(kept), [tokens[at] for at in kept], [uses[at] for at in kept] if uses else []
+    said = Encoded(len(there), len(there), int(batch["bytes"].to_numpy()[there].sum()))
+    drops: list[Drop] = []
+    if recipe.kind == "text":
+        batch = batch.take(there[_shuffled(batch, there)])
+        texts = tokenizer.encode_many([content.decode() for content in batch["content"].to_pylist()])
+        tokens = [np.append(held, np.int32(tokenizer.eos_id)) for held in texts]
+        columns = {name: batch[name] for name in _CARRIED}
+    else:
+        columns, tokens = _examples(batch.take(there), tokenizer, recipe, classes, said, drops)
     lengths = np.array([len(held) for held in tokens], np.int64)
-    columns = {
-        name: batch[name]
-        for name in ("id", "source", "language", "split", "order", "digest_high", "digest_low", "bytes")
-    }
     columns["length"] = pyarrow.array(lengths)
     columns["tokens"] = _lists(tokens, token_dtype(tokenizer.vocab_size))
-    if uses:
-        columns["uses"] = _lists(uses, uses[0].dtype)
-    said = Encoded(len(batch), int(batch["bytes"].to_numpy().sum()))
-    splits = batch["split"].to_numpy()
+    splits = columns["split"].to_numpy()
     said.tokens = {split: int(lengths[splits == number].sum()) for number, split in enumerate(SPLITS)}
-    for name, counted in (("source", said.sources), ("language", said.languages)):
-        for held, size, length in zip(batch[name].to_pylist(), batch["bytes"].to_pylist(), lengths, strict=True):
-            counts = counted.setdefault(held, [0, 0, 0])
-            counted[held] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
+    for name, sums in (("source", said.sources), ("language", said.languages)):
+        for held, size, length in zip(columns[name].to_pylist(), columns["bytes"].to_pylist(), lengths, strict=True):
+            counts = sums.setdefault(held, [0, 0, 0])
+            sums[held] = [counts[0] + 1, counts[1] + int(length), counts[2] + size]
     write_part(path, columns, asdict(said), drops)
     return said
 
 
-def _encode(
-    items: list[Example], tokenizer: Tokenizer, recipe: DatasetRecipe
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each row's tokens, and in a dataset of examples the use of each."""
-    firsts = tokenizer.encode_many([item.prompt for item in items])
-    if recipe.kind == "text":
-        return [np.append(tokens, np.int32(tokenizer.eos_id)) for tokens in firsts], []
-    pairs = list(zip(firsts, tokenizer.encode_many([item.completion for item in items]), strict=True))
-    whole = [join_example(tokenizer, *pair) for pair in pairs]
-    return whole, [example_uses(len(pair[0]) + 1, len(tokens)) for pair, tokens in zip(pairs, whole, strict=True)]
+def _shuffled(batch: Any, rows: np.ndarray) -> np.ndarray:
+    """The order of some rows by split and hash."""
+    return np.lexsort((batch["order"].to_numpy()[rows], batch["split"].to_numpy()[rows]))
+
+
+def _examples(
+    batch: Any, tokenizer: Tokenizer, recipe: DatasetRecipe, classes: Sequence[str], said: Encoded, drops: list[Drop]
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The columns and tokens of the rows that examples become. A question's window has an id and a place of its own."""
+    import pyarrow
+
+    made = encode_examples([read_line(line) for line in batch["content"].to_pylist()], tokenizer, recipe.task, classes)
+    ids, sizes = batch["id"].to_pylist(), batch["bytes"].to_pylist()
+    for number, rule in sorted(made.faults.items()):
+        drops.append(Drop("tokenize", rule, ids[number], sizes[number]))
+        said.kept, said.kept_bytes = said.kept - 1, said.kept_bytes - sizes[number]
+    said.rows = len(made.tokens)
+    said.examples = counted(made, batch["split"].to_pylist())
+    owners = np.array(made.owners, np.int64)
+    columns = {name: batch[name].take(pyarrow.array(owners)) for name in _CARRIED}
+    windowed = [window >= 0 for window in made.windows]
+    if any(windowed):
+        names = [f"{ids[owner]}#window-{window}" for owner, window in zip(made.owners, made.windows, strict=True)]
+        columns["id"], columns["order"] = pyarrow.array(names), pyarrow.array(_hashes(recipe, "order", names))
+    cut = [windowed[row] or made.notes[owner]["truncated"] > 0 for row, owner in enumerate(made.owners)]
+    held = [int(tokenizer.piece_bytes[tokens].sum()) if cut[row] else sizes[made.owners[row]]
+            for row, tokens in enumerate(made.tokens)]  # fmt: skip
+    columns["bytes"] = pyarrow.array(held, pyarrow.int64())
+    columns["uses"] = _lists(made.uses, USE_DTYPE)
+    columns["about"] = pyarrow.array(made.abouts, pyarrow.string())
+    if (targets := targets_of(recipe.task)) is not None:
+        columns["targets"] = _lists([np.array(each) for each in made.targets], targets.dtype)
+    order = pyarrow.array(_shuffled(columns, np.arange(len(owners))))
+    columns = {name: column.take(order) for name, column in columns.items()}
+    return columns, [made.tokens[row] for row in order.to_pylist()]
 
 
 def _lists(arrays: Sequence[np.ndarray], dtype: np.dtype) -> Any:

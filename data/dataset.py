@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from data.errors import UserError
 from data.origin import is_remote
 from data.progress import Progress
-from data.remote import Access, Remote, known_info, open_remote
+from data.remote import Access, Remote, known_info, open_remote, refuse_paths
 from data.shards import Index, MappedShard
 from data.tokenizer import Tokenizer
 
@@ -43,6 +43,8 @@ class DocumentRow:
     text_bytes: int
     digest: str
     """xxh3_128 of the text, hex."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What an evaluation needs beside an example's tokens: a question's id and answers, a target's references."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Dataset:
         if self.remote and f"{split}.index.json" in self.info.get("files", {}):
             self.remote.file(f"{split}.index.json")
         index = Index.load(self.folder, split, shards_here=self.remote is None)
+        if self.remote:
+            refuse_paths((shard.url for shard in index.shards), self.place)
         recorded = self.info["splits"].get(split, {}).get("fingerprint")
         if index.fingerprint != recorded:
             raise UserError(
@@ -135,8 +139,9 @@ class Dataset:
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read the document table {path}: {error}") from None
             for row in table.to_pylist():
+                about = json.loads(row.get("about") or "{}")
                 yield DocumentRow(
-                    row["id"], row["source"], number, row["start"], row["tokens"], row["bytes"], row["xxh3"]
+                    row["id"], row["source"], number, row["start"], row["tokens"], row["bytes"], row["xxh3"], about
                 )
 
     def documents(self, split: str) -> Iterator[tuple[DocumentRow, np.ndarray]]:

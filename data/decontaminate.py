@@ -105,9 +105,8 @@ def _collect(number: int, source: Source, rules: Decontaminate, clean: Clean, wo
 
 def _texts(source: Source, clean: Clean) -> Iterator[str]:
     for document in corpus.documents([source]):
-        for text in (document.text, document.completion):
-            if text:
-                yield mend(text, clean)[0]
+        for text in document.texts():
+            yield mend(text, clean)[0]
 
 
 def _write(path: Path, ascending: Iterable[np.ndarray]) -> int:

@@ -18,6 +18,8 @@ from data.errors import UserError
 from data.packing import Fill, fill, load_packing, row_lengths, spread
 from data.progress import Progress
 from data.shards import FIELDS, IN_LOSS, SPLITS, Index
+from data.tasks.show import target_text
+from data.tasks.summary import task_lines
 
 FORMAT, VERSION = "luban-inspection", 1
 _TABLES = 64  # document tables read for the histogram
@@ -48,6 +50,8 @@ def inspect(
     found["sources"] = {name: _source(dataset, name) for name in info["sources"]}
     found["languages"] = info.get("languages", {})
     found["stages"] = info["stages"]
+    if "task" in info:
+        found["task"] = info["task"]
     if faults is not None:
         found["faults"] = faults
     found["splits"] = {split: dict(info["splits"][split]) for split in SPLITS}
@@ -93,6 +97,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         *_source_lines(found),
         "",
+        *(task_lines(found["task"]) if "task" in found else ()),
         *_language_lines(found),
         *_stage_lines(found),
     ]
@@ -178,6 +183,10 @@ def _samples(dataset: Dataset, index: Index, samples: int) -> Iterator[dict[str,
         said = {"id": row["id"], "source": row["source"], "tokens": row["tokens"], "text": show(dataset, tokens)}
         if dataset.kind == "examples":
             said["fields"] = list(_fields(dataset, tokens, shard.uses(*span)))
+            if index.targets is not None:
+                values = shard.target(shard.document_at(span[0]), index.targets)
+                classes = dataset.info["task"]["classes"]
+                said["target"] = target_text(dataset.tokenizer(), tokens, index.targets, values, classes)
         yield said
 
 
@@ -263,3 +272,5 @@ def _sample_lines(split: str, said: dict[str, Any]) -> Iterator[str]:
         for field in each.get("fields", ()):
             loss = "in the loss" if field["in_loss"] else "not in the loss"
             yield f"    [{field['field']}, {field['tokens']:,} tokens, {loss}] {field['text']}"
+        if "target" in each:
+            yield f"    target {each['target']}"

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -36,11 +37,23 @@ _SPEAKS = re.compile(r"^(?:pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class About:
+    """What an origin says of a file."""
+
+    size: int | None
+    """Bytes."""
+    version: str
+    """ETag, digest or date, the first that there is; empty: none."""
+
+
 class Incoming(Protocol):
     """A file that is coming in."""
 
     size: int | None
     """Bytes of the whole file, where the transport tells."""
+    version: str
+    """What tells this content from another (ETag, else date), where the transport tells; else empty."""
 
     def read(self) -> bytes:
         """Some of the next bytes; b"" at the end. Raises OSError where the end comes too early."""
@@ -76,6 +89,10 @@ class Origin(Protocol):
             Damaged: the file ends before `stop`.
             UserError, OSError: as `open`.
         """
+        ...
+
+    def about(self, file: str) -> About:
+        """The size and version of a file, without reading it. Raises as `open`."""
         ...
 
 
@@ -119,7 +136,7 @@ def refuse_secrets(url: str) -> None:
         )
 
 
-class _Secrets:
+class Secrets:
     """`${NAME}` -> the environment's value, and back."""
 
     def __init__(self, text: str):
@@ -156,7 +173,7 @@ class Http:
 
     def __init__(self, url: str, patience: Patience):
         self.name, self.ranges = url, True
-        self._secrets = _Secrets(url)
+        self._secrets = Secrets(url)
         self._timeout_s = patience.timeout_s
         self._local = threading.local()
 
@@ -198,6 +215,11 @@ class Http:
             raise Damaged(f"{file} from {self.name}: asked for bytes {start:,} to {stop:,}, {len(data):,} came")
         return data
 
+    def about(self, file: str) -> About:
+        incoming = self.open(file)
+        incoming.close()
+        return About(incoming.size, incoming.version)
+
     def _no_ranges(self) -> None:
         if self.ranges:
             self.ranges = False
@@ -233,15 +255,16 @@ class Http:
 _MENDS = {
     401: "Give credentials: https://${USER}:${PASSWORD}@host/... with these variables set, or ~/.netrc",
     403: "Access is denied: look at the credentials",
-    404: "Is the URL that of a dataset's folder, and was all of it copied?",
+    404: "Is the URL right, and was all of it copied?",
 }
 
 
 class _Body:
     """A response's bytes. A server that sends next to nothing counts as one that hangs."""
 
-    def __init__(self, response: Any, size: int | None, timeout_s: float, secrets: _Secrets):
+    def __init__(self, response: Any, size: int | None, timeout_s: float, secrets: Secrets):
         self.size = size
+        self.version: str = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         self._response, self._timeout_s, self._secrets = response, timeout_s, secrets
         self._failure: Unreachable | None = None
 
@@ -287,6 +310,9 @@ def _short(error: str) -> str:
 # -- fsspec ----------------------------------------------------------------------------------------------------------
 
 
+_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "mtime")
+
+
 class Files:
     """Files of anything fsspec opens, in pieces of 8 MiB, each a request of its own."""
 
@@ -296,7 +322,7 @@ class Files:
         import fsspec
 
         self.name, self.ranges = url, True
-        self._secrets, self._timeout_s = _Secrets(url), patience.timeout_s
+        self._secrets, self._timeout_s = Secrets(url), patience.timeout_s
         try:
             self._files, self._base = fsspec.core.url_to_fs(self._secrets.text, use_listings_cache=False)
         except (ImportError, ValueError, OSError) as error:
@@ -314,10 +340,19 @@ class Files:
             raise Damaged(f"{file} from {self.name}: asked for bytes {start:,} to {stop:,}, {len(data):,} came")
         return data
 
+    def about(self, file: str) -> About:
+        said = self._ask(file, lambda path: self._files.info(path))
+        if said.get("type") == "directory":
+            raise UserError(f"{file} of {self.name} is a folder")
+        return About(said.get("size"), next((str(said[name]) for name in _VERSIONS if said.get(name) is not None), ""))
+
     def _cat(self, file: str, start: int, stop: int) -> bytes:
+        return self._ask(file, lambda path: self._files.cat_file(path, start=start, end=stop))
+
+    def _ask(self, file: str, ask: Callable[[str], T]) -> T:
         path = self._base.replace("{file}", file) if "{file}" in self._base else f"{self._base.rstrip('/')}/{file}"
         try:
-            return within(self._timeout_s, lambda: self._files.cat_file(path, start=start, end=stop))
+            return within(self._timeout_s, lambda: ask(path))
         except FileNotFoundError:
             raise UserError(f"{file} is missing from {self.name}") from None
         except PermissionError as error:
@@ -333,6 +368,7 @@ class _Pieces:
 
     def __init__(self, fetch: Callable[[int], bytes], start: int, piece: int):
         self.size: int | None = None
+        self.version = ""
         self._fetch, self._at, self._piece = fetch, start, piece
         self._over = False
 
@@ -406,10 +442,14 @@ class Pipe:
     def read(self, file: str, start: int, stop: int) -> bytes:
         raise NoRanges
 
+    def about(self, file: str) -> About:
+        return About(None, "")
+
 
 class _Output:
     def __init__(self, command: str, timeout_s: float):
         self.size: int | None = None
+        self.version = ""
         self._timeout_s = timeout_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the command)
         self._process = subprocess.Popen(

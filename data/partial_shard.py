@@ -7,15 +7,15 @@ each compared with the shard's sums before it is put in.
 """
 
 import mmap
+import os
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from data.shards import IN_LOSS, START_DTYPE, USE_DTYPE, Block, MappedShard, ShardEntry
+from data.shards import IN_LOSS, START_DTYPE, USE_DTYPE, Block, MappedShard, ShardEntry, Targets
 from data.sums import CHUNK, Sums
 
 _MISSING, _PRESENT = 0, 1
@@ -29,14 +29,13 @@ class PartialShard(MappedShard):
         folder: where the file without a name is made.
         sums: called once, by the first thread that brings a range.
         """
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(entry.file_size)
-            self._map = mmap.mmap(file.fileno(), entry.file_size)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (lives as long as the shard)
+        self._file.truncate(entry.file_size)
+        self._map = mmap.mmap(self._file.fileno(), entry.file_size, access=mmap.ACCESS_READ)
         self._arrange(entry, dtype)
         self._sums, self._fetch_sums = None, sums
         self._chunks = bytearray(-(-entry.file_size // CHUNK))
         self._asked: set[int] = set()
-        self._number = [0, *accumulate(block.documents for block in entry.blocks)]
 
     def missing(self) -> list[tuple[int, int]]:
         """Byte ranges, of whole chunks, that were asked for since the last time and aren't here; ascending."""
@@ -60,7 +59,8 @@ class PartialShard(MappedShard):
                 self._sums = self._fetch_sums()
         wrong = self._sums.wrong(start, data)
         if wrong is None:
-            self._map[start : start + len(data)] = data
+            # Not through the map: a full disk is an OSError here, and SIGBUS, the end of the process, there.
+            os.pwrite(self._file.fileno(), data, start)
             for chunk in range(start // CHUNK, -(-(start + len(data)) // CHUNK)):
                 self._chunks[chunk] = _PRESENT
         return wrong
@@ -99,6 +99,17 @@ class PartialShard(MappedShard):
         begin = self._start(number)
         end = self._start(number + 1) if number + 1 < self.entry.documents else self.entry.tokens
         return (0, 0) if begin is None or end is None else (begin, end)
+
+    def target(self, number: int, targets: Targets) -> np.ndarray:
+        """As of a whole shard; zeros while they are missing."""
+        self._has(*self._target_bytes(number, targets))
+        return super().target(number, targets)
+
+    def document_at(self, token: int) -> int:
+        """As of a whole shard; any number while it isn't known."""
+        block = bisect_right(self._first, token, hi=len(self.entry.blocks)) - 1
+        starts = self._starts_of(block)
+        return max(0, self._number[block] + bisect_right(starts, token) - 1)
 
     def _start(self, number: int) -> int | None:
         block = bisect_right(self._number, number) - 1

@@ -36,6 +36,7 @@ from data.shard_writer import write_index
 from data.shards import SPLITS, Index, ShardEntry, token_dtype
 from data.shuffle import grouped, plan, write_group
 from data.tally import Tally
+from data.tasks.encode import targets_of
 from data.tokenizer import Tokenizer
 from data.tokenizer_sample import Sampler
 from data.tokenizer_training import obtain
@@ -62,6 +63,8 @@ class Pipeline:
         self._progress = progress
         self._memory = int(recipe.memory)
         self._counts = (0, 0)
+        self.classes: tuple[str, ...] = ()
+        """Names of the task's classes in the order of their ids, once it has read."""
 
     def read(self) -> Rows:
         """Read, clean and make examples. Returns the rows that are kept.
@@ -82,6 +85,9 @@ class Pipeline:
         self._need("to build a dataset from")
         rows = Rows.of(self._work, (part.rows for part in parts))
         self._refuse_equal_ids(rows)
+        if self.recipe.kind == "examples" and self.recipe.task.has_classes:
+            found = sorted({label for part in parts for label in part.labels})
+            self.classes = self.recipe.task.class_names or tuple(found)
         return rows
 
     def remove_copies(self, rows: Rows) -> Rows:
@@ -136,13 +142,13 @@ class Pipeline:
             UserError: every example is too long.
         """
         self._progress.begin("tokenize", self._counts[0], "documents")
-        calls = ((encode, part, rows, tokenizer.fingerprint, self.recipe) for part in rows.parts)
+        calls = ((encode, part, rows, tokenizer.fingerprint, self.recipe, self.classes) for part in rows.parts)
         parts: list[Encoded] = []
         for part in in_order(self._hands, calls, 2 * self._workers + 2):
             parts.append(part)
-            self._progress.advance(part.rows)
+            self._progress.advance(part.kept)
         drops = chain.from_iterable(read_drops(token_file(self._work, part)) for part in rows.parts)
-        self._book("tokenize", (sum(part.rows for part in parts), sum(part.row_bytes for part in parts)), drops)
+        self._book("tokenize", (sum(part.kept for part in parts), sum(part.kept_bytes for part in parts)), drops)
         self._progress.end(f"{sum(sum(part.tokens.values()) for part in parts):,} tokens")
         self._need(f"within task.max_tokens = {self.recipe.task.max_tokens}")
         return parts
@@ -161,8 +167,10 @@ class Pipeline:
             entries[group[0].split] += made
             self._progress.advance(sum(entry.tokens for entry in made))
         indexes = []
+        targets = targets_of(self.recipe.task) if self.recipe.kind == "examples" else None
         for number, split in enumerate(SPLITS):
-            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, tuple(entries[number]))
+            held = tuple(entries[number])
+            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, held, targets)
             write_index(index, self.recipe.name)
             indexes.append(index)
         self._progress.end(", ".join(f"{index.split} {index.tokens:,} tokens" for index in indexes))
@@ -193,9 +201,9 @@ class Pipeline:
         """Documents in runs of about 2 M characters."""
         part: list[corpus.Document] = []
         held = 0
-        for document in corpus.documents(self.recipe.sources):
+        for document in corpus.pending(self.recipe.sources):
             part.append(document)
-            held += len(document.text or "") + _DOCUMENT_CHARACTERS
+            held += (len(document.text) if document.text else document.bytes) + _DOCUMENT_CHARACTERS
             if held >= _CHUNK_CHARACTERS:
                 yield part
                 part, held = [], 0

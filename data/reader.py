@@ -11,15 +11,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from data.errors import UserError
 from data.layout import Layout
 from data.order import Order
 from data.packing import Packing, Plan, load_packing
-from data.shards import Index, MappedShard
+from data.shards import Index, MappedShard, Targets
 
 T = TypeVar("T")
 RESOLVED = 8192  # positions resolved at once: the order costs 0.2 us a row in chunks, 8 times more row by row
@@ -40,6 +42,9 @@ class Rows:
     """(rows, length) uint8 for examples: bit 0, the token is in the loss; the rest, its field. None for text."""
     positions: np.ndarray
     """(rows,) int64; -1 for a filler row."""
+    targets: np.ndarray | None = None
+    """(documents, columns) int32 or float32: what each document that `starts` tells of is to predict beside tokens,
+    row after row; None where the dataset has no targets."""
     packed: bool = False
     """Whether neighbours in a row have nothing to do with each other: a document's first token is then no label."""
 
@@ -84,6 +89,14 @@ class OpenShard(Protocol):
         """(first token, one past the last) of the shard's document of that number."""
         ...
 
+    def document_at(self, token: int) -> int:
+        """The number of the shard's document that a token belongs to."""
+        ...
+
+    def target(self, number: int, targets: Targets) -> np.ndarray:
+        """What the shard's document of that number is to predict beside tokens."""
+        ...
+
 
 def mapped(index: Index, shard: int) -> OpenShard:
     """A shard on a local disk, memory-mapped. Raises UserError where it is missing or of another size."""
@@ -110,12 +123,16 @@ class LocalReader:
         self.indexes = (indexes,) if isinstance(indexes, Index) else tuple(indexes)
         self.order = order
         self.length = context + 1
+        self._alike = len(order.walks) == 1 and order.walks[0].layout.stride > 0
         self._lengths = np.array([walk.layout.row_length(self.length) for walk in order.walks])
         self._packings: list[Packing | None] = [
             self._load_packing(walk.source, walk.layout.plan_length, find) if walk.layout.plan else None
             for walk in order.walks
         ]
         self._open_shard = open_shard
+        self._targets = self.indexes[0].targets
+        if any(index.targets != self._targets for index in self.indexes):
+            raise UserError("the run's datasets of examples predict different things, such as a class and a number")
         self._opened: dict[tuple[int, int], OpenShard] = {}
         self._plan = lru_cache(maxsize=PLANS)(self._map_plan)
         self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -123,12 +140,15 @@ class LocalReader:
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions` (int64; -1 gives a filler row)."""
         walks, shards, firsts = self._places(positions)
+        if self._alike and len(positions) and positions.min() >= 0:
+            return self._chopped(positions, shards.tolist(), firsts.tolist())
         real = positions >= 0
         width = int(self._lengths[walks[real]].max(initial=self._lengths.min()))
         tokens = np.empty((len(positions), width), np.int64)
         lengths = np.zeros(len(positions), np.int64)
         use = np.zeros(tokens.shape, np.uint8) if self.indexes[0].kind == "examples" else None
-        starts = []
+        starts: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
         for slot, (position, walk, shard, start) in enumerate(
             zip(positions.tolist(), walks.tolist(), shards.tolist(), firsts.tolist(), strict=True)
         ):
@@ -152,16 +172,46 @@ class LocalReader:
                 tokens[slot, at:upto] = opened.tokens(begin, end)
                 if use is not None:
                     use[slot, at:upto] = opened.uses(begin, end)
+                if self._targets is not None:
+                    number = start if self._packings[walk] is None else opened.document_at(begin)
+                    targets.append(opened.target(number, self._targets))
                 at = upto
             tokens[slot, at:] = 0
             lengths[slot] = at
             if use is None and self._packings[walk] is None:
                 begins += [document - start for document in opened.starts_between(start, start + at)]
             starts.append(np.array(begins, np.int64))
-        return Rows(tokens, lengths, tuple(starts), use, positions, any(each is not None for each in self._packings))
+        packed = any(each is not None for each in self._packings)
+        return Rows(tokens, lengths, tuple(starts), use, positions, self._stacked(targets), packed)
+
+    def _stacked(self, targets: list[np.ndarray]) -> np.ndarray | None:
+        if self._targets is None:
+            return None
+        return np.array(targets, self._targets.dtype).reshape(-1, len(self._targets.names))
+
+    def _chopped(self, positions: np.ndarray, shards: list[int], firsts: list[int]) -> Rows:
+        """Rows of text where all of the order are alike: the way of most runs, 1.4 times as fast as the general one."""
+        width = int(self._lengths[0])
+        tokens = np.empty((len(positions), width), np.int64)
+        begins: list[int] = []
+        cuts = [0]
+        for slot, (shard, first) in enumerate(zip(shards, firsts, strict=True)):
+            opened = self._opened.get((0, shard)) or self._open(0, shard)
+            tokens[slot] = opened.tokens(first, first + width)
+            begins.append(first)
+            begins += opened.starts_between(first, first + width)
+            cuts.append(len(begins))
+        inside = np.array(begins, np.int64) - np.repeat(firsts, np.diff(cuts))
+        starts = tuple(inside[low:high] for low, high in pairwise(cuts))
+        return Rows(tokens, np.full(len(positions), width), starts, None, positions)
 
     def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(walk, shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
+        if self._chunk is not None and len(positions):
+            number, *parts = self._chunk
+            offset = positions - number * RESOLVED
+            if offset.min() >= 0 and offset.max() < len(parts[0]):
+                return parts[0][offset], parts[1][offset], parts[2][offset]
         walk, shard, start = (np.zeros(len(positions), np.int64) for _ in range(3))
         real = positions >= 0
         for number in np.unique(positions[real] // RESOLVED):

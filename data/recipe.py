@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from data.clean.quota import Quota
 from data.clean.rules import Clean
 from data.settings import Fixed, Free, Section
+from data.source import TABLES, Source
+from data.tasks.task import Task
 
 RECIPES = Path(__file__).with_name("recipes")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,48 +31,6 @@ def _bytes(value: Any) -> Any:
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1_000_000)]
-
-
-class Source(Section):
-    """One place that documents come from."""
-
-    kind: Fixed[Literal["stdlib", "text", "folder", "jsonl", "dataset"]]
-    """stdlib: the running Python's standard library; text: one file, cut into documents; folder: a file is a
-    document; jsonl: a line is a document (.gz too); dataset: one split of a dataset built before."""
-    name: Fixed[str] = ""
-    """What its documents' ids begin with and reports call it; empty: the kind, or the last part of `path`."""
-    path: Fixed[Path | None] = None
-    """The file or folder, relative to the working directory. A stdlib source needs none."""
-    glob: Fixed[tuple[str, ...]] = ()
-    """Which files of a folder, relative to it; none: every one (jsonl: `**/*.jsonl` and `**/*.jsonl.gz`). Names
-    that begin with a dot are passed over."""
-    text_field: Fixed[str] = "text"
-    """JSONL: the field that holds the text (in task prompt_completion: the prompt)."""
-    completion_field: Fixed[str | None] = None
-    """JSONL, task prompt_completion: the field that holds the completion."""
-    split: Fixed[Literal["train", "valid", "heldout"]] = "train"
-    """A dataset source's split. Its heldout documents were seen by no model trained on the dataset."""
-    document_characters: Fixed[Count] = 16384
-    """A text source is cut at blank lines into documents of about so many characters; 0: the file is one."""
-    licence: Fixed[str] = "unknown"
-    """Recorded in the dataset, not interpreted."""
-
-    @model_validator(mode="after")
-    def _path_where_one_is_needed(self) -> "Source":
-        if self.kind != "stdlib" and self.path is None:
-            raise ValueError(f"a source of kind {self.kind} needs a path")
-        if self.kind == "stdlib" and self.path is not None:
-            raise ValueError("a stdlib source takes no path: it is the running Python's. Use kind: folder")
-        if self.glob and self.kind not in ("folder", "jsonl"):
-            raise ValueError(f"a source of kind {self.kind} takes no glob: only folder and jsonl do")
-        if "\n" in self.label or self.label.strip("/.") == "":
-            raise ValueError(f"a source can't be called {self.label!r}; give it a name")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name that reports and ids use."""
-        return self.name or (self.path.resolve().name if self.path else self.kind)
 
 
 class Dedup(Section):
@@ -154,20 +114,6 @@ class TokenizerTraining(Section):
         return self
 
 
-class Task(Section):
-    """How documents become examples: `prompt <|completion|> completion <|eos|>`, the completion in the loss."""
-
-    kind: Fixed[Literal["docstring", "prompt_completion"]] = "docstring"
-    """docstring: from Python source, a function without its docstring -> the docstring's first paragraph;
-    prompt_completion: two declared fields of each JSON line."""
-    max_tokens: Fixed[Annotated[int, Field(ge=8)]] = 512
-    """Longer examples are dropped: `example_too_long`."""
-    min_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1
-    """Examples with a shorter completion are dropped: `completion_too_short`."""
-    max_completion_characters: Fixed[Annotated[int, Field(ge=1)]] = 1000
-    """Examples with a longer completion are dropped: `completion_too_long`."""
-
-
 class DatasetRecipe(Section):
     """A whole dataset."""
 
@@ -179,8 +125,13 @@ class DatasetRecipe(Section):
     """Another seed deals documents to splits anew and shuffles them anew."""
     sources: Fixed[tuple[Source, ...]] = (Source(kind="stdlib", licence="PSF-2.0"),)
     """Where the documents come from."""
+    allowed_licences: Fixed[tuple[str, ...]] = ()
+    """Refuse a source whose `licence` is none of these, `unknown` included; none: any will do."""
     clean: Clean = Clean()
     """Rules that change text, and that drop documents for what they are."""
+    clean_sources: Fixed[dict[str, Clean]] = Field(default={})
+    """Rules for the documents of single sources, by name, such as {wiki: {preset: web}, kernel: {preset: code}}, in
+    place of `clean`."""
     languages: Fixed[dict[str, Quota | None] | None] = None
     """Which languages stay, and how much of each, such as {en: null, zh: {max_share: 0.3}}: others are dropped
     (`other_language`), and what is over a quota by hash (`over_quota`). Needs clean.language. null: all of all."""
@@ -217,11 +168,34 @@ class DatasetRecipe(Section):
             raise ValueError(f"two sources are called {twice[0]!r}, so their documents' ids clash; set `name` on one")
         return sources
 
+    def rules_for(self, source: str) -> Clean:
+        """The rules for documents of the source of that name."""
+        return self.clean_sources.get(source, self.clean)
+
+    @model_validator(mode="after")
+    def _cleaned_sources_are_there(self) -> "DatasetRecipe":
+        names = {source.label for source in self.sources}
+        unknown = sorted(set(self.clean_sources) - names)
+        if unknown and all(source.kind != "dataset" for source in self.sources):
+            raise ValueError(
+                f"clean_sources has rules for {unknown[0]!r}, but the sources are {', '.join(sorted(names))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _licences_are_allowed(self) -> "DatasetRecipe":
+        allowed = self.allowed_licences
+        strange = [source for source in self.sources if allowed and source.licence not in allowed]
+        if strange:
+            said = ", ".join(f"{source.label} is {source.licence!r}" for source in strange)
+            raise ValueError(f"allowed_licences are {', '.join(allowed)}, but source {said}")
+        return self
+
     @model_validator(mode="after")
     def _languages_are_known(self) -> "DatasetRecipe":
         if self.languages is None:
             return self
-        if self.clean.language is None:
+        if any(rules.language is None for rules in (self.clean, *self.clean_sources.values())):
             raise ValueError("languages are chosen by name, so clean.language must be identify, or name one")
         shares = [quota.max_share if quota and quota.max_share else 1.0 for quota in self.languages.values()]
         if sum(shares) < 1 - 1e-9:
@@ -233,16 +207,21 @@ class DatasetRecipe(Section):
 
     @model_validator(mode="after")
     def _task_fits_sources(self) -> "DatasetRecipe":
-        wants_fields = self.kind == "examples" and self.task.kind == "prompt_completion"
         for number, source in enumerate(self.sources):
-            if wants_fields and (source.kind != "jsonl" or source.completion_field is None):
+            if self.kind == "text":
+                if source.columns or source.kind in ("lines", "squad"):
+                    raise ValueError(
+                        f"sources.{number} has columns for a task: it needs kind: examples (a dataset of text has one "
+                        "column, text_field)"
+                    )
+                continue
+            reads_text = self.task.kind == "docstring"
+            if (self.task.kind == "qa") != (source.kind == "squad"):
+                raise ValueError(f"task qa reads sources of kind squad and no other task does: see sources.{number}")
+            if not reads_text and source.kind not in (*TABLES, "lines", "squad"):
                 raise ValueError(
-                    f"task prompt_completion reads JSON lines: sources.{number} must have kind: jsonl and a "
-                    "completion_field"
+                    f"task {self.task.kind} reads rows: sources.{number} must be of kind {', '.join(TABLES)} or lines, "
+                    "with its columns"
                 )
-            if not wants_fields and source.completion_field is not None:
-                raise ValueError(
-                    f"sources.{number}.completion_field means something only with kind: examples and "
-                    "task.kind: prompt_completion"
-                )
+            self.task.check_columns(source.columns, f"sources.{number}")
         return self

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ ORIGINS = "origins"
 POLL_S = 0.05
 NO_ROOM_S = 60.0  # for somebody to let go of a shard
 _OF_A_SHARD = re.compile(r"(?:train|valid|heldout)-\d+\.")
+_PLAIN = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -245,10 +247,18 @@ def open_remote(url: str, access: Access) -> tuple[dict[str, Any], Remote]:
         raise UserError(
             f"cannot write to the cache {access.cache}: {error.strerror or error}: set data.cache"
         ) from None
+    refuse_paths(info.get("files", {}), origin.name)
     remote = Remote(origin, folder, info.get("files", {}), access)
     for file in remote.small_files():
         remote.file(file)
     return info, remote
+
+
+def refuse_paths(names: Iterable[str], where: str) -> None:
+    """Raise UserError where a name that came from afar could lead out of the dataset's folder."""
+    for name in names:
+        if not _PLAIN.fullmatch(name):
+            raise UserError(f"{where} names a file {name!r}: a dataset's files lie in one folder, so it isn't used")
 
 
 def known_info(url: str, cache: Path) -> dict[str, Any] | None:

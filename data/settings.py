@@ -13,7 +13,7 @@ version 1.1, where `off` is false and `3e-4` a string.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -218,24 +218,39 @@ def dump(section: Section) -> str:
 
 
 def manual(section: Section) -> str:
-    """The resolved recipe as YAML, each setting under its own documentation."""
-    return "\n".join(_documented(section, 0)) + "\n"
+    """The resolved recipe as YAML, each setting under its own documentation; in a list of sections, in the first."""
+    return "\n".join(_documented(section, 0, True)) + "\n"
 
 
-def _documented(section: Section, depth: int) -> Iterable[str]:
+def _documented(section: Section, depth: int, explained: bool) -> Iterator[str]:
     pad = "  " * depth
     for name, field in type(section).model_fields.items():
         held = getattr(section, name)
         if isinstance(held, Section):
             yield f"{pad}{name}:"
-            yield from _documented(held, depth + 1)
+            yield from _documented(held, depth + 1, explained)
             continue
         text = " ".join((field.description or "").split())
+        if explained:
+            yield f"{pad}# [{kind(field)}] {text}"
+        if isinstance(held, list | tuple) and held and all(isinstance(entry, Section) for entry in held):
+            yield f"{pad}{name}:"
+            for number, entry in enumerate(held):
+                yield from _listed(_documented(entry, depth + 2, explained and not number), f"{pad}  ")
+            continue
         shown = yaml.dump(
             {name: section.model_dump(mode="json")[name]}, Dumper=_Writer, allow_unicode=True, width=10**6
         )
-        yield f"{pad}# [{kind(field)}] {text}"
         yield from (pad + line for line in shown.rstrip("\n").split("\n"))
+
+
+def _listed(lines: Iterator[str], pad: str) -> Iterator[str]:
+    """An entry of a list: its first setting, which comments may precede, after a dash."""
+    begun = False
+    for line in lines:
+        if not begun and not line.lstrip().startswith("#"):
+            begun, line = True, f"{pad}- {line.lstrip()}"
+        yield line
 
 
 def _section_of(field: FieldInfo, inside_lists: bool = False) -> type[Section] | None:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from data.publish import published, write_json
-from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
+from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry, Targets
 from data.sums import Summing, sums_name
 
 BLOCK_TOKENS = 1 << 20
@@ -41,6 +41,10 @@ class TokenDocument:
     """xxh3_128 of that text, hex."""
     uses: np.ndarray | None = None
     """uint8, one a token; only in a dataset of examples."""
+    targets: np.ndarray | None = None
+    """1-D, what it is to predict beside tokens; only where the dataset has targets."""
+    about: str | None = None
+    """JSON, what an evaluation needs beside the tokens; only in a dataset of examples."""
     language: str = ""
     """ISO 639-1, or what the recipe says; empty: not known."""
 
@@ -125,10 +129,12 @@ def write_shard(
         for document in documents:
             values = (document.id, document.source, tar.tokens, len(document.tokens))
             for key, value in zip(
-                columns, (*values, document.text_bytes, document.digest, document.language), strict=True
+                columns, (*values, document.text_bytes, document.digest, document.language), strict=False
             ):
                 columns[key].append(value)
-            tar.add(document.tokens, document.uses)
+            if document.about is not None:
+                columns.setdefault("about", []).append(document.about)
+            tar.add(document)
         sha256, size, sums = tar.close()
     with published(folder / sums_name(name)) as path, path.open("wb") as file:
         np.save(file, sums, allow_pickle=False)
@@ -153,6 +159,7 @@ def write_split(
     kind: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     block_tokens: int = BLOCK_TOKENS,
+    targets: Targets | None = None,
 ) -> Index:
     """Write a whole split from documents in memory, in their order, in this process.
 
@@ -165,7 +172,7 @@ def write_split(
         name = shard_name(split, number)
         shards.append(write_shard(folder, name, documents[part], dtype, first_block, block_tokens))
         first_block += shards[-1].samples
-    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards))
+    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards), targets)
     write_index(index, folder.name)
     return index
 
@@ -202,12 +209,18 @@ class _TarBlocks:
         self._pending: list[tuple[np.ndarray, np.ndarray | None]] = []
         self._pending_tokens = 0
         self._starts: list[int] = []
+        self._targets: list[np.ndarray] = []
+        self._no_targets: np.ndarray | None = None  # [0, columns], where documents have any
         self.tokens = 0
         self.blocks: list[Block] = []
 
-    def add(self, tokens: np.ndarray, uses: np.ndarray | None) -> None:
+    def add(self, document: TokenDocument) -> None:
+        tokens = document.tokens
         self._starts.append(self._pending_tokens)
-        self._pending.append((tokens, uses))
+        self._pending.append((tokens, document.uses))
+        if document.targets is not None:
+            self._targets.append(document.targets)
+            self._no_targets = document.targets[None][:0]
         self._pending_tokens += len(tokens)
         self.tokens += len(tokens)
         while self._pending_tokens >= self._block_tokens:
@@ -232,6 +245,9 @@ class _TarBlocks:
             uses = np.concatenate([part for _, part in self._pending if part is not None]).astype(USE_DTYPE)
             members["use.npy"] = uses[:count]
             rest_uses = uses[count:]
+        if self._no_targets is not None:
+            inside, self._targets = self._targets[: len(starts)], self._targets[len(starts) :]
+            members["tgt.npy"] = np.stack(inside) if inside else self._no_targets
         encoded = {name: _npy(array) for name, array in members.items()}
         offset = self._tar.tarstream.offset
         places = {}
@@ -239,7 +255,8 @@ class _TarBlocks:
             places[name] = offset + _TAR_HEADER + len(encoded[name]) - members[name].nbytes
             offset += _TAR_HEADER + -(-len(encoded[name]) // _TAR_HEADER) * _TAR_HEADER
         self._tar.write({"__key__": f"{self._key:09d}", **encoded})
-        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), places.get("use.npy", -1)))
+        others = (places.get("use.npy", -1), places.get("tgt.npy", -1))
+        self.blocks.append(Block(places["tok.npy"], count, places["doc.npy"], len(starts), *others))
         self._key += 1
         self._starts = [start - count for start in self._starts if start >= count]
         self._pending_tokens -= count

@@ -7,7 +7,9 @@ worlds: one sequence per tar member costs 12.6 % of space and streams at 18 Mtok
 
     000000123.doc.npy   uint32, where documents start inside the block (a document may go on into the next block)
     000000123.tok.npy   uint16 or uint32 tokens, an EOS after each document
-    000000123.use.npy   only in a dataset of examples, uint8 a token: bit 0 = in the loss, the other bits = field
+    000000123.use.npy   only in a dataset of examples, uint8 a token: bit 0 = the loss looks at it, the rest = field
+    000000123.tgt.npy   only where examples predict more than tokens: a row an example that starts in the block, of
+                        int32 or float32 columns that the index names: a class's id, a number, an answer's tokens
 
 `data/shard_writer.py` writes it, `data/dataset.py` holds the folder together.
 """
@@ -36,7 +38,11 @@ KINDS = ("text", "examples")
 START_DTYPE = np.dtype("<u4")
 USE_DTYPE = np.dtype("u1")
 IN_LOSS = 0x01
-FIELDS = ("prompt", "completion")
+FIELDS = (
+    *("prompt", "completion", "text", "text_a", "text_b", "question", "context", "source", "target"),
+    *("system", "user", "assistant"),
+)
+"""What a token of an example may belong to."""
 _READ_BYTES = 1 << 22
 
 
@@ -51,6 +57,24 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What the examples of a dataset are to predict beside tokens: columns, one row of them an example."""
+
+    names: tuple[str, ...]
+    dtype: np.dtype
+    """Little-endian int32 or float32."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the index holds it."""
+        return {"names": list(self.names), "dtype": self.dtype.str}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any] | None) -> "Targets | None":
+        """The inverse of `to_json`; None of None."""
+        return None if said is None else cls(tuple(said["names"]), np.dtype(said["dtype"]))
+
+
+@dataclass(frozen=True)
 class Block:
     """One sample of a shard. Offsets are bytes from the start of the tar to the array's first element."""
 
@@ -61,6 +85,8 @@ class Block:
     """How many documents *start* in this block."""
     use_offset: int
     """-1 in a dataset of text, which has no use bytes."""
+    target_offset: int = -1
+    """-1 where the dataset has no targets."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +117,11 @@ class ShardEntry:
             "ntokens": self.tokens,
             "ndocs": self.documents,
             "nbytes": self.text_bytes,
+            "blocks": [
+                [b.token_offset, b.tokens, b.document_offset, b.documents, b.use_offset, b.target_offset]
+                for b in self.blocks
+            ],
             "longest": self.longest,
-            "blocks": [[b.token_offset, b.tokens, b.document_offset, b.documents, b.use_offset] for b in self.blocks],
         }
 
     @classmethod
@@ -127,6 +156,8 @@ class Index:
     tokenizer: str
     """Fingerprint of the tokenizer that made the tokens."""
     shards: tuple[ShardEntry, ...]
+    targets: Targets | None = None
+    """What its examples predict beside tokens, if anything."""
 
     @property
     def tokens(self) -> int:
@@ -150,6 +181,7 @@ class Index:
             "dtype": self.dtype.str,
             "kind": self.kind,
             "tokenizer": self.tokenizer,
+            "targets": self.targets and self.targets.to_json(),
             "shards": [[s.url, s.sha256, s.file_size, s.samples, s.tokens, s.documents] for s in self.shards],
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -184,6 +216,7 @@ class Index:
                 said["kind"],
                 said["tokenizer"],
                 tuple(ShardEntry.from_json(entry) for entry in said["shardlist"]),
+                Targets.from_json(said["targets"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {_mend(folder)}") from None
@@ -223,6 +256,7 @@ class Index:
             "dtype": self.dtype.str,
             "kind": self.kind,
             "tokenizer": self.tokenizer,
+            "targets": self.targets and self.targets.to_json(),
             "shardlist": [shard.to_json() for shard in self.shards],
         }
 
@@ -266,6 +300,7 @@ class MappedShard:
         self.entry = entry
         self.dtype = np.dtype(dtype)
         self._first = [0, *accumulate(block.tokens for block in entry.blocks)]
+        self._number = [0, *accumulate(block.documents for block in entry.blocks)]
         self._tokens = [self._view(self.dtype, block.tokens, block.token_offset) for block in entry.blocks]
         uses = all(block.use_offset >= 0 for block in entry.blocks)
         self._uses = [self._view(USE_DTYPE, block.tokens, block.use_offset) for block in entry.blocks] if uses else None
@@ -295,6 +330,23 @@ class MappedShard:
                 self._starts = np.concatenate(parts)
                 self._starts.setflags(write=False)
             return self._starts
+
+    def target(self, number: int, targets: Targets) -> np.ndarray:
+        """The targets of the shard's document of that number: [columns], of the index's `targets`."""
+        start, _ = self._target_bytes(number, targets)
+        return self._view(targets.dtype, len(targets.names), start)
+
+    def document_at(self, token: int) -> int:
+        """The number of the shard's document that a token belongs to."""
+        documents = self._list() if self._documents is None else self._documents
+        return bisect_right(documents, token) - 1
+
+    def _target_bytes(self, number: int, targets: Targets) -> tuple[int, int]:
+        """Where a document's targets are in the tar: first byte, one past the last."""
+        block = bisect_right(self._number, number) - 1
+        size = len(targets.names) * targets.dtype.itemsize
+        start = self.entry.blocks[block].target_offset + size * (number - self._number[block])
+        return start, start + size
 
     def starts_between(self, begin: int, end: int) -> list[int]:
         """First tokens of the documents that start behind token `begin` and before `end`, ascending."""

@@ -140,10 +140,12 @@ def _documents(rows: Any) -> Iterator[TokenDocument]:
     columns = [rows[name].to_pylist() for name in ("id", "source", "bytes", "digest_high", "digest_low", "language")]
     tokens = _arrays(rows["tokens"])
     uses = _arrays(rows["uses"]) if "uses" in rows.schema.names else itertools.repeat(None, len(rows))
-    for (id_, source, size, high, low, language), held, use in zip(
-        zip(*columns, strict=True), tokens, uses, strict=True
-    ):
-        yield TokenDocument(id_, source, held, size, f"{high:016x}{low:016x}", use, language)
+    targets = _arrays(rows["targets"]) if "targets" in rows.schema.names else itertools.repeat(None, len(rows))
+    abouts = rows["about"].to_pylist() if "about" in rows.schema.names else itertools.repeat(None, len(rows))
+    rest = zip(uses, targets, abouts, strict=True)
+    for row, held, about in zip(zip(*columns, strict=True), tokens, rest, strict=True):
+        id_, source, size, high, low, language = row
+        yield TokenDocument(id_, source, held, size, f"{high:016x}{low:016x}", *about, language)
 
 
 def _arrays(lists: Any) -> Iterator[np.ndarray]:

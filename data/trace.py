@@ -2,8 +2,8 @@
 
 The order says where a row's tokens lie, the document table beside each shard says whose tokens those are; a table is
 read only for a shard that one of the rows lies in. Back, the order's inverse says at which positions a document's rows
-are read, epoch after epoch, in microseconds each. Finding a document by its id reads the id column of the split's
-tables, 10 to 20 M ids a second, and stops at nothing: they are shuffled, so no index helps.
+are read: 1.5 ms an epoch over 10,000 shards. Finding a document by its id reads the id columns of the split's tables,
+7 M ids a second and core; documents are shuffled, so no index would help.
 """
 
 from collections.abc import Iterator, Sequence

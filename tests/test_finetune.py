@@ -24,7 +24,7 @@ def pretrained(straight: CommandLine) -> CommandLine:
             file.write(json.dumps(pair) + "\n")
     luban(
         "data", "build", "name=pairs", "kind=examples",
-        f"sources=[{{kind: jsonl, path: {luban.home}/pairs.jsonl, text_field: question, completion_field: answer}}]",
+        f"sources=[{{kind: jsonl, path: {luban.home}/pairs.jsonl, columns: {{prompt: question, completion: answer}}}}]",
         "task.kind=prompt_completion", "task.max_tokens=65", "task.min_completion_characters=1", "dedup.near=false",
         "tokenizer.reuse=datasets/tiny", "split.valid=0.1",
     )  # fmt: skip

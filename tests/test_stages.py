@@ -13,6 +13,8 @@ from trainer import record
 from trainer.inputs import open_inputs
 from trainer.run import read_recipe
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
 START, BATCH = 216, 12  # the appended stage's first position, 18 updates of 24
 
 

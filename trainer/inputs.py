@@ -13,7 +13,8 @@ from data.reader import LocalReader, layout, longest_document
 from data.remote import Remote
 from data.shards import Index
 from data.streaming import reader_of, refuse_small_cache
-from data.tasks import encode_prompt
+from data.tasks.task import Task
+from data.tasks.template import encode_prompt
 from data.tokenizer import Tokenizer
 from trainer.recipe import Recipe
 
@@ -78,6 +79,10 @@ class Inputs:
         """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
         return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
 
+    def refuse_small_cache(self, lanes: Collection[int]) -> None:
+        """Raise UserError where the cache can't hold what a node that reads `lanes` has open at once."""
+        refuse_small_cache(self.order, list(self.trains.values()), self._remotes, lanes)
+
     @property
     def _remotes(self) -> list[Remote | None]:
         return [dataset.remote for dataset in self.datasets.values()]
@@ -85,7 +90,7 @@ class Inputs:
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
         if self.dataset.kind == "examples":
-            return encode_prompt(self.tokenizer, text).tolist()
+            return encode_prompt(self.tokenizer, text, Task(**self.dataset.info["recipe"]["task"])).tolist()
         return self.tokenizer.encode(text).tolist() or [self.tokenizer.eos_id]
 
     @cached_property
@@ -129,7 +134,9 @@ def open_inputs(recipe: Recipe) -> Inputs:
         )
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
     inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size)
-    refuse_small_cache(inputs.order, list(trains.values()), [dataset.remote for dataset in datasets.values()])
+    inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
+    if first.kind == "examples":
+        _refuse_heads(datasets)
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
@@ -141,6 +148,16 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 f"{recipe.model.context}: shorten it"
             )
     return inputs
+
+
+def _refuse_heads(datasets: Mapping[str, Dataset]) -> None:
+    for dataset in datasets.values():
+        task = dataset.info["task"]
+        if not task["causal"]:
+            raise UserError(
+                f"{dataset.folder} holds examples of kind {task['kind']} with template {task['template']}, whose "
+                "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
+            )
 
 
 def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] = ()) -> Order:

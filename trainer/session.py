@@ -148,6 +148,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     nodes = world.told(_nodes(world.collect(socket.gethostname())))
     rows, lanes = recipe.train.batch_rows, recipe.data.lanes
     world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
+    inputs.refuse_small_cache(world.lanes(lanes))
     model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
     frozen = give_weights(run, recipe, model, found, world)

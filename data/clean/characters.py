@@ -80,3 +80,8 @@ def _compared(before: str, after: str) -> tuple[str, int, str]:
     pairs = zip(before.split("\n"), after.split("\n"), strict=False)
     changed = [old for old, new in pairs if old != new]
     return after, max(1, len(changed)), changed[0] if changed else before
+
+
+def normalised(text: str) -> str:
+    """Only the text of `normalise`, for rows of tasks, which it is no finding in."""
+    return normalise(text)[0]

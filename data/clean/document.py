@@ -91,12 +91,16 @@ def clean(text: str, rules: Clean) -> Cleaned:
 def mend(text: str, rules: Clean) -> tuple[str, tuple[Change, ...]]:
     """Only what is changed inside lines: also for the fields of an example, which aren't judged as documents are."""
     changes: list[Change] = []
-    for name, setting, change in _CHARACTERS:
-        if getattr(rules, setting):
-            after, lines, shown = change(text)
-            if lines:
-                changes.append(Change(name, lines, _size(text) - _size(after), shown[:RAW]))
-                text = after
+    before = None
+    while text is not before:  # again after a change: a control character may have parted what is wrongly decoded
+        before = text
+        for name, setting, change in _CHARACTERS:
+            if getattr(rules, setting):
+                after, lines, shown = change(text)
+                if lines:
+                    changes.append(Change(name, lines, _size(text) - _size(after), shown[:RAW]))
+                    text = after
+    changes = list(combined(changes))
     if rules.pii:
         text, told = pii.masked(text, rules.pii)
         for kind, held in told.items():
@@ -106,7 +110,7 @@ def mend(text: str, rules: Clean) -> tuple[str, tuple[Change, ...]]:
 
 
 def combined(changes: Iterable[Change]) -> tuple[Change, ...]:
-    """One change for each rule, where the fields of an example had some of the same."""
+    """One change for each rule, where there were some of the same."""
     found: dict[str, Change] = {}
     for change in changes:
         first = found.get(change.rule)

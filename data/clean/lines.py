@@ -106,7 +106,7 @@ _RULES: dict[str, tuple[_Test, tuple[str, ...]]] = {
         _notice(_RIGHTS),
         ("rights reserved", "copyright", "©", "(c)", "版权所有", "版權所有", "保留所有", "著作权所有", "转载"),
     ),
-    "policy": (_is_policy, ("privacy policy", "terms of", "terms and", "terms &", "隐私政策", "隱私政策", "服务条款")),
+    "policy": (_is_policy, ("privacy policy", "terms ", "隐私政策", "隱私政策", "服务条款")),
     "menu": (_is_menu, ("|", "»", "›", " > ", "·", "•")),
 }
 """By rule: the test of a line, and strings of which a line that passes it holds one (in small letters)."""
@@ -133,12 +133,12 @@ def without_boilerplate(text: str, rules: Sequence[str]) -> tuple[str, dict[str,
                     found[start] = (stop, name)
     if "menu" in rules or "running_head" in rules:
         folded = _folded(small)
-        times = Counter(folded)
+        different = set(folded)
         gone: dict[int, str] = {}
-        if "menu" in rules and any(line in times for line in _MENU_LINES):
+        if "menu" in rules and not _MENU_LINES.isdisjoint(different):
             gone = {number: "menu" for number, line in enumerate(folded) if line in _MENU_LINES}
-        if "running_head" in rules:
-            gone |= dict.fromkeys(_running_heads(small, folded, times), "running_head")
+        if "running_head" in rules and len(folded) - folded.count(b"") - len(different) > _HEAD_TIMES - 3:
+            gone |= dict.fromkeys(_running_heads(small, folded), "running_head")
         if gone:
             starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
             for number, name in gone.items():
@@ -184,7 +184,7 @@ def _cut(text: str, found: dict[int, tuple[int, str]]) -> tuple[str, dict[str, l
     return "".join(parts), removed
 
 
-def _running_heads(text: str, folded: list[bytes], times: Counter[bytes]) -> Iterator[int]:
+def _running_heads(text: str, folded: list[bytes]) -> Iterator[int]:
     """Numbers of the lines that recur as the heads and feet of pages do: five times at least, at even distances of
     ten written lines or more.
 
@@ -196,7 +196,7 @@ def _running_heads(text: str, folded: list[bytes], times: Counter[bytes]) -> Ite
         return
     often = {
         line: held
-        for line, count in times.items()
+        for line, count in Counter(folded).items()
         if count >= _HEAD_TIMES and 3 < len(line) <= _HEAD and _is_head(held := line.decode("utf-8", "surrogatepass"))
     }
     if not often:

@@ -6,14 +6,14 @@ from data.clean.rules import Clean
 from data.errors import UserError
 
 
-def library_versions(rules: Clean) -> dict[str, str]:
+def library_versions(*every: Clean) -> dict[str, str]:
     """Name and version of each optional library that the rules use.
 
     Raises:
         UserError: one is not installed; says which setting needs it and what to install.
     """
-    needed = {"ftfy": "clean.mojibake"} if rules.mojibake else {}
-    if rules.language == "identify":
+    needed = {"ftfy": "clean.mojibake"} if any(rules.mojibake for rules in every) else {}
+    if any(rules.language == "identify" for rules in every):
         needed |= {"resiliparse": "clean.language: identify", "py3langid": "clean.language: identify"}
     found = {}
     for name, setting in needed.items():

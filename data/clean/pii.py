@@ -12,6 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from data.clean.words import codes_of
+
 _EMAIL = re.compile(
     r"(?<![\w.%+/:@\\-])[A-Za-z0-9](?:[\w.%+-]{0,62}[\w%+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"[A-Za-z]{2,24}(?![\w@]|[-.][\w@]|\()",
@@ -27,6 +31,8 @@ _FILE_ENDS = frozenset(
 # The look behind comes after the first digit: a pattern that begins with a set of characters is searched for faster.
 _DIGITS = re.compile(r"[+(\d][\d ().-]{8,}", re.ASCII)
 """What an address or a number to call is a part of."""
+_APART = 40
+"""Characters between what are two such, at least."""
 _IPV4 = re.compile(r"\d(?<![\w.:/-].)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\w)", re.ASCII)
 _IPV6 = re.compile(
     r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){1,6}(?::|(?::?[0-9A-Fa-f]{1,4}){1,6})(?![\w:.])",
@@ -108,7 +114,7 @@ def masked(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, Masked]]:
 def _found(text: str, kinds: Sequence[str]) -> list[tuple[int, int, str]]:
     """First character, one after the last, and kind of each find, in order; of those that start together the longest
     first."""
-    runs = [run.span() for run in _DIGITS.finditer(text)] if "ip" in kinds or "phone" in kinds else []
+    runs = _runs(text) if "ip" in kinds or "phone" in kinds else []
     found = [(start, stop, kind) for kind in KINDS if kind in kinds for start, stop in _FINDERS[kind](text, runs)]
     return sorted(found, key=lambda each: (each[0], -each[1]))
 
@@ -124,6 +130,20 @@ def _with_masks(text: str, found: list[tuple[int, int, str]], told: dict[str, Ma
             parts += [text[at:start], _MASKS[kind]]
             at = stop
     return "".join([*parts, text[at:]])
+
+
+def _runs(text: str) -> Runs:
+    """Where digits stand close together, six within fourteen characters, and what parts them."""
+    codes = codes_of(text)
+    at = np.flatnonzero((codes >= ord("0")) & (codes <= ord("9")))
+    dense = at[:-5][at[5:] - at[:-5] < 14]
+    breaks = np.flatnonzero(np.diff(dense) > _APART)
+    firsts, lasts = dense[np.append(0, breaks + 1)[: len(dense)]], dense[np.append(breaks, -1)[: len(dense)]]
+    return [
+        run.span()
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+        for run in _DIGITS.finditer(text, max(0, first - 8), last + _APART)
+    ]
 
 
 def _emails(text: str, runs: Runs) -> Iterator[tuple[int, int]]:

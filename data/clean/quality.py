@@ -138,7 +138,10 @@ def few_stop_words(seen: Measured, limit: int) -> bool:
     if not seen.english:
         return False
     hashes = seen.words.hashes
-    return all(sum(bool((part == word).any()) for word in _stop_words()) < limit for part in (hashes[:_GLANCE], hashes))
+    return all(
+        sum(bool((part == word).any()) for word in _stop_words(seen.codes.dtype)) < limit
+        for part in (hashes[:_GLANCE], hashes)
+    )
 
 
 def few_sentences(seen: Measured, limit: int) -> bool:
@@ -198,6 +201,6 @@ def broken(seen: Measured, rules: Clean, asked: Sequence[Rule] = RULES) -> str |
     return None
 
 
-@lru_cache(maxsize=1)
-def _stop_words() -> tuple[np.uint64, ...]:
-    return tuple(np.uint64(hash_word(word)) for word in _STOP_WORDS)
+@lru_cache(maxsize=2)
+def _stop_words(dtype: np.dtype) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(hash_word(word, dtype)) for word in _STOP_WORDS)

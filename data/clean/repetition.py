@@ -46,9 +46,10 @@ def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
     widths = [width * _scale(words) for width in range(_TOP_FIRST, _TOP_FIRST + len(limits))]
     if len(words) <= widths[0]:
         return False
+    ends = np.concatenate([[0], np.cumsum(words.lengths)])
     # No longer run is more frequent than the most frequent one of the first width, nor that than its bucket is full.
-    most = int(_crowds(words.runs(widths[0])).max()) * int(words.lengths.max())
-    if all(most * width <= limit * total for width, limit in zip(widths, limits, strict=True)):
+    most = int(_crowds(words.runs(widths[0])).max())
+    if all(most * _longest(ends, width) <= limit * total for width, limit in zip(widths, limits, strict=True)):
         return False
     for width, limit in zip(widths, limits, strict=True):
         if len(words) <= width:
@@ -56,7 +57,7 @@ def top_ngram(seen: Measured, limits: Sequence[float]) -> bool:
         count, at = _most_frequent(words.runs(width))
         if count < 2:
             return False
-        longest = max(int(words.lengths[first : first + width].sum()) for first in at)
+        longest = int((ends[at + width] - ends[at]).max())
         if count * longest > limit * total:
             return True
     return False
@@ -70,8 +71,10 @@ def copied_ngrams(seen: Measured, limits: Sequence[float]) -> bool:
     width = _COPY_FIRST * scale
     if len(words) <= width:
         return False
+    ends = np.concatenate([[0], np.cumsum(words.lengths)])
     runs = words.runs(width)
-    at = np.flatnonzero(_crowds(runs)[_buckets(runs)] > 1)
+    buckets = _buckets(runs, 8)
+    at = np.flatnonzero(np.bincount(buckets)[buckets] > 1)
     runs = runs[at]
     for limit in limits:
         order = np.argsort(runs, kind="stable")
@@ -79,8 +82,10 @@ def copied_ngrams(seen: Measured, limits: Sequence[float]) -> bool:
         copies = at[order[1:][again]]
         if len(copies) == 0:
             return False
-        edges = np.bincount(copies, minlength=len(words) + 1) - np.bincount(copies + width, minlength=len(words) + 1)
-        if int(words.lengths[np.cumsum(edges[:-1]) > 0].sum()) > limit * total:
+        if (
+            int((ends[copies + width] - ends[copies]).sum()) > limit * total
+            and _covered(copies, width, ends) > limit * total
+        ):
             return True
         recurring = np.zeros(len(at), bool)
         recurring[order[1:][again]] = recurring[order[:-1][again]] = True
@@ -90,6 +95,11 @@ def copied_ngrams(seen: Measured, limits: Sequence[float]) -> bool:
             runs = longer(runs, words.hashes[at + width])
             width += 1
     return False
+
+
+def _longest(ends: np.ndarray, width: int) -> int:
+    """Characters in the longest run of `width` words, or in all."""
+    return int((ends[width:] - ends[:-width]).max()) if len(ends) > width else int(ends[-1])
 
 
 def _scale(words: Words) -> int:
@@ -102,9 +112,16 @@ def _repeated(parts: list[str]) -> float:
     return (total - sum(map(len, set(parts)))) / max(1, total)
 
 
-def _buckets(runs: np.ndarray) -> np.ndarray:
-    """The upper bits of each hash (int64): four buckets a run or more, so that few runs share one by chance."""
-    return (runs >> np.uint64(64 - (4 * len(runs)).bit_length())).view(np.int64)
+def _covered(starts: np.ndarray, width: int, ends: np.ndarray) -> int:
+    """Characters in the runs of `width` words from `starts` on, each once however many runs hold it."""
+    starts = np.sort(starts)
+    stops = np.minimum(starts + width, np.append(starts[1:], len(ends)))
+    return int((ends[stops] - ends[starts]).sum())
+
+
+def _buckets(runs: np.ndarray, spread: int = 2) -> np.ndarray:
+    """The upper bits of each hash (int64): `spread` buckets a run or more, so that few runs share one by chance."""
+    return (runs >> np.uint64(64 - (spread * len(runs)).bit_length())).view(np.int64)
 
 
 def _crowds(runs: np.ndarray) -> np.ndarray:

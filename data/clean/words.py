@@ -1,7 +1,7 @@
 """A text's characters by kind, and its words as numbers: hashes, starts, lengths; no Python object a word.
 
-A word is a run of letters, digits and underscores; a Chinese or Japanese character is one by itself. Each
-character's code is mixed with its place in the word and the results are added up, in blocks that stay in the cache.
+A word is a run of letters, digits and underscores; a Chinese or Japanese character is one by itself. Words are hashed
+eight bytes of code points at a time, all words together.
 """
 
 import unicodedata
@@ -18,7 +18,6 @@ _IDEOGRAPHS = (
     (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF), (0x20000, 0x3347F),
 )  # fmt: skip
-_BLOCK = 1 << 15
 _A, _B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
 
@@ -119,64 +118,41 @@ def words_of(text: str, codes: np.ndarray, kinds: np.ndarray) -> Words:
         single = np.flatnonzero(alone)
         order = np.argsort(np.concatenate([starts, single]), kind="stable")
         starts, stops = np.concatenate([starts, single])[order], np.concatenate([stops, single + 1])[order]
-        return Words(_hashes(text, codes, inside | alone, starts), starts, stops - starts, alone[starts])
-    return Words(_hashes(text, codes, inside, starts), starts, stops - starts, np.zeros(len(starts), bool))
+        ideographs = alone[starts]
+    else:
+        ideographs = np.zeros(len(starts), bool)
+    small = text.lower()
+    codes = codes_of(small) if len(small) == len(text) else codes
+    return Words(_hashes(codes, starts, stops - starts), starts, stops - starts, ideographs)
 
 
-def hash_word(word: str) -> int:
-    """The hash that `words_of` gives a word."""
-    codes = codes_of(word)
-    return int(words_of(word, codes, kinds_of(word, codes)).hashes[0])
+def hash_word(word: str, dtype: np.dtype) -> int:
+    """The hash that `words_of` gives a word of ASCII, in a text whose code points are of that type."""
+    codes = np.frombuffer(word.encode(), np.uint8).astype(dtype)
+    return int(_hashes(codes, np.zeros(1, np.int64), np.array([len(codes)]))[0])
 
 
 _IS_WORD = np.isin(np.arange(KINDS), (LETTER, DIGIT, UNDERSCORE))
-_PLACES = 64
-"""Places in a word that are told apart; what comes later is one place."""
+_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+"""Masks that leave the first bytes of eight."""
 
 
-@lru_cache(maxsize=1)
-def _ascii_table() -> np.ndarray:
-    """What each ASCII character adds to the hash of a word at each place (uint64, flat [places, 128]); nothing where it
-    is no part of words."""
-    codes = np.arange(128)
-    inside = _IS_WORD[kind_table()[codes]]
-    small = np.array([ord(chr(code).lower()) for code in codes])
-    table = _mixed(np.tile(small, _PLACES), np.repeat(np.arange(_PLACES), 128))
-    return table * np.tile(inside, _PLACES)
-
-
-def _mixed(codes: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A number (uint64) for each character at its place."""
-    mixed = places.astype(np.uint64) << _SHIFT
-    mixed += codes.astype(np.uint64)
-    mixed *= _A
-    mixed ^= mixed >> _SHIFT
-    mixed *= _B
-    return mixed
-
-
-def _hashes(text: str, codes: np.ndarray, inside: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The sum over each word of its characters, mixed with their place in it (uint64)."""
-    if codes.dtype != np.uint8:
-        small = text.lower()
-        codes = codes_of(small) if len(small) == len(text) else codes
-    hashes = np.empty(len(starts), np.uint64)
-    first = 0
-    while first < len(starts):
-        begin = int(starts[first])
-        last = max(first + 1, int(np.searchsorted(starts, begin + _BLOCK)))
-        end = int(starts[last]) if last < len(starts) else len(codes)
-        begun = starts[first:last] - begin
-        lengths = np.diff(begun, append=end - begin)
-        places = np.arange(end - begin, dtype=np.int32)
-        places -= np.repeat(begun.astype(np.int32), lengths)
-        np.minimum(places, _PLACES - 1, out=places)
-        if codes.dtype == np.uint8:
-            places <<= 7
-            places += codes[begin:end]
-            mixed = _ascii_table()[places]
-        else:
-            mixed = _mixed(codes[begin:end], places) * inside[begin:end]
-        hashes[first:last] = np.add.reduceat(mixed, begun)
-        first = last
+def _hashes(codes: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Each word's code points, eight bytes at a time, mixed with what came before (uint64)."""
+    held = np.concatenate([codes, np.zeros(8 // codes.itemsize, codes.dtype)])
+    eights = np.ndarray(len(codes), np.uint64, held.data, strides=(codes.itemsize,))
+    step = 8 // codes.itemsize
+    hashes = np.zeros(len(starts), np.uint64)
+    which: np.ndarray | slice = slice(None)
+    done = 0
+    while len(starts):
+        masks = _FIRST_BYTES[np.minimum(lengths - done, step) * codes.itemsize]
+        mixed = ((eights[starts + done] & masks) ^ hashes[which]) * _A
+        mixed ^= mixed >> _SHIFT
+        mixed *= _B
+        hashes[which] = mixed
+        done += step
+        longer_ones = np.flatnonzero(lengths > done)
+        which = longer_ones if isinstance(which, slice) else which[longer_ones]
+        starts, lengths = starts[longer_ones], lengths[longer_ones]
     return hashes

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("startup", "reader", "step", "exact", "overhead", "save", "symmetric_run", "scale", "plan")
+BENCHMARKS = (
+    "startup", "reader", "packing", "streaming", "clean", "step", "exact", "overhead", "save", "symmetric_run", "scale", "plan",
+    "loaders", "resume", "build",
+)  # fmt: skip
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or BENCHMARKS

@@ -164,7 +164,7 @@ def litdata(folder: Path, url: str) -> Batches:
 
 def mosaic(folder: Path, url: str) -> Batches:
     """mosaicml-streaming: MDS, a row a sample."""
-    from streaming import StreamingDataset  # pyright: ignore[reportMissingImports]
+    from streaming import StreamingDataset  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     def joined(samples: list[dict[str, np.ndarray]]) -> Tensor:
         return torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
@@ -201,7 +201,7 @@ def _part(place: tuple[str, int]) -> Iterator[Tensor]:
 
 def write_mosaic(folder: Path) -> None:
     """Shards of MDS of `tokens.bin`, a row a sample."""
-    from streaming import MDSWriter  # pyright: ignore[reportMissingImports]
+    from streaming import MDSWriter  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     rows = _Rows(folder)
     with MDSWriter(out=str(folder / "mds"), columns={"tokens": f"ndarray:uint16:{ROW}"}) as writer:

@@ -38,7 +38,7 @@ def dataset(home: Path) -> Dataset:
     """The corpus as a dataset, built once; anew where another version of Luban has built it."""
     texts = [CORPORA / name for name in TEXTS]
     found = all(path.exists() for path in texts)
-    sources = tuple(Source(kind="jsonl", path=path) for path in texts) if found else (Source(kind="stdlib"),)
+    sources = tuple(Source(kind="jsonl", path=str(path)) for path in texts) if found else (Source(kind="stdlib"),)
     recipe = DatasetRecipe(
         name="texts" if found else "stdlib", sources=sources, tokenizer=TokenizerTraining(vocab_size=VOCABULARY),
         split=Split(valid=0.0),

@@ -7,6 +7,7 @@ whole plan, its file included. Where the corpora are, also the real lengths of E
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from tests.corpora import texts
 
 SHARDS, SHARD_TOKENS, ROUNDS = 4, 4_194_304, 5
 CASES = ((256, 500), (2048, 500), (2048, 20), (8192, 2000), (32768, 2000))  # context, mean tokens of a document
+
+METHODS: tuple[Literal["best_fit", "chop"], ...] = ("best_fit", "chop")
 
 
 def drawn(mean: int) -> np.ndarray:
@@ -50,7 +53,7 @@ def packed(index: Index, context: int) -> float:
     return median(seconds)
 
 
-def read(index: Index, context: int, packing) -> float:
+def read(index: Index, context: int, packing: Literal["best_fit", "chop"]) -> float:
     """Million tokens a second of a reader's batches of 16,384 tokens, on one core."""
     reader = LocalReader(index, Order(layout(index, context, packing), 0, 16), context)
     rows, best = max(1, 16384 // context), 0.0
@@ -64,9 +67,8 @@ def read(index: Index, context: int, packing) -> float:
 
 def main() -> None:
     """Print a line a case."""
-    print(
-        f"{'documents':<22}{'context':>8}{'Mtok/s':>8}{'full':>8}{'cut':>8}{'chop cuts':>11}{'read packed':>13}{'chop':>6}"
-    )
+    columns = f"{'documents':<22}{'context':>8}{'Mtok/s':>8}{'full':>8}{'cut':>8}{'chop cuts':>11}"
+    print(f"{columns}{'read packed':>13}{'chop':>6}")
     prose = np.array([len(text.encode()) // 4 for text in texts(20_000_000)]) + 1
     cases = [(f"mean {mean:,} tokens", context, drawn(mean)) for context, mean in CASES]
     for name, context, lengths in [*cases, ("English, real", 2048, prose)]:
@@ -74,7 +76,7 @@ def main() -> None:
             index = written(Path(folder), lengths)
             speed = index.tokens / packed(index, context) / 1e6
             best, chop = load_packing(index, context + 1).fill, fill(index, context, "chop")
-            rates = [read(index, context, packing) for packing in ("best_fit", "chop")]
+            rates = [read(index, context, packing) for packing in METHODS]
             cut = [(each.cut or 0) / each.documents for each in (best, chop)]
             print(
                 f"{name:<22}{context:>8,}{speed:>8.0f}{best.utilisation:>8.2%}{cut[0]:>8.1%}{cut[1]:>11.1%}"

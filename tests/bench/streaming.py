@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ def _read_epoch(reader: LocalReader) -> None:
 def _read_stock(urls: list[str]) -> None:
     from webdataset.compat import WebDataset
 
-    for rows in _packed(iter(WebDataset(urls, shardshuffle=False).shuffle(1000).decode())):
+    for rows in _packed(iter(cast(Any, WebDataset(urls, shardshuffle=False).shuffle(1000).decode()))):
         torch.from_numpy(rows)
 
 

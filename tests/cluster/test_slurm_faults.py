@@ -163,7 +163,7 @@ def build_pairs(here: LoginNode) -> None:
     (here.home / "chain.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in words))
     here(
         "data", "build", "name=chain-pairs", "kind=examples",
-        f"sources=[{{kind: jsonl, path: {here.home}/chain.jsonl, text_field: question, completion_field: answer}}]",
+        f"sources=[{{kind: jsonl, path: {here.home}/chain.jsonl, columns: {{prompt: question, completion: answer}}}}]",
         "task.kind=prompt_completion", "task.max_tokens=65", "task.min_completion_characters=1", "dedup.near=false",
         "tokenizer.reuse=datasets/tiny", "split.valid=0.1",
     )  # fmt: skip

@@ -19,7 +19,6 @@ from data.errors import UserError
 from data.progress import Lines
 from data.recipe import Clean, DatasetRecipe, Source, Split, Task, TokenizerTraining
 from data.shards import IN_LOSS, SPLITS, MappedShard
-from data.tasks import COMPLETION
 from tests.data.conftest import english
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +210,7 @@ def test_an_empty_corpus_says_what_became_of_it(tmp_path):
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="there was none to begin with"):
+    with pytest.raises(UserError, match=r"source none\.jsonl: there is no document in"):
         build(folder_recipe(folder, sources=(Source(kind="jsonl", path=tmp_path / "none.jsonl"),)), tmp_path / "out")
 
 
@@ -279,7 +278,7 @@ def test_examples_come_from_documents_that_pretraining_never_saw(docstrings, sma
 
 def test_the_loss_of_an_example_is_on_its_completion_and_eos_alone(docstrings):
     tokenizer = docstrings.tokenizer()
-    marker = tokenizer.piece_id(COMPLETION)
+    marker = tokenizer.piece_id("<|completion|>")
     index = docstrings.index("train")
     assert index.kind == docstrings.kind == "examples"
     for row in docstrings.rows("train"):
@@ -302,8 +301,8 @@ def test_prompts_and_completions_are_made_from_json_lines(tmp_path, small_datase
     recipe = folder_recipe(
         tmp_path,
         kind="examples",
-        sources=(Source(kind="jsonl", path=path, text_field="q", completion_field="a"),),
-        task=Task(kind="prompt_completion"),
+        sources=(Source(kind="jsonl", path=path, columns={"prompt": "q", "completion": "a"}),),
+        task=Task(kind="prompt_completion", on_bad_row="drop"),
         tokenizer=TokenizerTraining(reuse=small_dataset.folder / "tokenizer.model"),
     )
     dataset = build(recipe, tmp_path / "out")
@@ -312,7 +311,10 @@ def test_prompts_and_completions_are_made_from_json_lines(tmp_path, small_datase
     }
     assert got == {f"{pair['q']}<|completion|>{pair['a']}<|eos|>" for pair in pairs}
     stages = {stage["name"]: stage["dropped"] for stage in dataset.info["stages"]}
-    assert stages["read"]["not_text"]["documents"] == stages["examples"]["empty_prompt"]["documents"] == 1
+    assert {rule: held["documents"] for rule, held in stages["examples"].items()} == {
+        "bad_completion": 1,
+        "empty_prompt": 1,
+    }
 
 
 def test_a_dataset_of_text_can_be_made_from_a_split_of_another(small_dataset, tmp_path):

@@ -39,8 +39,8 @@ def test_every_mistake_is_named_with_its_path_at_once():
         ({"sources": [{"kind": "text", "path": "a/x"}, {"kind": "text", "path": "b/x"}]}, "two sources are called 'x'"),
         ({"split": {"valid": 0.5, "heldout": 0.5}}, "nothing would be left to train on"),
         ({"name": "a/b"}, "name: String should match"),
-        ({"kind": "examples", "task": {"kind": "prompt_completion"}}, "sources.0 must have kind: jsonl"),
-        ({"sources": [{"kind": "jsonl", "path": "x", "completion_field": "y"}]}, "means something only with"),
+        ({"kind": "examples", "task": {"kind": "prompt_completion"}}, "sources.0 must be of kind jsonl"),
+        ({"sources": [{"kind": "jsonl", "path": "x", "columns": {"text": "y"}}]}, "it needs kind: examples"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tree, match):

@@ -1,9 +1,14 @@
 """Rows of a dataset somewhere else are the local reader's, from any position, at any number of ranks and nodes."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from data.errors import UserError
 from data.order import Order
 from data.patience import Damaged, Patience, Unreachable
 from data.reader import LocalReader, Rows, layout
+from data.shard_cache import NoRoom
 from data.streaming import StreamingReader, refuse_small_cache
 from data.sums import CHUNK
 from tests.data.fault_server import Server, cutting, failing, hanging, other
@@ -261,7 +267,7 @@ def test_small_files_are_checked_too(folder, server, tmp_path, name):
 
 
 def test_a_url_without_a_dataset_is_said(server, tmp_path):
-    with pytest.raises(UserError, match=r"dataset\.json from http.*404.*folder"):
+    with pytest.raises(UserError, match=r"dataset\.json from http.*404.*copied"):
         load_dataset(server.url.replace("/data", "/data/sub") + "?x={file}x", quick(tmp_path / "cache"))
 
 
@@ -342,6 +348,53 @@ def test_readers_of_one_node_download_each_shard_once(folder, server, tmp_path):
         assert not one._partial or one.fetched
     whole = [name for name, part in server.asked if name.endswith(".tar") and part is None]
     assert len(whole) == len(set(whole))
+
+
+def test_processes_of_one_node_download_each_shard_once_and_a_killed_one_leaves_no_lock(folder, server, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from data.dataset import load_dataset; from data.remote import Access\n"
+        "dataset = load_dataset(sys.argv[1], Access(Path(sys.argv[2]))); index = dataset.index('train')\n"
+        "for number in range(len(index.shards)): dataset.shard(index, number)"
+    )
+    command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    server.faults[r"train-000004\.tar"] = hanging(1)
+    killed = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + 60
+    while not server.requests["train-000004.tar"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    whole = [name for name, part in server.asked if name.startswith("train") and name.endswith(".tar")]
+    assert sorted(set(whole)) == sorted(path.name for path in folder.glob("train-*.tar"))
+    assert len(whole) == len(set(whole)) + 1  # the one that hung
+    assert not list((tmp_path / "cache").glob("*/.*.part"))
+
+
+def test_only_what_nobody_holds_is_evicted_the_longest_unused_first(folder, server, tmp_path):
+    dataset = load_dataset(server.url, quick(tmp_path / "cache"))
+    assert dataset.remote
+    shards = dataset.index("train").shards[:3]
+    dataset.remote.shards.limit = sum(shard.file_size for shard in shards[:2]) + 1000
+    held = [dataset.remote.whole(shard) for shard in shards[:2]]
+    with pytest.raises(NoRoom, match=r"all of it is in use: raise data\.cache_gb"):
+        dataset.remote.download(shards[2])
+    held[1].release()
+    time.sleep(0.05)  # a file's times go by the kernel's ticks
+    held[0].release()  # last used of the two
+    dataset.remote.whole(shards[2]).release()
+    kept = {path.name for path in (tmp_path / "cache").glob("*/train-*.tar")}
+    assert kept == {shards[0].url, shards[2].url}
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(folder, server, tmp_path):
+    info = json.loads((folder / "dataset.json").read_text())
+    info["files"]["../../evil"] = "0" * 64
+    server.faults[r"dataset\.json"] = other(json.dumps(info).encode())
+    with pytest.raises(UserError, match=r"names a file '\.\./\.\./evil'"):
+        load_dataset(server.url, quick(tmp_path / "cache"))
 
 
 def test_a_full_disk_is_said(folder, server, tmp_path, monkeypatch):

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from data import settings
+from data.build import build
 from data.errors import UserError
+from data.recipe import DatasetRecipe, Dedup, Split, TokenizerTraining
+from data.source import Source
+from data.tasks.task import Task
 from tests.conftest import MODEL, CommandLine
 from trainer.inputs import open_inputs
 from trainer.recipe import Recipe
@@ -108,3 +112,20 @@ def test_a_single_source_needs_no_stages(tiny: str) -> None:
     assert (
         named.order.describe()["stages"][0]["sources"]["web"] == plain.order.describe()["stages"][0]["sources"]["data"]
     )
+
+
+def test_examples_for_a_head_are_no_rows_for_a_decoder(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("".join(f"sentence number {n} of some text\t{n % 2}\n" for n in range(80)))
+    columns = {"text": "text", "label": "label"}
+    source = Source(kind="tsv", path=rows, header=("text", "label"), columns=columns)
+    made = {}
+    for template in ("encoder", "generate"):
+        wanted = DatasetRecipe(
+            name="rows", kind="examples", sources=(source,), task=Task(kind="classification", template=template),
+            tokenizer=TokenizerTraining(vocab_size=600), dedup=Dedup(near=False), split=Split(valid=0.2), workers=1,
+        )  # fmt: skip
+        made[template] = build(wanted, tmp_path / template).folder
+    with pytest.raises(UserError, match="kind classification with template encoder, whose answer isn't the next token"):
+        open_inputs(recipe(f"data.dataset={made['encoder']}"))
+    open_inputs(recipe(f"data.dataset={made['generate']}"))

@@ -41,6 +41,13 @@ def test_cleaning_what_was_cleaned_changes_nothing(text):
             assert clean(once.text, rules) == type(once)(once.text)
 
 
+@pytest.mark.parametrize("text", ["Â\x1b\xa0x", "A\u0302\xa0x", "0@0.AA+44 20 7946 0123"])
+def test_what_one_change_brings_to_light_another_sees(text):
+    once = clean(text, EVERYTHING)
+    assert once.text is not None
+    assert clean(once.text, EVERYTHING).changes == ()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_real_text_is_cleaned_once_and_for_all(preset, english_texts, chinese_texts, code_texts):
     rules = Clean(preset=preset)

@@ -1,8 +1,8 @@
 """The runs of words counted by buckets against the same counts in plain Python."""
 
-import random
 from collections import Counter
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,11 +50,15 @@ def test_copied_runs_cover_what_a_search_for_each_finds(text, limit):
         assert copied_ngrams(Measured(text), (*[1.0] * more, limit)) == expected
 
 
-def test_a_long_text_has_its_words_hashed_as_a_short_one_has():
-    draw = random.Random(1)
-    for stock in (["alpha", "beta", "gamma", "x" * 90], ["alpha", "βήτα", "世界"]):
-        words = [draw.choice(stock) for _ in range(40_000)]
-        hashes = Measured(" ".join(words)).words.hashes
-        expected = [hash_word(part) for word in words for part in (word if word == "世界" else [word])]
-        assert hashes.tolist() == expected
-    assert hash_word("Ärger") == hash_word("ärger") != hash_word("rägre")
+def test_words_of_any_length_and_script_are_told_apart_and_case_is_not():
+    def hashes(text: str) -> list[int]:
+        return Measured(text).words.hashes.tolist()
+
+    words = ["a", "b", "ab", "ba", "abcdefgh", "abcdefghi", "x" * 90, "x" * 91, "x" * 89 + "y", "a_1", "1"]
+    assert len(set(hashes(" ".join(words)))) == len(words)
+    assert hashes("The THE the, (the)") == [hash_word("the", np.dtype(np.uint8))] * 4
+    assert hashes("Ärger ärger the") == [*hashes("ärger") * 2, hash_word("the", np.dtype(np.uint32))]
+    assert len(set(hashes("世界 世 界 βήτα β ήτα"))) == 5
+    assert len(hashes("世界abc界")) == 4
+    assert Measured("ab  世c").words.starts.tolist() == [0, 4, 5]
+    assert hashes("") == hashes("!?") == []

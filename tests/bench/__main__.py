@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 BENCHMARKS = (
-    "startup", "reader", "streaming", "clean", "step", "exact", "overhead", "save", "symmetric_run", "scale", "plan",
-    "loaders", "resume", "build",
+    "startup", "reader", "packing", "streaming", "clean", "step", "exact", "overhead", "save", "symmetric_run", "scale",
+    "plan", "loaders", "resume", "build",
 )  # fmt: skip
 
 if __name__ == "__main__":

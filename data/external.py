@@ -2,8 +2,7 @@
 
 Records are dealt to files by the top bits of their key, a hash, so buckets are of even size and in order among
 themselves. A bucket that is too big still (many equal keys) is dealt again by its next bits. One pass of writing
-and one of reading, where a merge of sorted runs would take the same and a heap besides; 8 M records of 16 bytes
-take 2 s a core.
+and one of reading, where a merge of sorted runs would take the same and a heap besides.
 """
 
 import os

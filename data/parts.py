@@ -16,7 +16,6 @@ import numpy as np
 from data.publish import published
 
 _ABOUT = b"luban"
-ID_BITS = 64
 
 
 @dataclass(frozen=True)

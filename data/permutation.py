@@ -36,12 +36,6 @@ def keys(*parts: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def permute(values: np.ndarray, size: int, seed: int, inverse: bool = False) -> np.ndarray:
-    """A keyed permutation of [0, size) applied to each of `values` (int64), or its inverse."""
-    group = np.zeros(values.shape, np.int64)
-    return permute_each(values, group, np.array([size]), np.array([seed & WORD], np.uint64), inverse)
-
-
 def permute_each(
     values: np.ndarray, group: np.ndarray, sizes: np.ndarray, seeds: np.ndarray, inverse: bool = False
 ) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from data.publish import published, write_json
-from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry, Targets
+from data.shards import START_DTYPE, USE_DTYPE, Block, Index, ShardEntry
 from data.sums import Summing, sums_name
 
 BLOCK_TOKENS = 1 << 20
@@ -148,33 +148,6 @@ def write_shard(
 def write_index(index: Index, name: str) -> None:
     """Write `SPLIT.index.json` for shards that are already in place; `name` is the dataset's."""
     write_json(index.folder / f"{index.split}.index.json", index.to_json(name))
-
-
-def write_split(
-    folder: Path,
-    split: str,
-    documents: Sequence[TokenDocument],
-    dtype: np.dtype,
-    tokenizer: str,
-    kind: str = "text",
-    shard_tokens: int = SHARD_TOKENS,
-    block_tokens: int = BLOCK_TOKENS,
-    targets: Targets | None = None,
-) -> Index:
-    """Write a whole split from documents in memory, in their order, in this process.
-
-    `tokenizer` is a fingerprint. `data.build` writes the same files shard by shard from disk.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[ShardEntry] = []
-    first_block = 0
-    for number, part in enumerate(plan_shards([len(document.tokens) for document in documents], shard_tokens)):
-        name = shard_name(split, number)
-        shards.append(write_shard(folder, name, documents[part], dtype, first_block, block_tokens))
-        first_block += shards[-1].samples
-    index = Index(folder, split, np.dtype(dtype), kind, tokenizer, tuple(shards), targets)
-    write_index(index, folder.name)
-    return index
 
 
 class _HashedFile:

@@ -67,10 +67,6 @@ class Sums:
         """Read `SHARD.sums.npy`. Raises ValueError where it isn't the sums of a file of `size` bytes."""
         return cls(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), size)
 
-    def around(self, start: int, stop: int) -> tuple[int, int]:
-        """The bytes of whole chunks that hold [start, stop)."""
-        return start // CHUNK * CHUNK, min(self.size, -(-stop // CHUNK) * CHUNK)
-
     def wrong(self, start: int, data: bytes | memoryview) -> int | None:
         """The first byte of the first chunk that isn't what was written; None where all are.
 

@@ -21,13 +21,6 @@ BROKEN: tuple[type[Exception], ...] = (EOFError, OSError, lzma.LZMAError, zlib.e
 """What reading a cut or damaged file raises."""
 
 
-def plain_name(name: str) -> str:
-    """The name without the suffix of its compression."""
-    lower = name.lower()
-    suffix = next((suffix for suffix in _OPENERS if lower.endswith(suffix)), "")
-    return name[: len(name) - len(suffix)] + (".tar" if suffix == ".tgz" else "")
-
-
 def decompressed(stream: BinaryIO, name: str) -> io.BufferedReader:
     """What the file called `name` holds; its own bytes where the suffix says nothing of compression.
 

@@ -18,7 +18,8 @@ from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
 from data.publish import write_json
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
+from tests.splits import write_split
 
 CORPORA = Path(os.environ.get("LUBAN_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
 TEXTS = ("pretrain_en_tech/en_tech.jsonl.gz", "pretrain_zh_poetry/poetry.jsonl.gz")

@@ -14,11 +14,12 @@ import numpy as np
 from data.order import Order
 from data.packing import fill, load_packing, pack
 from data.reader import LocalReader, layout
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
 from data.shards import Index
 from data.workplace import InProcess
 from tests.bench.rounds import median
 from tests.corpora import texts
+from tests.splits import write_split
 
 SHARDS, SHARD_TOKENS, ROUNDS = 4, 4_194_304, 5
 CASES = ((256, 500), (2048, 500), (2048, 20), (8192, 2000), (32768, 2000))  # context, mean tokens of a document

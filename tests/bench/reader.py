@@ -12,9 +12,10 @@ import torch
 
 from data.order import Order
 from data.reader import LocalReader, layout
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
 from data.shards import MappedShard
 from tests.bench.rounds import median, ratio, turns
+from tests.splits import write_split
 
 TOKENS, CONTEXT, ROWS, BATCHES = 32_000_000, 2048, 8, 150
 

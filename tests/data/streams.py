@@ -9,8 +9,9 @@ from data.dataset import FILE, FORMAT, VERSION, describe_tokenizer
 from data.patience import Patience
 from data.publish import write_json
 from data.remote import Access
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
 from data.tokenizer import Tokenizer
+from tests.splits import write_split
 
 QUICK = Patience(tries=3, timeout_s=20.0, backoff_s=0.02)
 

@@ -12,7 +12,7 @@ from data.deal import deal
 from data.errors import UserError
 from data.layout import Layout
 from data.order import Order
-from data.permutation import key, permute
+from data.permutation import WORD, key, permute_each
 
 SEEDS = st.integers(0, 2**63 - 1)
 BATCHES = {"start": st.integers(0, 10**12), "rows": st.integers(1, 60), "micro_batch": st.integers(1, 9)}
@@ -52,6 +52,12 @@ def pairs(order: Order, positions: np.ndarray) -> list[tuple[int, int]]:
 
 
 # -- the permutation -------------------------------------------------------------------------------------------------
+
+
+def permute(values: np.ndarray, size: int, seed: int, inverse: bool = False) -> np.ndarray:
+    """One group's permutation of [0, size), applied to each of `values`."""
+    group = np.zeros(values.shape, np.int64)
+    return permute_each(values, group, np.array([size]), np.array([seed & WORD], np.uint64), inverse)
 
 
 @settings(deadline=None)

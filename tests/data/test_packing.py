@@ -21,13 +21,13 @@ from data.packing import Packing, contexts, file_name, fill, load_packing, pack,
 from data.publish import locked
 from data.reader import LocalReader, layout
 from data.remote import Access
-from data.shard_writer import write_split
 from data.shards import IN_LOSS, Index, MappedShard
 from data.streaming import StreamingReader
 from data.workplace import InProcess, pool
 from tests.data.fault_server import Server
 from tests.data.test_build import digests
 from tests.data.test_shards import U16, documents, written
+from tests.splits import write_split
 from trainer.models.loss import IGNORED
 from trainer.objectives.causal import Causal
 

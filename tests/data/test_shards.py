@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from data.publish import published
-from data.shard_writer import TokenDocument, plan_shards, write_split
+from data.shard_writer import TokenDocument, plan_shards
 from data.shards import IN_LOSS, Index, MappedShard, token_dtype, use_value
+from tests.splits import write_split
 
 U16 = np.dtype("<u2")
 

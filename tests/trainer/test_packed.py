@@ -7,8 +7,9 @@ import torch
 from data.order import Order
 from data.packing import pack
 from data.reader import LocalReader, Rows, layout
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
 from data.workplace import InProcess
+from tests.splits import write_split
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.models.loss import IGNORED

@@ -7,8 +7,9 @@ import pytest
 
 from data.order import Order
 from data.reader import LocalReader, layout
-from data.shard_writer import TokenDocument, write_split
+from data.shard_writer import TokenDocument
 from data.shards import Index, MappedShard, Targets
+from tests.splits import write_split
 
 U16 = np.dtype("<u2")
 SPAN = Targets(("start", "end"), np.dtype("<i4"))

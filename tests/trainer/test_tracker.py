@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from trainer.jsonl import read
-from trainer.recipe import Data, Evaluate, Log, Recipe
+from trainer.recipe import Evaluate, Log, Recipe
+from trainer.recipe_data import Data
 from trainer.tracker import Metrics, Tracker, WandB, chosen_mode
 from trainer.wandb_session import kill_service, public, run_id
 

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from data.credentials import refuse_secrets
 from data.errors import UserError
-from data.origin import is_remote, refuse_secrets
+from data.origin import is_remote
 from data.patience import Patience
 from data.settings import Fixed, Free, Section
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from data import settings
+from data.credentials import refuse_secrets
 from data.departure import departure
 from data.errors import UserError
 from data.order import Order
-from data.origin import is_remote, refuse_secrets
+from data.origin import is_remote
 from data.publish import published
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from data.corpus.compression import BROKEN, SUFFIXES, decompressed
 from data.corpus.remote import Stream, look
+from data.credentials import Secrets
 from data.errors import UserError
-from data.origin import About, Secrets, is_remote
+from data.origin import About, is_remote
 from data.patience import Unreachable
 from data.source import WILD, Source
 

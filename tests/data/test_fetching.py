@@ -10,7 +10,8 @@ import pytest
 from data.dataset import load_dataset
 from data.errors import UserError
 from data.fetching import fetch
-from data.origin import Http, NoRanges, open_origin
+from data.origin import NoRanges, open_origin
+from data.origin_http import Http
 from data.patience import Damaged, Patience, Stopped, Unreachable
 from data.sums import CHUNK, Sums, sums_name
 from tests.data.fault_server import Server, cutting, dripping, failing, hanging, other

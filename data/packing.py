@@ -248,6 +248,10 @@ def contexts(folder: Path) -> set[int]:
     return {length - 1 for length in set.intersection(*(set(row_lengths(folder, split)) for split in SPLITS))}
 
 
+def _busy(dataset: Dataset, who: str) -> str:
+    return f"another command ({who}) is adding plans to {dataset.folder}. Wait for it."
+
+
 def file_name(split: str, row_length: int) -> str:
     """Of the list of a split's plans."""
     return f"{split}.pack-{row_length}.json"
@@ -363,8 +367,8 @@ def pack_dataset(
     workers = workers or os.cpu_count() or 1
     if dataset.index("train").tokens < _WORTH_A_POOL:
         workers = 1
-    busy = f"another command is adding plans to {dataset.folder}"
-    with locked(dataset.folder / ".packing.tmp", busy), pool(workers) as executor:
+    lock = dataset.folder / ".packing.tmp"
+    with locked(lock, lambda who: _busy(dataset, who)), pool(workers) as executor:
         dataset = load_dataset(dataset.folder)
         indexes = [dataset.index(split) for split in SPLITS]
         try:

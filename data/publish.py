@@ -8,10 +8,11 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.errors import UserError
 
@@ -42,27 +43,56 @@ def sync(path: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Publish `content` as JSON, keys sorted, the same bytes each time."""
     text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Publish a small file."""
     with published(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+        temporary.write_bytes(content)
 
 
 @contextmanager
-def locked(path: Path, held: str) -> Iterator[None]:
-    """Hold a lock file at `path`, gone afterwards. Raises UserError, saying `held`, where another process holds it."""
+def locked(path: Path, busy: Callable[[str], str]) -> Iterator[None]:
+    """Hold a lock file at `path`, whose folder is made if it isn't there; the file is gone afterwards.
+
+    A flock, so a killed process leaves none behind. The folder may be removed while the lock is held.
+
+    Args:
+        busy: what to say where another process holds it, given which process that is, on which machine.
+
+    Raises:
+        UserError: another process holds it, or the folder can't be written to.
+    """
     while True:
         try:
-            file = path.open("w")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except FileNotFoundError:
+            continue  # whoever held it before took the folder away
         except OSError as error:
             raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{held}. Wait for it.") from None
-            with suppress(FileNotFoundError):  # else whoever held it before took it away
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    try:
-                        yield
-                    finally:
-                        path.unlink(missing_ok=True)
-                    return
+                file.seek(0)
+                raise UserError(busy(file.read(1000) or "just begun")) from None
+            if not _is_at(path, file):
+                continue  # whoever held it before took it away
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
+            try:
+                yield
+            finally:
+                if _is_at(path, file):  # else somebody holds another of that name
+                    path.unlink()
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

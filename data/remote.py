@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from data.errors import UserError
 from data.fetching import fetch
 from data.origin import Origin, open_origin
 from data.patience import Damaged, Patience, to_stderr
+from data.publish import write_bytes
 from data.shard_cache import Held, NoRoom, ShardCache, default_cache, part_of
 from data.shards import ShardEntry
 from data.sums import CHUNK, Sums, sums_name
@@ -66,7 +66,7 @@ class Remote:
         if name not in self._files:
             raise UserError(f"{name} is missing from {self.origin.name}")
         if not path.exists():
-            place(path, self._content(name))
+            _keep(path, self._content(name))
         return path
 
     def small_files(self) -> list[str]:
@@ -241,8 +241,8 @@ def open_remote(url: str, access: Access) -> tuple[dict[str, Any], Remote]:
     name = re.sub(r"[^\w.-]", "_", str(info.get("name", "dataset")))[:40]
     folder = access.cache / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
     try:
-        place(folder / FILE, data)
-        place(_remembered(url, access.cache), folder.name.encode())
+        _keep(folder / FILE, data)
+        _keep(_remembered(url, access.cache), folder.name.encode())
     except OSError as error:
         raise UserError(
             f"cannot write to the cache {access.cache}: {error.strerror or error}: set data.cache"
@@ -281,16 +281,10 @@ def read_whole(origin: Origin, name: str) -> bytes:
     return b"".join(parts)
 
 
-def place(path: Path, data: bytes) -> None:
-    """Make a file appear whole; several processes may do the same at once."""
+def _keep(path: Path, content: bytes) -> None:
+    """Put a file into the cache; several processes may do the same at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
+    write_bytes(path, content)
 
 
 def _remembered(url: str, cache: Path) -> Path:

@@ -7,7 +7,6 @@ build can't harm that one: its folder is gone.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -15,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -23,12 +21,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data.dataset import FILE
 from data.errors import UserError
 from data.progress import Progress
-from data.publish import sync, write_json
+from data.publish import locked, sync, write_json
 
 BUILDING = ".building"
 _LOCK = "lock"
@@ -58,7 +56,7 @@ def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterato
     try:
         _refuse_strangers(out)
         building = out / BUILDING
-        with _locked(building):
+        with locked(building / _LOCK, lambda who: _busy(out, who)):
             work = _journalled(building, decides, progress)
             _clear(out, work)
             try:
@@ -136,39 +134,8 @@ def _refuse_strangers(out: Path) -> None:
         raise UserError(f"{out} is not empty and not a dataset: it holds {strange[0]!r}. Choose another --out.")
 
 
-@contextmanager
-def _locked(building: Path) -> Iterator[None]:
-    while True:
-        try:
-            building.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {building.parent}: {error.strerror or error}") from None
-        try:
-            file = (building / _LOCK).open("a+")
-        except FileNotFoundError:
-            continue  # another build ended and took the folder away
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another build ({_holder(file)}) is writing to {building.parent}. Wait for it, or choose another "
-                    "--out."
-                ) from None
-            try:
-                still_there = os.path.samestat(os.fstat(file.fileno()), (building / _LOCK).stat())
-            except FileNotFoundError:
-                still_there = False
-            if still_there:
-                file.truncate(0)
-                print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
-                yield
-                return
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read(1000) or "just begun"
+def _busy(out: Path, who: str) -> str:
+    return f"another build ({who}) is writing to {out}. Wait for it, or choose another --out."
 
 
 class InProcess(Executor):

@@ -122,7 +122,7 @@ def test_a_server_that_hangs_is_found(server, entry, sums, fault):
     began = time.monotonic()
     with pytest.raises(Unreachable, match=rf"{entry.url} from {server.url}.*tried 2 times"):
         fetch(open_origin(server.url, impatient), entry, sums, impatient)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_nobody_listening_is_an_error_with_the_url(server, entry, sums):
@@ -194,9 +194,9 @@ def test_a_command_that_fails_is_shown_with_what_it_said(folder, entry, sums):
 
 
 def test_a_command_that_hangs_is_ended(folder, entry, sums, tmp_path):
-    impatient = Patience(tries=2, timeout_s=0.3, backoff_s=0.01)
+    impatient = Patience(tries=2, timeout_s=1.5, backoff_s=0.01)
     url = f"pipe:echo $$ >> {tmp_path}/pids; sleep 100; cat {folder}/{{file}}"
-    with pytest.raises(Unreachable, match=r"wrote nothing for 0\.3 s"):
+    with pytest.raises(Unreachable, match=r"wrote nothing for 1\.5 s"):
         fetch(open_origin(url, impatient), entry, sums, impatient)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
@@ -209,11 +209,11 @@ def test_a_download_stops_when_it_is_told_to(server, entry, sums):
     stop = threading.Event()
     server.faults[r".*\.tar"] = failing(10**9)
     threading.Timer(0.1, stop.set).start()
-    patient = Patience(tries=100, timeout_s=5, backoff_s=5)
+    patient = Patience(tries=100, timeout_s=5, backoff_s=60)  # its first wait is 15 s at the least
     began = time.monotonic()
     with pytest.raises(Stopped):
         fetch(open_origin(server.url, patient), entry, sums, patient, stop=stop)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 12
 
 
 # -- origins ---------------------------------------------------------------------------------------------------------

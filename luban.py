@@ -91,8 +91,7 @@ def data_pack(
     from data.packing import pack_dataset
     from data.progress import for_this_stream
 
-    here = dataset.exists() or dataset.is_absolute()
-    pack_dataset(dataset if here else _home() / dataset, context, workers, for_this_stream())
+    pack_dataset(_found(dataset), context, workers, for_this_stream())
 
 
 @data_app.command("inspect")
@@ -112,8 +111,8 @@ def data_inspect(
     from data.origin import is_remote
     from data.progress import for_this_stream
 
-    here = is_remote(dataset) or Path(dataset).exists() or Path(dataset).is_absolute()
-    found = inspect(dataset if here else _home() / dataset, check, samples, for_this_stream())
+    place = dataset if is_remote(dataset) else _found(Path(dataset))
+    found = inspect(place, check, samples, for_this_stream())
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
     refuse_faults(found)
@@ -179,9 +178,7 @@ def tokenizer_inspect(
     from data.tokenizer import Tokenizer, roles
     from data.tokenizer_inspect import inspect, report, text_to_look_at
 
-    path, *places = (
-        place if place.exists() or place.is_absolute() else _home() / place for place in (path, *(on or []))
-    )
+    path, *places = map(_found, (path, *(on or [])))
     said = inspect(Tokenizer.load(path, roles(special or [])), text_to_look_at(path, places))
     typer.echo(json.dumps(said, ensure_ascii=False, indent=1) if as_json else report(said))
 
@@ -545,6 +542,11 @@ def _home() -> Path:
     from trainer.run import home
 
     return home()
+
+
+def _found(place: Path) -> Path:
+    """A path as it is given, if it is there or absolute; else under LUBAN_HOME."""
+    return place if place.exists() or place.is_absolute() else _home() / place
 
 
 def main() -> None:

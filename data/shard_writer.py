@@ -2,7 +2,8 @@
 
 Every byte is a function of the documents: fixed owner, mode and time in the tar, keys that count blocks, no
 host names. A file gets its name only when it is whole (temporary name, fsync, rename), so a reader never
-meets half a shard. The digest is taken on the way to the disk; tars are written at some 300 Mtok/s per core.
+meets half a shard. Digests are taken on the way to the disk; all of it runs at some 95 Mtok/s per core where documents
+have 2,000 tokens.
 
 Where shards are cut is decided before the first is written (`plan_shards`): at document ends, evenly, so that
 no last shard is too short to hold a row. Shards are then independent and can be written by several processes.

@@ -155,7 +155,7 @@ def _refuse_heads(datasets: Mapping[str, Dataset]) -> None:
         task = dataset.info["task"]
         if not task["causal"]:
             raise UserError(
-                f"{dataset.folder} holds examples of kind {task['kind']} with template {task['template']}, whose "
+                f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}, whose "
                 "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
             )
 

@@ -111,15 +111,12 @@ _RULES: dict[str, tuple[_Test, tuple[str, ...]]] = {
 }
 """By rule: the test of a line, and strings of which a line that passes it holds one (in small letters)."""
 
-LINE_RULES = (*_RULES, "running_head")
-"""Every rule, in the order in which a line is tried."""
-
 
 def without_boilerplate(text: str, rules: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
     """The text without its boilerplate lines.
 
     Args:
-        rules: names out of `LINE_RULES`.
+        rules: names of rules, in the order of `rules.LINES`.
 
     Returns:
         The text, and the lines taken out with their newlines, by rule.

@@ -2,8 +2,8 @@
 
 The measures and thresholds are Gopher's (Rae et al. 2021, "Scaling Language Models", table A1). Shares of characters
 are counted over the characters in words, so that they mean the same where there are no spaces; a Chinese or Japanese
-word is taken to be two characters. A run of n + 1 words
-that comes again begins with a run of n words that does: after five words only the few candidates are looked at.
+word is taken to be two characters. A run of n + 1 words that comes again begins with a run of n words that does: after
+five words only the few candidates are looked at.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ A preset only fills in what the recipe leaves out, so the resolved recipe states
 switched off, or tightened, by itself. What the rules do is in the files beside this one, their order in `document.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ Limit = Annotated[int, Field(ge=1)]
 Pii = Literal["secret", "email", "ip", "phone"]
 Line = Literal["lorem_ipsum", "javascript", "cookies", "rights", "policy", "menu", "running_head"]
 
-_LINES = ("lorem_ipsum", "javascript", "cookies", "rights", "policy", "menu", "running_head")
+LINES: tuple[Line, ...] = get_args(Line)
 _REPETITION = {
     "max_repeated_lines": 0.2,
     "max_line_copies": 0.3,
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mojibake": True,
         "remove_controls": True,
         "pii": ("secret", "email", "ip", "phone"),
-        "remove_lines": _LINES,
+        "remove_lines": LINES,
         "max_line_characters": 20_000,
         "max_curly_brackets": 0.005,
         "min_sentences": 3,

@@ -48,7 +48,7 @@ class _Zstandard(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             if not self._left:
                 self._held = self._stream.read(_BUFFER)

@@ -37,7 +37,6 @@ class Document:
     """Why a task can't use the row, if it can't: the rule it breaks, and what is wrong."""
     group: str = ""
     """What a row belongs to, if to anything: documents of one group go to the same split."""
-
     page: Page | None = None
     """What its text is still to be taken from: `web.ready` does."""
 

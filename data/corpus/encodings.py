@@ -6,6 +6,7 @@ whoever looks for the ends of lines may look for bytes: in every other encoding 
 
 import codecs
 import io
+from typing import Any
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -74,7 +75,7 @@ class _InUtf8(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready and not self._over:
             piece = self._stream.read(_PIECE)
             self._over = not piece

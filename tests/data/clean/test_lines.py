@@ -1,6 +1,7 @@
 import pytest
 
-from data.clean.lines import LINE_RULES, without_boilerplate
+from data.clean.lines import without_boilerplate
+from data.clean.rules import LINES
 
 STORY = "She had read about cookies for an hour.\nThen she learnt JavaScript, and liked it.\n"
 NUMBERED = "\n".join(
@@ -41,13 +42,13 @@ def page(head: str, count: int, lines: int = 15) -> str:
 def test_a_line_goes_and_its_neighbour_stays(rule, line, neighbour):
     text = f"{STORY}{line}\n{neighbour}\n{STORY}"
     assert without_boilerplate(text, [rule]) == (f"{STORY}{neighbour}\n{STORY}", {rule: [line + "\n"]})
-    assert without_boilerplate(text, [each for each in LINE_RULES if each != rule])[0] == text
+    assert without_boilerplate(text, [each for each in LINES if each != rule])[0] == text
     assert without_boilerplate(text, []) == (text, {})
 
 
 def test_the_first_rule_that_a_line_breaks_is_told():
     line = "© 2020 All rights reserved | Privacy Policy | Terms of Use"
-    assert without_boilerplate(line, LINE_RULES) == ("", {"rights": [line]})
+    assert without_boilerplate(line, LINES) == ("", {"rights": [line]})
 
 
 def test_numbered_heads_of_pages_go():
@@ -83,4 +84,4 @@ def test_what_is_no_head_of_a_page_stays(text):
 
 def test_letters_that_grow_when_they_are_small_move_no_line():
     text = "İstanbul İzmir\nHome | About | Contact\nİyi günler\n"
-    assert without_boilerplate(text, LINE_RULES)[0] == "İstanbul İzmir\nİyi günler\n"
+    assert without_boilerplate(text, LINES)[0] == "İstanbul İzmir\nİyi günler\n"

@@ -13,9 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from data.errors import UserError
+from data.npy_header import npy_header
 from data.origin import Incoming, Origin
 from data.patience import Damaged, Patience, Stopped
 from data.shards import ShardEntry
@@ -217,10 +216,7 @@ def _count(sample: dict[str, Any], name: str) -> int:
     """Elements of an array, from its header."""
     if name not in sample:
         return 0
-    file = io.BytesIO(sample[name])
-    np.lib.format.read_magic(file)
-    shape, _, _ = np.lib.format.read_array_header_1_0(file)
-    return shape[0]
+    return npy_header(sample[name])[1][0]
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:

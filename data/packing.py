@@ -27,6 +27,7 @@ from data import best_fit
 from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
 from data.layout import Layout
+from data.npy_header import MOST, npy_header
 from data.progress import Progress, Silent
 from data.publish import locked, published, write_json
 from data.shards import SPLITS, Index, MappedShard, ShardEntry
@@ -165,7 +166,9 @@ class Packing:
             other = next((plan.url for plan in self.plans if plan.sha256 == found), None)
             why = f"it is {other}" if other else "its sha256 differs"
             raise UserError(f"{path} is not the packing plan that was written there: {why}. {self._mend()}")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            dtype, shape, start = npy_header(file.read(MOST))
+        values = np.memmap(path, dtype, "r", start, shape)
         return Plan(np.asarray(values), said.fill.rows, said.pieces)
 
     def to_json(self) -> dict[str, Any]:

@@ -12,12 +12,13 @@ Threads, not processes: they wait for the network, and digests and disk writes r
 import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.daemons import Daemons
 from data.errors import UserError
 from data.order import Order
 from data.origin import NoRanges
@@ -213,7 +214,7 @@ class StreamingReader(LocalReader):
         self._cache_bytes = access.cache_bytes
         self._source = {id(index): source for source, index in enumerate(self.indexes)}
         self._downloads = Downloads(self._remotes, self.indexes, access.streams)
-        self._ranges = ThreadPoolExecutor(RANGES, thread_name_prefix="range")
+        self._ranges = Daemons(RANGES, "range")
         self._partial: dict[Key, PartialShard] = {}
         self._from, self._until = 0, -1
         self._range_bytes = 0
@@ -255,8 +256,9 @@ class StreamingReader(LocalReader):
     def close(self) -> None:
         """Stop downloading, and let go of the shards."""
         super().close()
+        self.cancel()
         self._downloads.close()
-        self._ranges.shutdown(wait=False, cancel_futures=True)
+        self._ranges.close()
 
     def _look_ahead(self, low: int, high: int) -> None:
         """Want the windows that rows from `low` to `high` need and, as far as the cache holds them, those after."""
@@ -305,8 +307,16 @@ class StreamingReader(LocalReader):
         for key in {each.key for each in missing}:
             self._downloads.need(key)
         patience = time.monotonic() + WAIT_S
-        for done in [self._ranges.submit(self._bring, each, patience) for each in missing]:
-            done.result()
+        coming = [self._ranges.submit(self._bring, each, patience) for each in missing]
+        try:
+            for each in coming:
+                while not wait([each], POLL_S).done:  # a request that hangs must not hold up whoever cancels
+                    if self._cancelled.is_set():
+                        raise Stopped("the reader is closed")
+                each.result()
+        finally:
+            for each in coming:
+                each.cancel()
 
     def _bring(self, wanted: _Range, patience: float) -> None:
         """One range: of the whole shard, of what has come of it (waiting until `patience`), or from its origin."""

@@ -7,11 +7,12 @@ from its last whole chunk, and another file under a shard's name is found in its
 networks, disks and mistaken copies do to a file; the sha256 of the index still has the last word on a whole shard.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
 import xxhash
+
+from data.npy_header import npy_array
 
 CHUNK = 1 << 16  # bytes
 
@@ -65,7 +66,7 @@ class Sums:
     @classmethod
     def load(cls, path: Path, size: int) -> "Sums":
         """Read `SHARD.sums.npy`. Raises ValueError where it isn't the sums of a file of `size` bytes."""
-        return cls(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), size)
+        return cls(npy_array(path.read_bytes()), size)
 
     def wrong(self, start: int, data: bytes | memoryview) -> int | None:
         """The first byte of the first chunk that isn't what was written; None where all are.

@@ -179,3 +179,23 @@ def dripping(seconds: float) -> Fault:
 def other(content: bytes) -> Fault:
     """Other bytes under the name."""
     return lambda handler, _: content
+
+
+def endless() -> Fault:
+    """Answers a range as asked, and then never stops sending."""
+
+    def fault(handler: Handler, content: bytes) -> bytes | None:
+        match = re.match(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        if not match:
+            return content
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {match[1]}-{match[2]}/{len(content)}")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with suppress(ConnectionError):
+            while not handler.server.closing.is_set():
+                handler.wfile.write(content)
+        handler.close_connection = True
+        return None
+
+    return fault

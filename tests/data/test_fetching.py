@@ -14,7 +14,7 @@ from data.origin import NoRanges, open_origin
 from data.origin_http import Http
 from data.patience import Damaged, Patience, Stopped, Unreachable
 from data.sums import CHUNK, Sums, sums_name
-from tests.data.fault_server import Server, cutting, dripping, failing, hanging, other
+from tests.data.fault_server import Server, cutting, dripping, endless, failing, hanging, other
 from tests.data.streams import QUICK, made
 
 
@@ -227,6 +227,12 @@ def test_a_range_is_those_bytes(folder, server, entry, kind):
         assert origin.read(entry.url, start, stop) == whole[start:stop]
     with pytest.raises(Damaged, match=entry.url):
         origin.read(entry.url, len(whole) - 5, len(whole) + 5)
+
+
+def test_a_range_that_does_not_end_is_an_error_and_not_a_full_memory(server, entry):
+    server.faults[r".*\.tar"] = endless()
+    with pytest.raises(Damaged, match=r"asked for bytes 100 to 300, 201 came"):
+        open_origin(server.url, QUICK).read(entry.url, 100, 300)
 
 
 def test_a_server_without_ranges_is_said_once_and_its_files_still_come(folder, entry, sums, out, capsys):

@@ -219,6 +219,46 @@ def test_faults_that_pass_change_no_row(folder, server, tmp_path, fault):
         read_an_epoch(reader, local(folder))
 
 
+CLOSING = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data.patience import Patience
+from data.reader import Prefetch
+from tests.data.test_streaming import Streaming
+
+url, cache, how = sys.argv[1:]
+reader = Streaming(url, Path(cache), patience=Patience(tries=6, timeout_s=120.0)).reader
+read = Prefetch(lambda number: reader.rows(np.arange(50)), 1, 1)
+print("reading", flush=True)
+sys.stdin.readline()
+if how == "ended":
+    reader.cancel()
+    read.close()
+    reader.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["ended", "left open"])
+def test_a_server_that_hangs_keeps_no_process_from_ending(server, tmp_path, how):
+    server.faults[r"train.*\.tar"] = hanging()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CLOSING, server.url, str(tmp_path / "cache"), how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    try:
+        assert child.stdout and child.stdout.readline() == "reading\n"
+        while not any(name.startswith("train-0") and name.endswith(".tar") for name in list(server.requests)):
+            time.sleep(0.02)
+        child.communicate("\n", timeout=60)
+        assert child.returncode == 0
+    finally:
+        child.kill()
+        child.wait()
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("wrong", ["truncated", "swapped"])
 def test_a_shard_that_is_not_the_one_written_ends_the_reading_and_is_named(folder, tmp_path, wrong, ranges):

@@ -31,7 +31,9 @@ from data.publish import write_json
 from data.recipe import DatasetRecipe
 from data.shards import SPLITS, Index
 from data.tasks.encode import targets_of
+from data.tasks.part import control_id
 from data.tasks.summary import added, summary
+from data.tasks.template import controls
 from data.tokenizer import Tokenizer
 from data.workplace import pool, publish, workplace
 
@@ -146,9 +148,17 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 
 
 def _given(recipe: DatasetRecipe) -> dict[str, Any]:
-    """What the input is: a digest of each source, and of each evaluation set that is kept out of them."""
+    """What the input is: a digest of each source, of each evaluation set that is kept out of them, and of a tokenizer
+    that is taken as it is. One that can't be read, or lacks a piece, is found here, before anything is cleaned."""
+    wanted, reused = recipe.tokenizer, {}
+    if wanted.reuse is not None:
+        tokenizer = Tokenizer.load(wanted.reuse.expanduser(), wanted.special)
+        if recipe.kind == "examples":
+            for role in controls(recipe.task):
+                control_id(tokenizer, role)
+        reused["tokenizer"] = tokenizer.fingerprint
     sets = corpus.fingerprint(recipe.decontaminate.sets)
-    return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}}
+    return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}, **reused}
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:

@@ -262,6 +262,8 @@ def _check_tokenizer(dataset: Dataset) -> None:
 
 def _absent(folder: Path) -> str:
     if not folder.is_dir():
+        if (meant := folder.parent / "datasets" / folder.name).is_dir():
+            return f"there is no dataset at {folder}. Is it {meant} that you mean?"
         return f"there is no dataset at {folder}. Build one with: luban data build RECIPE --out {folder}"
     if any(folder.glob("*.tar")) or (folder / ".building").is_dir():
         return (

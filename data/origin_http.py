@@ -146,6 +146,9 @@ def _extent(response: Any) -> tuple[int, int | None]:
 
 
 def _short(error: str) -> str:
-    """Of a library's nested error, the innermost words."""
+    """Of a library's nested error, the innermost words: what the system said, where it said something."""
+    error = re.sub(r" \(_ssl\.c:\d+\)", "", error)
+    if system := re.search(r"\[(?:Errno -?\d+|SSL: \w+)\] ([^()'\"\[\]]+)['\")]*$", error):
+        return system[1]
     found = re.search(r"\(['\"]?(?:<[^>]+>[:,] )?['\"]?([^()'\"]+)['\"]?(?:, \d+)?\)+['\"]?\)*$", error)
     return found[1] if found and len(error) > 120 else error

@@ -209,7 +209,9 @@ class DatasetRecipe(Section):
     def _task_fits_sources(self) -> "DatasetRecipe":
         for number, source in enumerate(self.sources):
             if self.kind == "text":
-                if source.columns or source.kind in ("lines", "squad"):
+                if source.kind in ("lines", "squad"):
+                    raise ValueError(f"sources.{number}: a {source.kind} source is for a task: set kind: examples")
+                if source.columns:
                     raise ValueError(
                         f"sources.{number} has columns for a task: it needs kind: examples (a dataset of text has one "
                         "column, text_field)"

@@ -146,7 +146,9 @@ def _json_list(source: Source, file: InputFile, columns: Sequence[str]) -> Itera
         raise UserError(f"source {source.label}: {file.shown} is not {source.encoding.upper()}: set `encoding`")
     decoder, at, line, counted = json.JSONDecoder(), _after_space(text, 0), 1, 0
     if text[at : at + 1] != "[":
-        raise UserError(f"source {source.label}: {file.shown} should hold a list of JSON objects")
+        raise UserError(
+            f"source {source.label}: {file.shown} should hold a list of JSON objects. An object a line is kind: jsonl"
+        )
     at = _after_space(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted, begin = line + text.count("\n", counted, at), at, at

@@ -16,9 +16,10 @@ from data import workplace
 from data.build import build, train_tokenizer
 from data.dataset import FILE, load_dataset
 from data.errors import UserError
-from data.progress import Lines
+from data.progress import Lines, Silent
 from data.recipe import Clean, DatasetRecipe, Source, Split, Task, TokenizerTraining
 from data.shards import IN_LOSS, SPLITS, MappedShard
+from data.tokenizer_training import train
 from tests.data.conftest import english
 
 ROOT = Path(__file__).parents[2]
@@ -325,6 +326,30 @@ def test_a_dataset_of_text_can_be_made_from_a_split_of_another(small_dataset, tm
     )
     dataset = build(recipe, tmp_path / "out")
     assert texts(dataset, "train") | texts(dataset, "valid") == texts(small_dataset, "train")
+
+
+def test_a_tokenizer_that_cannot_be_taken_ends_the_build_before_anything_is_cleaned(tmp_path, made_folder):
+    said: list[str] = []
+
+    class Listening(Silent):
+        def begin(self, stage, total, unit):
+            said.append(stage)
+
+    recipe = folder_recipe(made_folder, tokenizer=TokenizerTraining(reuse=tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"cannot read the tokenizer .*nowhere"):
+        build(recipe, tmp_path / "out", progress=Listening())
+    assert not said
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_at_the_same_place_is_other_input(tmp_path, made_folder, small_dataset):
+    taken = tmp_path / "taken"
+    small_dataset.tokenizer().save(taken)
+    recipe = folder_recipe(made_folder, tokenizer=TokenizerTraining(reuse=taken))
+    build(recipe, tmp_path / "out")
+    train((english(n, 60) for n in range(40)), 512).save(taken)
+    with pytest.raises(UserError, match=r"other input:\n  tokenizer:"):
+        build(recipe, tmp_path / "out")
 
 
 def test_examples_are_no_source_of_documents(docstrings, tmp_path):

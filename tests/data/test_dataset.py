@@ -105,3 +105,9 @@ def test_the_report_shows_counts_lengths_drops_and_samples(small_dataset):
         "import ",
     ):
         assert part in page
+
+
+def test_a_datasets_bare_name_is_told_where_the_dataset_lies(tmp_path):
+    (tmp_path / "datasets" / "web").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Is it .*datasets/web that you mean\?"):
+        load_dataset(tmp_path / "web")

@@ -161,7 +161,7 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
         if recipe.kind == "examples":
             for role in controls(recipe.task):
                 control_id(tokenizer, role)
-        reused["tokenizer"] = tokenizer.fingerprint
+        reused["reused tokenizer"] = tokenizer.fingerprint
     sets = corpus.fingerprint(recipe.decontaminate.sets)
     return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}, **reused}
 

@@ -382,7 +382,7 @@ def test_another_tokenizer_at_the_same_place_is_other_input(tmp_path, made_folde
     recipe = folder_recipe(made_folder, tokenizer=TokenizerTraining(reuse=taken))
     build(recipe, tmp_path / "out")
     train((english(n, 60) for n in range(40)), 512).save(taken)
-    with pytest.raises(UserError, match=r"other input:\n  tokenizer:"):
+    with pytest.raises(UserError, match=r"other input:\n  reused tokenizer:"):
         build(recipe, tmp_path / "out")
 
 

@@ -63,7 +63,7 @@ def data_build(
     Without a recipe: the running Python's standard library. The same input gives the same bytes, at any number of
     processes.
     """
-    from data.build import build
+    from data.build.build import build
     from data.progress import for_this_stream
     from data.recipe import RECIPES, DatasetRecipe
     from data.settings import manual
@@ -88,7 +88,7 @@ def data_pack(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
     """Make best-fit packing plans of a built dataset, for runs with this model.context and data.packing=best_fit."""
-    from data.packing import pack_dataset
+    from data.order.packing import pack_dataset
     from data.progress import for_this_stream
 
     pack_dataset(_found(dataset), context, workers, for_this_stream())
@@ -108,8 +108,8 @@ def data_inspect(
     import json
 
     from data.inspect import inspect, page, refuse_faults
-    from data.origin import is_remote
     from data.progress import for_this_stream
+    from data.remote.origin import is_remote
 
     place = dataset if is_remote(dataset) else _found(Path(dataset))
     found = inspect(place, check, samples, for_this_stream())
@@ -155,7 +155,7 @@ def tokenizer_train(
     out: Annotated[Path | None, typer.Option(help="The tokenizer's folder; default: tokenizers/NAME.")] = None,
 ) -> None:
     """Train a SentencePiece tokenizer on a dataset recipe's sources, without building the dataset."""
-    from data.build import train_tokenizer
+    from data.build.build import train_tokenizer
     from data.progress import for_this_stream
     from data.recipe import RECIPES, DatasetRecipe
 
@@ -175,8 +175,8 @@ def tokenizer_inspect(
     """What its tokens cost by source, which characters it lacks, its longest, rarest and unused pieces."""
     import json
 
-    from data.tokenizer import Tokenizer, roles
-    from data.tokenizer_inspect import inspect, report, text_to_look_at
+    from data.tokenizer.inspect import inspect, report, text_to_look_at
+    from data.tokenizer.tokenizer import Tokenizer, roles
 
     path, *places = map(_found, (path, *(on or [])))
     said = inspect(Tokenizer.load(path, roles(special or [])), text_to_look_at(path, places))
@@ -283,7 +283,7 @@ def evaluate(
     if on != "local" or after is not None:
         from cluster.job import command_job
         from cluster.launchers import slurm
-        from data.origin import is_remote
+        from data.remote.origin import is_remote
         from trainer.run import Source, read_recipe
 
         chosen, source = slurm(on, after), Source.parse(run)
@@ -552,7 +552,7 @@ def _found(place: Path) -> Path:
 def main() -> None:
     """Run the command line; a person's mistake is one message and exit code 2, never a traceback."""
     from data.errors import UserError
-    from data.patience import Unreachable
+    from data.remote.patience import Unreachable
 
     try:
         app()

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.dataset import Dataset
 from data.errors import UserError
-from data.packing import load_packing, row_lengths
+from data.order.packing import load_packing, row_lengths
 from data.progress import Progress, Silent
 from data.shards import SPLITS, Index
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.origin import is_remote
 from data.progress import Progress
-from data.remote import Access, Remote, known_info, open_remote, refuse_paths
+from data.remote.origin import is_remote
+from data.remote.remote import Access, Remote, known_info, open_remote, refuse_paths
 from data.shards import Index, MappedShard
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "luban-dataset"
 VERSION = 1
@@ -175,7 +175,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def load_dataset(place: Path | str, access: Access | None = None) -> Dataset:
-    """Open a complete dataset: a folder, or a URL or pipe as `data.origin` knows them. Shards are looked at by `index`.
+    """Open a complete dataset: a folder, or a URL or pipe (`data/remote/origin.py`). Shards are looked at by `index`.
 
     Args:
         access: how a remote one is fetched and kept.

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from data.account import account_lines
+from data.build.account import account_lines
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.packing import Fill, fill, load_packing, row_lengths, spread
+from data.order.packing import Fill, fill, load_packing, row_lengths, spread
 from data.progress import Progress
 from data.shards import FIELDS, IN_LOSS, SPLITS, Index
 from data.tasks.show import target_text

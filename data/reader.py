@@ -18,9 +18,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from data.errors import UserError
-from data.layout import Layout
-from data.order import Order
-from data.packing import Packing, Plan, load_packing
+from data.order.layout import Layout
+from data.order.order import Order
+from data.order.packing import Packing, Plan, load_packing
 from data.shards import Index, MappedShard, Targets
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.clean.quota import Quota
 from data.clean.rules import Clean
+from data.corpus.source import TABLES, Source
 from data.settings import Fixed, Free, Section
-from data.source import TABLES, Source
 from data.tasks.task import Task
 
 RECIPES = Path(__file__).with_name("recipes")

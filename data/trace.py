@@ -13,9 +13,9 @@ import numpy as np
 
 from data.dataset import Dataset
 from data.errors import UserError
-from data.order import Order
-from data.packing import Plan, load_packing, ranges
-from data.walk import Walk
+from data.order.order import Order
+from data.order.packing import Plan, load_packing, ranges
+from data.order.walk import Walk
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_a_tokenizer_that_does_not_belong_to_the_shards_is_refused(
             f"Another corpus, {number} times over, with other words.\n" * 9
         )
     from data import settings
-    from data.build import train_tokenizer
+    from data.build.build import train_tokenizer
     from data.recipe import DatasetRecipe
 
     recipe = settings.load(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data.dataset import load_dataset
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, layout
 from tests.conftest import CommandLine, kill_rank
 from tests.trainer.test_tracker import records

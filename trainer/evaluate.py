@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from data.dataset import Dataset
-from data.deal import deal
+from data.order.deal import deal
 from data.reader import LocalReader
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 from trainer import watchdog
 from trainer.exact import addable
 from trainer.meters import perplexity

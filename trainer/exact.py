@@ -1,7 +1,7 @@
 """The gradient of `engine.exact: any`: the same bits whatever the number of ranks and the ZeRO stage.
 
 What differs between topologies is the order in which sums are made, so here every sum has one order:
-- Over micro-batches. `data.deal.deal` gives micro-batch round x world + turn the same rows for any world. Each is
+- Over micro-batches. `data.order.deal.deal` gives micro-batch round x world + turn the same rows for any world. Each is
   differentiated by itself, and its pieces go, in the dtype they were computed in, to the rank whose ZeRO partition they
   belong to. That owner adds them into float64 in the order of the ranks' turns, round after round, which is
   micro-batch 0, 1, 2, ... on any world. A sum of n fp32 terms is exact in float64, and would need no order, while
@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.deal import turn
+from data.order.deal import turn
 from trainer.sizes import EXACT_BUCKET as BUCKET
 from trainer.sizes import EXACT_CHUNK as CHUNK
 from trainer.world import World

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import xxhash
 
-from data.deal import deal
-from data.permutation import WORD
+from data.order.deal import deal
+from data.order.permutation import WORD
 from data.reader import LocalReader, Prefetch, Rows
 from trainer.guard import Avoid
 from trainer.objectives.base import Batch, Objective

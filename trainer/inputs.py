@@ -7,15 +7,15 @@ from typing import Literal
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
-from data.order import Order, Source, Stage
-from data.packing import Fill, fill
+from data.order.order import Order, Source, Stage
+from data.order.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
-from data.remote import Remote
+from data.remote.remote import Remote
+from data.remote.streaming import reader_of, refuse_small_cache
 from data.shards import Index
-from data.streaming import reader_of, refuse_small_cache
 from data.tasks.task import Task
 from data.tasks.template import encode_prompt
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 from trainer.recipe import Recipe
 
 VALID = "valid"

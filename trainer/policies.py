@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.permutation import key
+from data.order.permutation import key
 from trainer import checkpoint, watchdog
 from trainer.evaluate import mixed
 from trainer.generate import generate

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data.patience import Patience
-from data.remote import Access
+from data.remote.patience import Patience
+from data.remote.remote import Access
+from data.remote.shard_cache import default_cache
 from data.settings import Fixed, Free, Section
-from data.shard_cache import default_cache
 
 
 class Source(Section):

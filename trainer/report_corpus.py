@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data.account import entries
+from data.build.account import entries
 from trainer.report_page import Html, details, section, table, tag
 from trainer.report_story import Story
 from trainer.units import short, size

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data.origin import is_remote
-from data.remote import known_info
+from data.remote.origin import is_remote
+from data.remote.remote import known_info
 from trainer import record
 from trainer.console import best_evaluation, state_of
 from trainer.goodput import Goodput, measure

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data import settings
-from data.credentials import refuse_secrets
-from data.departure import departure
 from data.errors import UserError
-from data.order import Order
-from data.origin import is_remote
+from data.order.departure import departure
+from data.order.order import Order
 from data.publish import published
+from data.remote.credentials import refuse_secrets
+from data.remote.origin import is_remote
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.inputs import open_inputs

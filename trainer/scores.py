@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.deal import deal
 from data.errors import UserError
+from data.order.deal import deal
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
 from trainer.generate import generate
 from trainer.inputs import Inputs, open_inputs

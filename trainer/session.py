@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from data.deal import reading_groups
-from data.departure import departure
 from data.errors import UserError
-from data.permutation import key
+from data.order.deal import reading_groups
+from data.order.departure import departure
+from data.order.permutation import key
 from trainer import checkpoint, claim, goodput, record
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from data import settings
-from data.departure import departure
 from data.errors import UserError
-from data.patience import Unreachable
-from data.permutation import WORD
+from data.order.departure import departure
+from data.order.permutation import WORD
 from data.publish import write_json
 from data.reader import LocalReader
+from data.remote.patience import Unreachable
 from trainer import record
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint
 from trainer.feed import row_digest

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.origin import short_name
+from data.remote.origin import short_name
 from trainer.recipe import Recipe
 
 AXES = ("train/step", "train/tokens")

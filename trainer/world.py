@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.deal import lanes_read
 from data.errors import UserError
-from data.permutation import WORD
+from data.order.deal import lanes_read
+from data.order.permutation import WORD
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class World:
     control: Any = None
     """The CPU process group for counts and flags; a world of one needs none."""
     groups: int = 1
-    """Of consecutive ranks, each with lanes of its own to read (`data/deal.py`)."""
+    """Of consecutive ranks, each with lanes of its own to read (`data/order/deal.py`)."""
 
     def lanes(self, count: int) -> range:
         """Which of `count` lanes this rank's group reads."""

@@ -17,7 +17,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
-from data.build import build, versions
+from data.build.build import build, versions
 from data.errors import UserError
 from data.progress import Lines
 from data.recipe import DatasetRecipe

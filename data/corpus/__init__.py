@@ -12,11 +12,11 @@ from data.corpus.files import InputFile, input_files
 from data.corpus.fingerprint import fingerprint, stamps
 from data.corpus.rows import aligned_documents, row_documents, squad_documents
 from data.corpus.sampling import capped, sampled
+from data.corpus.source import TABLES, Source
 from data.corpus.tars import tar_file
 from data.corpus.texts import cut_file, whole_file
 from data.corpus.web import html_file, ready, warc_file
 from data.errors import UserError
-from data.source import TABLES, Source
 
 __all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files", "pending", "ready", "stamps"]
 

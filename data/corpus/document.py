@@ -28,7 +28,7 @@ class Document:
     size: int = 0
     """Bytes that were read for it, for a document that can't be used."""
     fault: str | None = None
-    """Why it can't be used: not_text, bad_row, too_large or not_sampled (see `data/source.py`)."""
+    """Why it can't be used: not_text, bad_row, too_large or not_sampled (see `source.py`)."""
     fields: Mapping[str, Any] | None = None
     """A row for a task: what its columns hold, without those that the row lacks."""
     where: str = ""

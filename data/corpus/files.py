@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 from data.corpus.compression import BROKEN, SUFFIXES, decompressed
 from data.corpus.remote import Stream, look
-from data.credentials import Secrets
+from data.corpus.source import WILD, Source
 from data.errors import UserError
-from data.origin import About, is_remote
-from data.patience import Unreachable
-from data.source import WILD, Source
+from data.remote.credentials import Secrets
+from data.remote.origin import About, is_remote
+from data.remote.patience import Unreachable
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _INSTALLED = {"site-packages", "dist-packages"}

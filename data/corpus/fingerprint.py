@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.corpus.files import InputFile, input_files, looked_up, raw, reading
-from data.origin import About
-from data.source import Source
+from data.corpus.source import Source
+from data.remote.origin import About
 
 _PIECE = 1 << 22
 

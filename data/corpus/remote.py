@@ -1,7 +1,7 @@
 """A source's file behind a URL, as a stream that can be trusted: whole, the same from start to end, or an error.
 
-Bytes come from an origin (`data/origin.py`), a request that fails is tried again as `data/patience.py` says, from where
-it broke. The length that was announced must arrive, and a file that changes meanwhile (ETag, else date) is an error.
+Bytes come from an origin (`data/remote/origin.py`), a request that fails is tried again as `data/remote/patience.py`
+says, from where it broke. The length that was announced must arrive, and a file that changes meanwhile (ETag, else date) is an error.
 Seeking works, so that Parquet's footer can be read first.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from data.errors import UserError
-from data.origin import About, Incoming, Origin, open_origin
-from data.patience import Damaged, Patience, Unreachable
+from data.remote.origin import About, Incoming, Origin, open_origin
+from data.remote.patience import Damaged, Patience, Unreachable
 
 T = TypeVar("T")
 

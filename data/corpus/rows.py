@@ -10,10 +10,10 @@ from typing import Any
 from data.corpus.document import Document, strings
 from data.corpus.encodings import is_text
 from data.corpus.files import InputFile
+from data.corpus.source import Source
 from data.corpus.squad import GROUP, squad_rows
 from data.corpus.tables import Row, aligned_rows, missing, rows
 from data.errors import UserError
-from data.source import Source
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 

@@ -8,7 +8,7 @@ the reading: the first so many that the share left.
 from collections.abc import Iterable, Iterator
 
 from data.corpus.document import Document
-from data.source import Source
+from data.corpus.source import Source
 
 
 def sampled(source: Source, documents: Iterable[Document]) -> Iterator[Document]:

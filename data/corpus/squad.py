@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from data.corpus.encodings import decode
 from data.corpus.files import InputFile
+from data.corpus.source import Source
 from data.corpus.tables import Row
 from data.corpus.texts import content_of
 from data.errors import UserError
-from data.source import Source
 
 GROUP = "article"
 """The value that tells which article a question belongs to."""

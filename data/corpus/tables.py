@@ -19,9 +19,9 @@ from typing import Any
 
 from data.corpus.encodings import by_lines, decode, decode_exactly
 from data.corpus.files import InputFile, raw, reading, unpacked
+from data.corpus.source import Source
 from data.corpus.texts import content_of
 from data.errors import UserError
-from data.source import Source
 
 _SKIP = 1 << 20
 _BATCH_ROWS = 256

@@ -14,8 +14,8 @@ from data.corpus.encodings import decode
 from data.corpus.ending import Ending
 from data.corpus.files import InputFile, unpacked
 from data.corpus.rows import BadRowError, missing, text_of
+from data.corpus.source import Source
 from data.errors import UserError
-from data.source import Source
 
 _BLOCK = 512
 _TAR_END = bytes(2 * _BLOCK)

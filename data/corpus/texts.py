@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from data.corpus.document import Document
 from data.corpus.encodings import decode, marked
 from data.corpus.files import InputFile, unpacked
+from data.corpus.source import Source
 from data.errors import UserError
-from data.source import Source
 
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _PIECE = 1 << 20

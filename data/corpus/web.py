@@ -18,9 +18,9 @@ from data.corpus.document import Document, Page
 from data.corpus.encodings import decode_exactly, marked
 from data.corpus.ending import Ending
 from data.corpus.files import InputFile, unpacked
+from data.corpus.source import Source
 from data.corpus.texts import content_of
 from data.errors import UserError
-from data.source import Source
 
 _META = re.compile(rb"<meta[^>]{1,400}?charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 _HEAD = 4096  # bytes in which a charset is looked for; browsers look at 1024

@@ -18,7 +18,7 @@ from data.tasks.example import BadRow
 from data.tasks.jinja import jinja_asked_parts, jinja_parts
 from data.tasks.part import Part, control_id
 from data.tasks.task import Task
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")

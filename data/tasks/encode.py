@@ -19,7 +19,7 @@ from data.tasks.span import pieces, token_span
 from data.tasks.task import Task
 from data.tasks.template import part_tokens, parts_of
 from data.tasks.window import windows
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 
 def targets_of(task: Task) -> Targets | None:

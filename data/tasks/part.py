@@ -6,7 +6,7 @@ at every token where an answer may begin or end, which is the context's and, for
 
 from typing import NamedTuple
 
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 
 class Part(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.shards import Targets
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 
 def target_text(

@@ -16,7 +16,7 @@ from data.clean.characters import normalised
 from data.errors import UserError
 from data.shards import FIELDS
 from data.tasks.example import BadRow
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 _CHINESE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"(?: (?=\S))?(?:[{_CHINESE}]|(?:(?![{_CHINESE}])\w)+|.)", re.DOTALL)

@@ -12,7 +12,7 @@ from data.tasks.encode import Encoded
 from data.tasks.part import control_id
 from data.tasks.task import Task
 from data.tasks.template import controls, is_causal
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 Counts = dict[str, dict[str, int]]
 """By split, then by what was counted."""

@@ -15,7 +15,7 @@ from data.tasks.chat import asked_parts, chat_parts
 from data.tasks.example import Example
 from data.tasks.part import Part, control_id
 from data.tasks.task import Task
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 
 CAUSAL = ("completion", "decoder", "generate", "luban", "chatml", "jinja")
 _HEADS = ("classification", "pair")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.build import build
+from data.build.build import build
 from data.clean.document import clean
 from data.clean.rules import Clean
-from data.dedup import band_keys
+from data.dedup.minhash import band_keys
 from data.recipe import DatasetRecipe, Dedup, Source, Split, TokenizerTraining
-from data.tokenizer import Tokenizer
-from data.tokenizer_training import train
+from data.tokenizer.tokenizer import Tokenizer
+from data.tokenizer.training import train
 from tests.bench import yardsticks
 from tests.bench.loader_corpus import CORPORA, TEXTS
 

@@ -30,7 +30,7 @@ Batches = Iterator[Tensor]
 def luban_local(folder: Path, url: str) -> Batches:
     """Ours: mapped shards."""
     from data.dataset import load_dataset
-    from data.order import Order
+    from data.order.order import Order
     from data.reader import LocalReader, layout
 
     index = load_dataset(folder / "luban").index("train")
@@ -44,10 +44,10 @@ def luban_local(folder: Path, url: str) -> Batches:
 def luban_http(folder: Path, url: str) -> Batches:
     """Ours: shards over http into an empty cache, an epoch, and again into another empty cache."""
     from data.dataset import load_dataset
-    from data.order import Order
+    from data.order.order import Order
     from data.reader import layout
-    from data.remote import Access
-    from data.streaming import StreamingReader
+    from data.remote.remote import Access
+    from data.remote.streaming import StreamingReader
 
     while True:
         with tempfile.TemporaryDirectory(dir=folder) as cache:

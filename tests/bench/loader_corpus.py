@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.build import build, digests
+from data.build.build import build, digests
 from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
 from data.publish import write_json

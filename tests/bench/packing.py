@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from data.order import Order
-from data.packing import fill, load_packing, pack
+from data.build.workplace import InProcess
+from data.order.order import Order
+from data.order.packing import fill, load_packing, pack
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import Index
-from data.workplace import InProcess
 from tests.bench.rounds import median
 from tests.corpora import texts
 from tests.splits import write_split

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import MappedShard

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import load_dataset
-from data.layout import Layout
-from data.order import Order
+from data.order.layout import Layout
+from data.order.order import Order
 from data.reader import LocalReader, layout
-from data.remote import Access
-from data.streaming import StreamingReader
+from data.remote.remote import Access
+from data.remote.streaming import StreamingReader
 from tests.bench.loader_corpus import BATCH, CONTEXT, dataset, home, write_luban
 from tests.bench.loaders import environment
 

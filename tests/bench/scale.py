@@ -17,9 +17,9 @@ import numpy as np
 from cluster.plan.memory import Setup
 from cluster.plan.scale import held_by, opened, own, scale
 from data import settings
-from data.deal import deal
-from data.layout import Layout
-from data.order import Order
+from data.order.deal import deal
+from data.order.layout import Layout
+from data.order.order import Order
 from trainer.checkpoint import digest_of, folder_name, superfluous
 from trainer.manifest import STATE, compose, contradiction, file_of
 from trainer.models.shapes import parameter_shapes

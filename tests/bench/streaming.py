@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from data.dataset import load_dataset
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, layout
-from data.remote import Access
-from data.streaming import StreamingReader
-from data.tokenizer_training import train
+from data.remote.remote import Access
+from data.remote.streaming import StreamingReader
+from data.tokenizer.training import train
 from tests.data.fault_server import Server
 from tests.data.streams import made
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from data.build import build
+from data.build.build import build
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
 from data.settings import dump
 from tests.conftest import CommandLine
+from tests.data.build.test_build import digests
+from tests.data.build.test_resume import files, vouched
 from tests.data.conftest import english
-from tests.data.test_build import digests
-from tests.data.test_resume import files, vouched
 from tests.ray_testbed.cluster import RayCluster, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

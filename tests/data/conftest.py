@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.build import build
+from data.build.build import build
 from data.recipe import Clean, DatasetRecipe, Dedup, Source, Split, TokenizerTraining
 
 STDLIB = Path(sysconfig.get_path("stdlib"))

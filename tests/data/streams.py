@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.build import digests
+from data.build.build import digests
 from data.dataset import FILE, FORMAT, VERSION, describe_tokenizer
-from data.patience import Patience
 from data.publish import write_json
-from data.remote import Access
+from data.remote.patience import Patience
+from data.remote.remote import Access
 from data.shard_writer import TokenDocument
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 from tests.splits import write_split
 
 QUICK = Patience(tries=3, timeout_s=20.0, backoff_s=0.02)

@@ -7,7 +7,7 @@ from data.dataset import FILE, load_dataset
 from data.errors import UserError
 from data.inspect import report
 from data.shards import SPLITS
-from data.tokenizer_training import train
+from data.tokenizer.training import train
 
 
 @pytest.fixture

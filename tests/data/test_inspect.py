@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data import inspect as inspecting
-from data.build import build
+from data.build.build import build
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.inspect import inspect, page, report
-from data.packing import pack_dataset
+from data.order.packing import pack_dataset
 from data.recipe import Dedup, Split, Task
 from data.shards import IN_LOSS, SPLITS
 

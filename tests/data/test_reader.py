@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import reader as reading
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, Prefetch, Rows, layout
 from tests.data.test_shards import written
 

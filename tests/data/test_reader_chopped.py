@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.order import Order
+from data.order.order import Order
 from data.reader import RESOLVED, LocalReader, layout
 
 CONTEXT = 64

@@ -5,8 +5,8 @@ import pytest
 
 from data.dataset import Dataset
 from data.errors import UserError
-from data.layout import Layout
-from data.order import Order, Source, Stage
+from data.order.layout import Layout
+from data.order.order import Order, Source, Stage
 from data.reader import LocalReader, layout
 from data.trace import documents_at, find, sightings
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.deal import turn
+from data.order.deal import turn
 from tests.ranks import alone, launch
 from tests.trainer import toy
 from tests.trainer.test_parity import CLIP, plain

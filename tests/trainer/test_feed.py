@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data import reader as reading
 from data import settings
-from data.deal import deal
-from data.order import Order
+from data.order.deal import deal
+from data.order.order import Order
 from data.reader import LocalReader, Rows, layout
 from tests.data.test_shards import written
 from trainer.feed import Feed, Step, row_digest

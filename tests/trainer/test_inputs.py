@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from data import settings
-from data.build import build
+from data.build.build import build
+from data.corpus.source import Source
 from data.errors import UserError
 from data.recipe import DatasetRecipe, Dedup, Split, TokenizerTraining
-from data.source import Source
 from data.tasks.task import Task
 from tests.conftest import MODEL, CommandLine
 from trainer.inputs import open_inputs

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.order import Order
-from data.packing import pack
+from data.build.workplace import InProcess
+from data.order.order import Order
+from data.order.packing import pack
 from data.reader import LocalReader, Rows, layout
 from data.shard_writer import TokenDocument
-from data.workplace import InProcess
 from tests.splits import write_split
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize

@@ -154,7 +154,7 @@ def test_the_corpus_chapter_tells_what_was_dropped_and_why(killed_run):
 
 def test_the_corpus_chapter_reads_a_dataset_that_was_really_built(killed_run, tmp_path):
     from data import settings
-    from data.build import build
+    from data.build.build import build
     from data.recipe import DatasetRecipe
 
     (tmp_path / "texts").mkdir()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data import settings
-from data.deal import deal
+from data.order.deal import deal
 from trainer.engine import Engine
 from trainer.exact import addable
 from trainer.models.decoder import Decoder

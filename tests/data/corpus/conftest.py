@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from data.corpus import Document, documents
-from data.source import Source
+from data.corpus.source import Source
 from tests.data.fault_server import Server
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {

@@ -2,11 +2,11 @@
 
 import pytest
 
-from data.build import build
+from data.build.build import build
+from data.corpus.source import Source
 from data.dataset import digests
 from data.errors import UserError
 from data.recipe import DatasetRecipe, Split, TokenizerTraining
-from data.source import Source
 from tests.data.conftest import english
 from tests.data.corpus.conftest import PACKED, csv_table, json_lines, page, response
 

@@ -15,7 +15,7 @@ import json, re, sys
 from pathlib import Path
 
 from data.corpus import documents
-from data.source import Source
+from data.corpus.source import Source
 
 peaks = []
 for settings in json.loads(sys.argv[1]):

@@ -6,18 +6,18 @@ import re
 import fsspec
 import pytest
 
-from data.build import build
-from data.chunks import prepare
+from data.build.build import build
+from data.build.chunks import prepare
 from data.corpus import fingerprint
 from data.corpus.remote import Stream
+from data.corpus.source import Source
 from data.errors import UserError
-from data.patience import Patience, Unreachable
 from data.recipe import DatasetRecipe, Split, TokenizerTraining
-from data.source import Source
+from data.remote.patience import Patience, Unreachable
+from tests.data.build.test_build import digests
 from tests.data.conftest import english
 from tests.data.corpus.conftest import PACKED, SUFFIX, TABLES, json_lines, page, read, response
 from tests.data.fault_server import cutting, dripping, failing, hanging
-from tests.data.test_build import digests
 
 QUICK = {"timeout_s": 20.0, "tries": 3}
 
@@ -130,7 +130,7 @@ def test_what_waiting_does_not_mend_is_an_error_that_names_source_and_url(fault,
 
 
 def test_a_build_whose_server_fails_keeps_what_is_finished_and_goes_on_when_it_is_back(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.pipeline._CHUNK_CHARACTERS", 20_000)
+    monkeypatch.setattr("data.build.pipeline._CHUNK_CHARACTERS", 20_000)
     rows = [json.dumps({"text": english(seed, 400)}) for seed in range(60)]
     for number in range(2):
         put(server, f"{number}.jsonl", "\n".join(rows[30 * number : 30 * number + 30]).encode())
@@ -152,7 +152,7 @@ def test_a_build_whose_server_fails_keeps_what_is_finished_and_goes_on_when_it_i
     assert parts
     made = []
     with monkeypatch.context() as patched:
-        patched.setattr("data.pipeline.prepare", lambda part, *given: made.append(part) or prepare(part, *given))
+        patched.setattr("data.build.pipeline.prepare", lambda part, *given: made.append(part) or prepare(part, *given))
         assert digests(build(recipe, tmp_path / "out").folder) == whole
     assert made[0] == len(parts)
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from data.corpus.document import Document
 from data.corpus.sampling import capped, sampled
+from data.corpus.source import Source
 from data.recipe import DatasetRecipe
-from data.source import Source
 from tests.data.corpus.conftest import json_lines, read
 
 

@@ -11,7 +11,7 @@ from data import corpus
 from data.recipe import Source
 from data.tasks.make import make_examples
 from data.tasks.task import Task
-from data.tokenizer_training import train
+from data.tokenizer.training import train
 from tests.data.conftest import CORPORA, chinese, english
 
 

@@ -8,15 +8,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from data.build import build
+from data.build.build import build
+from data.corpus.source import Source
 from data.dataset import load_dataset
 from data.errors import UserError
 from data.inspect import report
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, layout
 from data.recipe import RECIPES, DatasetRecipe
 from data.shards import FIELDS, IN_LOSS, SPLITS, MappedShard
-from data.source import Source
 from tests.data.conftest import english
 from tests.data.tasks.test_encode import ALPACA, DIALOGUES, FLICKR, MRPC, OFFICE, REVIEWS, SST2
 

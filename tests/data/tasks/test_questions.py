@@ -17,9 +17,9 @@ from data.tasks.make import make_examples
 from data.tasks.span import answer_text, pieces, token_span, words
 from data.tasks.task import Task
 from data.tasks.window import windows
-from data.tokenizer import Tokenizer
+from data.tokenizer.tokenizer import Tokenizer
 from tests.data.conftest import english
-from tests.data.test_tokenizer_import import wordpiece
+from tests.data.tokenizer.test_import import wordpiece
 
 SMALL = {"kind": "qa", "max_tokens": 120, "max_question_tokens": 84, "doc_stride": 25}
 

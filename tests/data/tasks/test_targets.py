@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.order import Order
+from data.order.order import Order
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import Index, MappedShard, Targets

@@ -23,7 +23,7 @@ from data.shards import IN_LOSS, SPLITS, MappedShard
 from data.tokenizer.training import train
 from tests.data.conftest import english
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def digests(folder):

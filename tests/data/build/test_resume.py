@@ -20,7 +20,7 @@ from data.settings import dump
 from tests.data.build.test_build import digests
 from tests.data.conftest import english
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PART = 120_000
 BUILD = (
     "import sys; from pathlib import Path; import data.build.pipeline, data.build.build;"

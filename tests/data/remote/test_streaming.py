@@ -246,7 +246,7 @@ def test_a_server_that_hangs_keeps_no_process_from_ending(server, tmp_path, how)
     server.faults[r"train.*\.tar"] = hanging()
     child = subprocess.Popen(
         [sys.executable, "-c", CLOSING, server.url, str(tmp_path / "cache"), how],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     try:
         assert child.stdout and child.stdout.readline() == "reading\n"
@@ -398,7 +398,7 @@ def test_processes_of_one_node_download_each_shard_once_and_a_killed_one_leaves_
         "for number in range(len(index.shards)): dataset.shard(index, number)"
     )
     command = [sys.executable, "-c", script, server.url, str(tmp_path / "cache")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     server.faults[r"train-000004\.tar"] = hanging(1)
     killed = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 60

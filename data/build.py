@@ -51,11 +51,12 @@ def build(
         progress: is told how far it is. None: silence.
 
     Raises:
-        UserError: bad input, nothing left after cleaning, a full disk, another dataset in `out`.
+        UserError: bad input, a file that changes meanwhile, nothing left after cleaning, a full disk, another dataset
+            in `out`.
     """
     began = time.monotonic()
     out, progress = out.expanduser(), progress or Silent()
-    given = _given(recipe)
+    before, given = _stamps(recipe), _given(recipe)
     if (found := _existing(out, recipe, given)) is not None:
         progress.say(f"{out} is already built from this recipe and this input: nothing to do")
         missing = set(recipe.pack) - contexts(out)
@@ -64,7 +65,9 @@ def build(
     decides = _decides(recipe, given)
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        rows = pipeline.within_quotas(pipeline.remove_copies(pipeline.read()))
+        rows = pipeline.read()
+        _refuse_change(before, _stamps(recipe))
+        rows = pipeline.within_quotas(pipeline.remove_copies(rows))
         tokenizer = pipeline.tokenizer(rows)
         parts = pipeline.tokenize(rows, tokenizer)
         indexes = pipeline.write(parts, tokenizer)
@@ -102,10 +105,12 @@ def train_tokenizer(
     if (out / FILE).exists():
         raise UserError(f"{out} is a dataset, which has its tokenizer. Choose another --out.")
     workers = recipe.workers or os.cpu_count() or 1
-    decides = _decides(recipe, _given(recipe))
+    before, decides = _stamps(recipe), _decides(recipe, _given(recipe))
     with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
-        tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(pipeline.read())))
+        rows = pipeline.read()
+        _refuse_change(before, _stamps(recipe))
+        tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(rows)))
         publish(work, out)
     return tokenizer
 
@@ -156,9 +161,21 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
         if recipe.kind == "examples":
             for role in controls(recipe.task):
                 control_id(tokenizer, role)
-        reused["tokenizer"] = tokenizer.fingerprint
+        reused["reused tokenizer"] = tokenizer.fingerprint
     sets = corpus.fingerprint(recipe.decontaminate.sets)
     return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}, **reused}
+
+
+def _stamps(recipe: DatasetRecipe) -> dict[str, tuple[int, ...]]:
+    return corpus.stamps((*recipe.sources, *recipe.decontaminate.sets))
+
+
+def _refuse_change(before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]]) -> None:
+    """What was read is what was digested. Raises UserError: a local file changed, came or went meanwhile."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(f"{changed[0]}{more} changed while the build read it: build again when nobody writes there")
 
 
 def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:

@@ -8,7 +8,10 @@ import re
 
 import numpy as np
 
-WORDS = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]|\w+")
+WORDS = re.compile(
+    r"[\u1100-\u11ff\u2e80-\u2fff\u3005-\u3007\u3021-\u302f\u3031-\u303c\u3041-\u30fa\u30fc-\u9fff"
+    r"\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]|\w+"
+)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _CACHE_LIMIT = 1 << 20
 _hashes: dict[str, int] = {}

@@ -226,4 +226,12 @@ class DatasetRecipe(Section):
                     "with its columns"
                 )
             self.task.check_columns(source.columns, f"sources.{number}")
+        for name in (
+            ("pii", "mojibake", "remove_controls") if self.task.kind == "qa" and self.kind == "examples" else ()
+        ):
+            if any(getattr(rules, name) for rules in (self.clean, *self.clean_sources.values())):
+                raise ValueError(
+                    f"clean.{name} would move the answers of task qa, which are places in a text, so it isn't done "
+                    "there: set it to false, or clean the file beforehand"
+                )
         return self

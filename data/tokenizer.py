@@ -93,7 +93,10 @@ class Tokenizer(ABC):
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read the tokenizer {file}: {error.strerror or error}") from None
+            raise UserError(
+                f"cannot read the tokenizer {file}: {error.strerror or error}. Name a dataset that is built, a model's "
+                "folder, or a tokenizer's file."
+            ) from None
         said = {**_roles(folder, config), **(special or {})}
         if file.suffix == ".json":
             from data.tokenizer_huggingface import HuggingFaceTokenizer
@@ -219,7 +222,8 @@ class Tokenizer(ABC):
                 raise UserError(f"{origin} has no piece {piece!r} to be its {role}; {self._candidates()}")
         if EOS not in self._ids and "eos" not in self.special:
             raise UserError(
-                f"nothing says which piece of {origin} ends a document. Choose one: tokenizer.special.eos=PIECE; "
+                f"nothing says which piece of {origin} ends a document. Choose one: tokenizer.special.eos=PIECE in a "
+                f"recipe, --special eos=PIECE on the command line; "
                 f"{self._candidates()}"
             )
 

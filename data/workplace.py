@@ -25,6 +25,7 @@ from typing import Any
 
 from data.dataset import FILE
 from data.errors import UserError
+from data.patience import Unreachable
 from data.progress import Progress
 from data.publish import locked, sync, write_json
 
@@ -37,31 +38,38 @@ _OURS = re.compile(
     r"sentencepiece\.model"
 )
 _TEMPORARY = re.compile(r"\..*\.tmp|sort-.*|links")
+_HALF_WRITTEN = re.compile(rf"\.{re.escape(FILE)}\..*\.tmp")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterator[Path]:
-    """A folder inside `out` to work in, for one build at a time; gone after success or a user's mistake.
+    """A folder inside `out` to work in, for one build at a time; gone after success or a user's mistake, but kept where
+    input couldn't be reached for now.
 
     Args:
         decides: everything that decides the bytes (JSON). What a build of the same left is in the folder.
         progress: is told when what another build left is thrown away.
 
     Raises:
-        UserError: `out` holds something else, another build is at work there, the disk is full or not writable, a
-            worker died.
+        UserError: `out` holds something else, another build is at work there or has just ended, the disk is full or
+            not writable, a worker died.
     """
     fresh = not out.exists()
     try:
         _refuse_strangers(out)
         building = out / BUILDING
         with locked(building / _LOCK, lambda who: _busy(out, who)):
+            if (out / FILE).exists():
+                shutil.rmtree(building)
+                raise UserError(f"another build has just finished in {out}. Build again to see whether it is this one.")
             work = _journalled(building, decides, progress)
             _clear(out, work)
             try:
                 yield work
-            except UserError:
+            except UserError as error:
+                if isinstance(error.__cause__, Unreachable):
+                    raise UserError(f"{error}. What is finished is kept: build again to go on.") from error.__cause__
                 shutil.rmtree(building, ignore_errors=True)
                 raise
             shutil.rmtree(building, ignore_errors=True)
@@ -125,11 +133,14 @@ def _clear(out: Path, work: Path) -> None:
 
 
 def _refuse_strangers(out: Path) -> None:
+    """Without a killed build's folder beside it, a file of such a name as ours may be anybody's."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; a dataset is a folder. Choose another --out.")
-    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    ours = (name for name in held if name in (BUILDING, FILE) or _OURS.fullmatch(name) or _TEMPORARY.fullmatch(name))
-    strange = sorted({*held}.difference(ours))
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = {BUILDING, FILE}
+    if held & ours:
+        ours.update(name for name in held if _OURS.fullmatch(name) or _HALF_WRITTEN.fullmatch(name))
+    strange = sorted(held - ours)
     if strange:
         raise UserError(f"{out} is not empty and not a dataset: it holds {strange[0]!r}. Choose another --out.")
 

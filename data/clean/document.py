@@ -104,7 +104,9 @@ def mend(text: str, rules: Clean) -> tuple[str, tuple[Change, ...]]:
     if rules.pii:
         text, told = pii.masked(text, rules.pii)
         for kind, held in told.items():
-            shown = text[max(0, held.at - SHOWN // 2) : held.at + SHOWN // 2]
+            around = (text[max(0, held.at - RAW) : held.at], text[held.at : held.at + RAW])
+            before, after = (pii.masked(part, pii.KINDS)[0] for part in around)  # all kinds, before they are cut
+            shown = before[-SHOWN // 2 :] + after[: SHOWN // 2]
             changes.append(Change(f"pii_{kind}", held.count, held.bytes, shown))
     return text, tuple(changes)
 

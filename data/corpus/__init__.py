@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data.corpus.document import Document
 from data.corpus.files import InputFile, input_files
-from data.corpus.fingerprint import fingerprint
+from data.corpus.fingerprint import fingerprint, stamps
 from data.corpus.rows import aligned_documents, row_documents, squad_documents
 from data.corpus.sampling import capped, sampled
 from data.corpus.tars import tar_file
@@ -18,7 +18,7 @@ from data.corpus.web import html_file, ready, warc_file
 from data.errors import UserError
 from data.source import TABLES, Source
 
-__all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files", "pending", "ready"]
+__all__ = ["Document", "InputFile", "documents", "fingerprint", "input_files", "pending", "ready", "stamps"]
 
 _READERS: dict[str, Callable[[Source, InputFile], Iterator[Document]]] = {
     "stdlib": whole_file,

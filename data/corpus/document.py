@@ -51,7 +51,7 @@ class Document:
 
     def texts(self) -> Iterator[str]:
         """Its text, or all that a row's fields hold."""
-        return _strings(self.text if self.fields is None else self.fields)
+        return strings(self.text if self.fields is None else self.fields)
 
 
 def utf8_length(text: str) -> int:
@@ -59,9 +59,10 @@ def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
+    """The texts in what a row's field holds, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for held in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(held)
+            yield from strings(held)

@@ -69,7 +69,7 @@ def input_files(source: Source) -> list[InputFile]:
     """The files of a source in the order of their ids.
 
     Raises:
-        UserError: the path isn't there, or nothing matches.
+        UserError: the path isn't there, nothing matches, a link leads nowhere, or a name is not UTF-8.
     """
     if source.kind == "dataset":
         from data.dataset import load_dataset
@@ -78,7 +78,7 @@ def input_files(source: Source) -> list[InputFile]:
         return [InputFile(f"{source.label}/{shard.url}", str(index.folder / shard.url)) for shard in index.shards]
     if source.kind == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        found = (path for path in root.rglob("*.py") if not _INSTALLED.intersection(path.parts))
+        found = (path for path in root.rglob("*.py") if not _INSTALLED.intersection(path.parts) and path.is_file())
         return _in_folder(source, root, found)
     if source.kind == "lines":
         for path in source.files.values():
@@ -107,6 +107,8 @@ def looked_up(source: Source, files: Iterable[InputFile]) -> list[About]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             return list(pool.map(lambda file: look(file.path, source.patience), files))
+        except Unreachable as error:
+            raise UserError(f"source {source.label}: cannot read {error}") from error
         except OSError as error:
             raise UserError(f"source {source.label}: cannot read {error}") from None
 
@@ -128,7 +130,7 @@ def reading(source: Source, file: InputFile) -> Iterator[None]:
     try:
         yield
     except Unreachable as error:
-        raise UserError(f"source {source.label}: cannot read {error}") from None
+        raise UserError(f"source {source.label}: cannot read {error}") from error
     except BROKEN as error:
         said = getattr(error, "strerror", None) or str(error)
         raise UserError(f"source {source.label}: cannot read {file.shown}: {said}") from None
@@ -161,7 +163,7 @@ def _expanded(source: Source, pattern: str) -> Iterator[str]:
             yield plain
         elif WILD.search(plain):
             found = glob.iglob(plain, recursive=True)  # noqa: PTH207 (the pattern may be absolute)
-            yield from (path for path in found if Path(path).is_file())
+            yield from (path for path in found if _to_read(Path(path)))
         else:
             raise UserError(f"source {source.label}: {plain} doesn't exist")
 
@@ -256,9 +258,24 @@ def _globs(source: Source) -> tuple[str, ...]:
 
 
 def _in_folder(source: Source, root: Path, paths: Iterable[Path]) -> list[InputFile]:
-    return _named(source, {path.relative_to(root).as_posix(): str(path) for path in paths if path.is_file()})
+    return _named(source, {path.relative_to(root).as_posix(): str(path) for path in paths if _to_read(path)})
+
+
+def _to_read(path: Path) -> bool:
+    """A file, also one that isn't there behind its link: `_named` says so, as leaving it out would be quiet."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _named(source: Source, paths: dict[str, str]) -> list[InputFile]:
     visible = {name: path for name, path in paths.items() if not any(p.startswith(".") for p in name.split("/"))}
-    return [InputFile(f"{source.label}/{name}", path) for name, path in sorted(visible.items())]
+    found = [InputFile(f"{source.label}/{name}", path) for name, path in sorted(visible.items())]
+    for file in found:
+        if not file.remote and not Path(file.path).exists():
+            raise UserError(
+                f"source {source.label}: {file.shown} is a link to a file that isn't there: fetch it, or leave it out"
+            )
+        try:
+            file.id.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"source {source.label}: the name of {file.path!r} is not UTF-8: rename it") from None
+    return found

@@ -5,6 +5,7 @@ server's word is taken: size and ETag, digest or date, a request a file; one tha
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from data.corpus.files import InputFile, input_files, looked_up, raw, reading
 from data.origin import About
@@ -32,6 +33,18 @@ def fingerprint(sources: Sequence[Source]) -> dict[str, dict[str, int | str]]:
         name = f"{source.label}:{source.split}" if source.kind == "dataset" else source.label
         said[name] = {"files": len(files), "bytes": size, "xxh3": total.hexdigest()}
     return said
+
+
+def stamps(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
+    """Size, time and place on disk of each file of this machine, by id: equal ones weren't written to in between."""
+    found = {}
+    for source in sources:
+        for file in input_files(source):
+            if not file.remote:
+                with reading(source, file):
+                    about = Path(file.path).stat()
+                found[f"{source.label}:{file.id}"] = (about.st_size, about.st_mtime_ns, about.st_ino)
+    return found
 
 
 def _marks(source: Source, files: Sequence[InputFile]) -> Iterator[tuple[str, int]]:

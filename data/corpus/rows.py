@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data.corpus.document import Document
+from data.corpus.document import Document, strings
 from data.corpus.encodings import is_text
 from data.corpus.files import InputFile
 from data.corpus.squad import GROUP, squad_rows
@@ -51,8 +51,10 @@ def squad_documents(source: Source, file: InputFile) -> Iterator[Document]:
     """
     for row in squad_rows(source, file):
         where = f"{file.shown}:{row.line} ({row.values['place']})"
-        id_, group = f"{file.id}#{row.values['id']}", f"{file.id}#{row.values[GROUP]}"
-        yield Document(id_, source.label, None, fields=row.values, where=where, group=group)
+        fields, problem = _of_text(row.values)
+        id_ = f"{file.id}#{row.values['place' if problem else 'id']}"  # what is no text is no id either
+        group = f"{file.id}#{row.values[GROUP]}"
+        yield Document(id_, source.label, None, fields=fields, where=where, problem=problem, group=group)
 
 
 def text_of(values: Mapping[str, Any], field: str) -> str | None:
@@ -73,7 +75,7 @@ def _document(source: Source, file: InputFile, row: Row, id_: str) -> Document:
     if row.fault:
         return Document(id_, source.label, None, row.size, row.fault)
     if source.columns or source.files:
-        fields, problem = _picked(row, source.columns) if source.columns else (row.values, None)
+        fields, problem = _picked(row, source.columns) if source.columns else _of_text(row.values)
         return Document(
             id_, source.label, None, fields=fields, where=f"{file.shown}:{row.line}", problem=problem,
         )  # fmt: skip
@@ -96,7 +98,7 @@ def _asked(column: str | tuple[str, ...]) -> list[str]:
     return list(column) if isinstance(column, tuple) else _BRACES.findall(column) or [column]
 
 
-def _picked(row: Row, columns: Mapping[str, str | tuple[str, ...]]) -> tuple[dict[str, Any], tuple[str, str] | None]:
+def _picked(row: Row, columns: Mapping[str, str | tuple[str, ...]]) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
     """What the declared columns hold, and the problem where the row lacks one."""
     if row.problem:
         return {}, ("unreadable_row", row.problem)
@@ -112,4 +114,14 @@ def _picked(row: Row, columns: Mapping[str, str | tuple[str, ...]]) -> tuple[dic
             picked[name] = _BRACES.sub(lambda found: str(row.values[found[1]]), column).strip()
         else:
             picked[name] = row.values[column]
-    return picked, None
+    return _of_text(picked)
+
+
+def _of_text(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+    """The fields, or the problem where a string in them, however deep, is no text."""
+    for name, value in fields.items():
+        for text in strings(value):
+            if not is_text(text):
+                what = "a NUL character" if "\0" in text else "half a character (a lone surrogate)"
+                return {}, (f"bad_{name}", f"{name} holds {what}: {repr(text)[:60]}")
+    return fields, None

@@ -45,7 +45,8 @@ def squad_rows(source: Source, file: InputFile) -> Iterator[Row]:
             for q, question in enumerate(_list(paragraph, "qas", path, place)):
                 if not isinstance(question, dict):
                     raise UserError(f"{path}: {place}.qas[{q}] is not an object")
-                found = text.find(json.dumps(question.get("id"), ensure_ascii=False), at)
+                written = {json.dumps(question.get("id"), ensure_ascii=escaped) for escaped in (False, True)}
+                found = min((begin for form in written if (begin := text.find(form, at)) >= 0), default=-1)
                 if found >= 0:
                     line, at = line + text.count("\n", at, found), found
                 yield Row(

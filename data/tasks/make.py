@@ -113,14 +113,7 @@ def _held(document: Document, name: str, kind: type = str) -> Any:
 
 def text_of(document: Document, name: str, may_be_empty: bool = False) -> str:
     """The row's text called `name`, normalised. Raises BadRow."""
-    text = _held(document, name)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"bad_{name}", f"{name} holds half a character (a lone surrogate): {_shown(text)}") from None
-    if "\0" in text:
-        raise BadRow(f"bad_{name}", f"{name} holds a NUL character: {_shown(text)}")
-    text = normalised(text)
+    text = normalised(_held(document, name))
     if not may_be_empty and not text.strip():
         raise BadRow(f"empty_{name}", f"{name} is empty")
     return text

@@ -16,6 +16,7 @@ from data import workplace
 from data.build import build, train_tokenizer
 from data.dataset import FILE, load_dataset
 from data.errors import UserError
+from data.pipeline import Pipeline
 from data.progress import Lines, Silent
 from data.recipe import Clean, DatasetRecipe, Source, Split, Task, TokenizerTraining
 from data.shards import IN_LOSS, SPLITS, MappedShard
@@ -199,6 +200,39 @@ def test_a_folder_that_holds_something_else_is_left_alone(made_folder, tmp_path)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "train-000000.tar", "links", "sort-notes", ".mine.tmp"])
+def test_a_file_that_is_called_as_a_build_would_call_it_is_left_alone(made_folder, tmp_path, name):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("years of work")
+    with pytest.raises(UserError, match="not empty and not a dataset"):
+        build(folder_recipe(made_folder), out)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "years of work"
+
+
+def test_a_dataset_that_another_build_finished_meanwhile_is_left_alone(made_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    before = digests(build(folder_recipe(made_folder), out).folder)
+    monkeypatch.setattr("data.build._existing", lambda *given: None)  # it wasn't there yet
+    with pytest.raises(UserError, match="another build has just finished"):
+        build(folder_recipe(made_folder, seed=1), out)
+    assert digests(out) == before
+
+
+def test_a_file_that_changes_while_it_is_read_ends_the_build(made_folder, tmp_path, monkeypatch):
+    def read(pipeline):
+        rows = reading(pipeline)
+        (made_folder / "00.txt").write_text("other words")
+        return rows
+
+    reading = Pipeline.read
+    monkeypatch.setattr(Pipeline, "read", read)
+    with pytest.raises(UserError, match=r"made/00\.txt changed while the build read it"):
+        build(folder_recipe(made_folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_corpus_says_what_became_of_it(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -348,7 +382,7 @@ def test_another_tokenizer_at_the_same_place_is_other_input(tmp_path, made_folde
     recipe = folder_recipe(made_folder, tokenizer=TokenizerTraining(reuse=taken))
     build(recipe, tmp_path / "out")
     train((english(n, 60) for n in range(40)), 512).save(taken)
-    with pytest.raises(UserError, match=r"other input:\n  tokenizer:"):
+    with pytest.raises(UserError, match=r"other input:\n  reused tokenizer:"):
         build(recipe, tmp_path / "out")
 
 

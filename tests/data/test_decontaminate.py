@@ -63,6 +63,13 @@ def test_overlap_asks_for_a_share_of_the_documents_words(looking):
     assert find(document, work, 0.26) is None
 
 
+def test_punctuation_of_chinese_and_white_space_hide_nothing(looking):
+    text = chinese(1, 60)
+    work, _ = looking([text])
+    assert find("前文" + text.replace("。", "、\u3000") + "后文", work, 0.9) is not None
+    assert len(word_hashes("「我们」、今天。〇々カー・ン\u3000")) == len("我们今天〇々カーン")
+
+
 def test_chinese_characters_are_words(looking):
     text = chinese(1, 200)
     work, _ = looking([text])

@@ -176,7 +176,7 @@ def test_without_an_end_of_documents_the_candidates_are_named(folders):
     bare = folders / "gpt2" / "alone"
     bare.mkdir()
     (bare / "tokenizer.json").write_bytes((folders / "gpt2" / "tokenizer.json").read_bytes())
-    with pytest.raises(UserError, match=r"special\.eos=PIECE; it has <\|endoftext\|>"):
+    with pytest.raises(UserError, match=r"--special eos=PIECE on the command line; it has <\|endoftext\|>"):
         Tokenizer.load(bare)
     (bare / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|endoftext|>"}}')
     assert Tokenizer.load(bare).eos_id == 0

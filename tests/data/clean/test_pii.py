@@ -1,7 +1,9 @@
 import pytest
 
-from data.clean.excerpt import excerpt
+from data.clean.document import mend
+from data.clean.excerpt import RAW, excerpt
 from data.clean.pii import KINDS, masked
+from data.clean.rules import Clean
 
 GITHUB = "ghp_" + "a1B2c3D4e5F6" * 3
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
@@ -84,3 +86,14 @@ def test_an_excerpt_is_short_on_one_line_and_without_personal_data():
     assert shown.startswith("[EMAIL] [SECRET]\\x07 word word")
     assert len(shown) <= 130
     assert excerpt("x\n" + KEY + KEY) == "x [SECRET]"
+
+
+@pytest.mark.parametrize("begin", range(30, 70))
+def test_an_excerpt_shows_no_half_of_what_it_would_mask_whole(begin):
+    key = "AKIA" + "IOSFODNN7EXAMPLQ"
+    for secret in ("+44 20 7946 0123", key):
+        text = f"{secret} {'b ' * (begin // 2)}joe@company.org {'c' * 50}"
+        (change,) = mend(text, Clean(pii=("email",)))[1]
+        shown = excerpt(change.sample)
+        assert not any(secret[-length:] in shown for length in range(4, len(secret)))
+    assert "joe" not in excerpt(f"x{' ' * (RAW - 2 - begin % 20)}joe.smith@company.org")

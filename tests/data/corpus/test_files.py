@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 
@@ -136,6 +137,23 @@ def test_python_source_is_read_in_the_encoding_it_declares(tmp_path, monkeypatch
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     found = {d.id: d.text for d in read(kind="stdlib")}
     assert found == {"stdlib/koi.py": "# coding: koi8-r\nx = 'да'\n", "stdlib/bad.py": None}
+
+
+def test_a_link_to_nowhere_is_an_error_never_a_file_fewer(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / ".#a.txt").symlink_to("an editor's lock")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    assert len(read(kind="folder", path=tmp_path, name="x")) == 2
+    (tmp_path / "c.txt").symlink_to("annex/not-fetched")
+    for path in (tmp_path, f"{tmp_path}/*.txt"):
+        with pytest.raises(UserError, match=r"source x: .*c\.txt is a link to a file that isn't there"):
+            read(kind="folder", path=path, name="x")
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("one")
+    with pytest.raises(UserError, match=r"source x: the name of .*\\udcff\.txt' is not UTF-8: rename it"):
+        fingerprint([Source(kind="folder", path=tmp_path, name="x")])
 
 
 def test_the_fingerprint_of_the_input_follows_names_and_content_not_dates(tmp_path):

@@ -6,13 +6,18 @@ import re
 import fsspec
 import pytest
 
+from data.build import build
+from data.chunks import prepare
 from data.corpus import fingerprint
 from data.corpus.remote import Stream
 from data.errors import UserError
-from data.patience import Patience
+from data.patience import Patience, Unreachable
+from data.recipe import DatasetRecipe, Split, TokenizerTraining
 from data.source import Source
+from tests.data.conftest import english
 from tests.data.corpus.conftest import PACKED, SUFFIX, TABLES, json_lines, page, read, response
 from tests.data.fault_server import cutting, dripping, failing, hanging
+from tests.data.test_build import digests
 
 QUICK = {"timeout_s": 20.0, "tries": 3}
 
@@ -122,6 +127,34 @@ def test_what_waiting_does_not_mend_is_an_error_that_names_source_and_url(fault,
         read(kind="jsonl", path=url, name="web", **patience)
     with pytest.raises(UserError, match=rf"source web: cannot read .*{re.escape(server.url)}"):
         fingerprint([Source(kind="jsonl", path=url, name="web", **patience)])
+
+
+def test_a_build_whose_server_fails_keeps_what_is_finished_and_goes_on_when_it_is_back(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.pipeline._CHUNK_CHARACTERS", 20_000)
+    rows = [json.dumps({"text": english(seed, 400)}) for seed in range(60)]
+    for number in range(2):
+        put(server, f"{number}.jsonl", "\n".join(rows[30 * number : 30 * number + 30]).encode())
+    source = Source(kind="jsonl", name="web", path=f"{server.url}/{{0,1}}.jsonl", timeout_s=0.5, tries=2)
+    given = {"split": Split(valid=0), "tokenizer": TokenizerTraining(vocab_size=600), "workers": 1}
+    recipe = DatasetRecipe(name="web", sources=(source,), **given)
+    whole = digests(build(recipe, tmp_path / "whole").folder)
+    opened = Stream._piece
+
+    def fails(stream):
+        if stream._file == "1.jsonl" and list((tmp_path / "out").rglob("*.part")):  # else it is being digested
+            raise Unreachable("the server answers 500")
+        return opened(stream)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"answers 500.*What is finished is kept"):
+        patched.setattr(Stream, "_piece", fails)
+        build(recipe, tmp_path / "out")
+    parts = {path.name: path.stat().st_ino for path in (tmp_path / "out").rglob("*.part")}
+    assert parts
+    made = []
+    with monkeypatch.context() as patched:
+        patched.setattr("data.pipeline.prepare", lambda part, *given: made.append(part) or prepare(part, *given))
+        assert digests(build(recipe, tmp_path / "out").folder) == whole
+    assert made[0] == len(parts)
 
 
 def test_nobody_listening_is_an_error_that_names_the_url(server):

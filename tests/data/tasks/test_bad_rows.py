@@ -13,6 +13,7 @@ from data.tasks.task import Task
 CLASSIFY = ({"text": "t", "label": "l"}, {"kind": "classification", "labels": ["a", "b"]})
 PAIR = ({"text_a": "t", "text_b": "u", "label": "l"}, {"kind": "pair", "regression": True})
 TRANSLATE = ({"source": "t", "target": "u"}, {"kind": "seq2seq"})
+REFERRED = ({**TRANSLATE[0], "references": "r"}, TRANSLATE[1])
 COMPLETE = ({"prompt": "t", "completion": "u"}, {"kind": "prompt_completion"})
 CHAT = ({"messages": "m"}, {"kind": "chat"})
 
@@ -42,9 +43,13 @@ BAD = [
     (CHAT, {"m": [said("user"), said("user"), said("assistant")]}, "roles_out_of_turn", "don't take turns: user, user"),
     (CHAT, {"m": [said("user"), said("system"), said("assistant")]}, "roles_out_of_turn", "a system message stands"),
     (CHAT, {"m": [said("user", ""), said("assistant")]}, "empty_message", "a message of user is empty"),
+    (CLASSIFY, {"t": "x", "l": "\ud800"}, "bad_label", "label holds half a character"),
+    (CHAT, {"m": [said("user", "\ud800"), said("assistant")]}, "bad_messages", "messages holds half a character"),
+    (CHAT, {"m": [said("user"), said("assistant", "\0")]}, "bad_messages", "messages holds a NUL character"),
+    (REFERRED, {"t": "x", "u": "y", "r": ["y", "\udfff"]}, "bad_references", "references holds half a character"),
     (CHAT, {"m": [said("user"), said("assistant", 3)]}, "bad_messages", "a message of assistant is '3', not a string"),
 ]  # fmt: skip
-GOOD = {"t": "good", "u": "good", "l": "a", "m": [said("user"), said("assistant")]}
+GOOD = {"t": "good", "u": "good", "r": ["good"], "l": "a", "m": [said("user"), said("assistant")]}
 
 
 def examples(source, task):
@@ -107,6 +112,7 @@ def squad(tmp_path, **change):
         ({"answers": None}, "bad_answers", "answers is None, not a list"),
         ({"question": None}, "bad_question", "question is None, not a string"),
         ({"question": " "}, "empty_question", "question is empty"),
+        ({"question": "\ud800"}, "bad_question", "question holds half a character"),
     ],
 )
 def test_a_bad_question_is_named_by_line_and_place(tmp_path, change, rule, message):
@@ -116,6 +122,17 @@ def test_a_bad_question_is_named_by_line_and_place(tmp_path, change, rule, messa
         examples(source, Task(kind="qa"))
     made = examples(source, Task(kind="qa", on_bad_row="drop"))
     assert [example.fault for example in made] == [None, rule]
+
+
+def test_a_question_whose_id_is_no_text_is_found_by_its_line_and_dropped(tmp_path):
+    source, _ = squad(tmp_path, id="\ud800")
+    lines = (tmp_path / "squad.json").read_text().splitlines()
+    line = next(number for number, held in enumerate(lines, 1) if "ud800" in held)
+    with pytest.raises(UserError, match=rf"squad\.json:{line} .*id holds half a character"):
+        examples(source, Task(kind="qa"))
+    made = examples(source, Task(kind="qa", on_bad_row="drop"))
+    assert [example.fault for example in made] == [None, "bad_id"]
+    assert made[1].id.isascii()
 
 
 def test_a_chatml_message_that_holds_the_marks_of_a_turn_is_a_bad_row(tmp_path):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from data.build import build
 from data.dataset import load_dataset
@@ -245,3 +246,10 @@ def test_inspect_shows_the_task_the_balance_and_the_target_of_a_sample(made):
     assert "task pair, template encoder, 2 classes" in text
     assert "target class " in text
     assert "[text_b, " in text
+
+
+@pytest.mark.parametrize("rule", [{"pii": ["email"]}, {"mojibake": True}, {"remove_controls": True}])
+def test_rules_that_would_not_be_done_to_questions_are_refused(rule):
+    sources = [{"kind": "squad", "path": "x.json"}]
+    with pytest.raises(ValidationError, match=f"clean.{next(iter(rule))} would move the answers of task qa"):
+        DatasetRecipe.model_validate({"kind": "examples", "task": {"kind": "qa"}, "sources": sources, "clean": rule})

@@ -29,6 +29,7 @@ class PartialShard(MappedShard):
         folder: where the file without a name is made.
         sums: called once, by the first thread that brings a range.
         """
+        folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it since it was opened
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (lives as long as the shard)
         self._file.truncate(entry.file_size)
         self._map = mmap.mmap(self._file.fileno(), entry.file_size, access=mmap.ACCESS_READ)

@@ -79,6 +79,7 @@ class ShardCache:
         part = part_of(dataset, entry)
         try:
             with self._alone():
+                dataset.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it since it was opened
                 if not part.exists() and not self._make_room(entry.file_size):
                     raise NoRoom(
                         f"the cache {self.folder} may hold {self.limit / 1e9:.2f} GB, and all of it is in use: raise "

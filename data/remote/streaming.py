@@ -85,6 +85,13 @@ class Downloads:
         """Whether the shard is whole in the cache and held there."""
         return key in self._held
 
+    def lost(self, key: Key) -> None:
+        """Somebody deleted the shard from the cache: it is downloaded again."""
+        with self._state:
+            if held := self._held.pop(key, None):
+                held.release()
+            self._state.notify_all()
+
     def coming(self, key: Key) -> bool:
         """Whether this process is downloading the shard at the moment."""
         return key in self._busy
@@ -292,7 +299,9 @@ class StreamingReader(LocalReader):
             return mapped(index, number)
         key = (source, number)
         if self._downloads.here(key):
-            return MappedShard(remote.folder, entry, index.dtype)
+            if (remote.folder / entry.url).exists():
+                return MappedShard(remote.folder, entry, index.dtype)
+            self._downloads.lost(key)
         if key not in self._partial:
             self._partial[key] = PartialShard(remote.folder, entry, index.dtype, lambda: remote.sums(entry))
         return self._partial[key]

@@ -337,6 +337,19 @@ def test_a_cached_shard_that_the_disk_has_changed_is_said_and_fetched_again(fold
     assert "train-000003.tar has other bytes than when it was fetched" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cache_that_somebody_deletes_is_filled_again(folder, tmp_path, ranges):
+    server = Server(folder, ranges=ranges)
+    try:
+        expected = local(folder)
+        with Streaming(server.url, tmp_path / "cache") as reader:
+            assert_same(reader.rows(np.arange(20)), expected.rows(np.arange(20)))
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+            read_an_epoch(reader, expected)
+    finally:
+        server.close()
+
+
 def test_the_cache_stays_within_its_bound_and_the_rows_the_same(folder, server, tmp_path):
     expected = local(folder)
     sizes = [shard.file_size for shard in expected.indexes[0].shards]

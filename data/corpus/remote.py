@@ -1,7 +1,8 @@
 """A source's file behind a URL, as a stream that can be trusted: whole, the same from start to end, or an error.
 
 Bytes come from an origin (`data/remote/origin.py`), a request that fails is tried again as `data/remote/patience.py`
-says, from where it broke. The length that was announced must arrive, and a file that changes meanwhile (ETag, else date) is an error.
+says, from where it broke. The length that was announced must arrive, and a file that changes meanwhile (ETag, else
+date) is an error.
 Seeking works, so that Parquet's footer can be read first.
 """
 

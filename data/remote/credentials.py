@@ -10,14 +10,23 @@ from urllib.parse import quote
 
 from data.errors import UserError
 
-_SECRET = re.compile(r"[?&][^=&]*(?:sig|token|key|secret|password|credential)[^=&]*=(?!\$\{)[^&]", re.IGNORECASE)
+_SHOWN = (
+    r"://[^/@\s]*:(?!\$\{)[^/@\s]+@",
+    r"^https?://(?!\$\{)[^/@:\s]+@",
+    r"[?&][^=&]*(?:sig|token|key|secret|password|credential|auth)[^=&]*=(?!\$\{)[^&]",
+    r"authorization\s*:\s*(?:(?:bearer|basic|token)\s+)?(?!(?:bearer|basic|token)\s|\$\{)[^\s'\"]",
+    r"(?:\s-u|\s--user)[ =]?['\"]?[^\s:]+:(?!\$\{)\S",
+)
+_SECRET = re.compile("|".join(_SHOWN), re.IGNORECASE)
+"""A password, a token as the user, a signature in the query, and a command's header or user."""
 _NAMED = re.compile(r"\$\{(\w+)\}")
 
 
 def refuse_secrets(url: str) -> None:
     """Raise UserError where a URL or command shows a password or a signature: it would be in every record."""
-    if re.search(r"://[^/@\s]*:(?!\$\{)[^/@\s]+@", url) or _SECRET.search(url):
+    if _SECRET.search(url):
         shown = re.sub(r"(://)[^/@\s]*@", r"\1...@", url).partition("?")[0]
+        shown = f"{url.split()[0]} ..." if url.startswith("pipe:") else shown
         raise UserError(
             f"{shown}: a password or signature stands in the URL, and recipes and records would keep it. Write "
             "${NAME} in its place, and set that variable of the environment wherever ranks run"

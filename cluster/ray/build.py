@@ -72,12 +72,14 @@ def _own(error: BaseException) -> BaseException:
 
 
 def check_nodes(out: Path, recipe: DatasetRecipe) -> int:
-    """Have every node write into the dataset's folder; the CPUs they have altogether.
+    """Have every node write into the dataset's folder; the CPUs they have altogether. A node that dies meanwhile is
+    said, and not counted.
 
     Raises:
         UserError: a node has another folder there, or other versions of what decides the bytes.
     """
     import ray
+    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     out.mkdir(parents=True, exist_ok=True)
@@ -85,17 +87,29 @@ def check_nodes(out: Path, recipe: DatasetRecipe) -> int:
     told = out / f".asked-{word}.tmp"
     told.write_text(word)
     answer = ray.remote(num_cpus=0, max_retries=0)(_answer)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    asked = {
-        node["NodeManagerAddress"]: answer.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(told, node["NodeID"], recipe)
-        for node in nodes
-    }
+    asked = [
+        (
+            node,
+            answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                told, node["NodeID"], recipe
+            ),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    cpus = 0.0
     try:
         ours = versions(recipe)
-        for address, reference in asked.items():
-            seen, wrote, theirs = ray.get(reference)
+        for node, reference in asked:
+            address = node["NodeManagerAddress"]
+            try:
+                seen, wrote, theirs = ray.get(reference)
+            except RayTaskError:
+                raise
+            except RayError:
+                print(f"the node {address} is gone: the build goes on without it", file=sys.stderr, flush=True)
+                continue
+            cpus += node["Resources"].get("CPU", 0)
             if seen != word or not wrote.exists():
                 raise UserError(
                     f"the node {address} of the Ray cluster has another {out} than the driver: a dataset is built on "
@@ -108,7 +122,7 @@ def check_nodes(out: Path, recipe: DatasetRecipe) -> int:
     finally:
         for left in out.glob(f".*-{word}*.tmp"):
             left.unlink(missing_ok=True)
-    return int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+    return int(cpus)
 
 
 def _answer(told: Path, node: str, recipe: DatasetRecipe) -> tuple[str, Path, dict[str, str]]:

@@ -266,7 +266,7 @@ def _ranks(run: Path, ranks: int, steps: int, more: dict[str, Any]) -> None:
 
     def rank(number: int) -> None:
         try:
-            attempt(run, steps, Threads(number, ranks, torch.device("cpu"), meeting, slots))
+            attempt(run, steps, Threads(number, ranks, torch.device("cpu"), meeting, slots=slots))
         except threading.BrokenBarrierError:
             return
         except BaseException as error:

@@ -8,8 +8,13 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/installed
 	$(BIN)/luban demo
 
+# The tests of clusters wait most of their time, so they run beside the fast ones; what they say comes after those.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m slow tests/cluster >.cluster-tests.log 2>&1 & beside=$$!; failed=0; \
+	$(BIN)/python -m pytest -m "not slow" || failed=1; \
+	wait $$beside || failed=1; cat .cluster-tests.log; \
+	$(BIN)/python -m pytest -m slow --ignore=tests/cluster || failed=1; \
+	exit $$failed
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
@@ -24,7 +29,7 @@ chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos.runs
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .cluster-tests.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

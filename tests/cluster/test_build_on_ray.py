@@ -1,39 +1,21 @@
 """A dataset built on a real Ray cluster of several nodes: the local build's bytes, whatever dies on the way."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from data.build.build import build
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
 from data.settings import dump
-from tests.conftest import CommandLine
 from tests.data.build.test_build import digests
 from tests.data.build.test_resume import files, vouched
 from tests.data.conftest import english
 from tests.ray_testbed.cluster import RayCluster, wait
+from tests.ray_testbed.command_line import OnCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PATIENCE_S = 400
-
-
-class OnCluster(CommandLine):
-    """`luban` in the cluster's namespace, with its token."""
-
-    def __init__(self, home: Path, cluster: RayCluster):
-        super().__init__(home)
-        self.cluster = cluster
-        self.environment = cluster.environment() | {"LUBAN_HOME": str(home)}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.cluster.inside(sys.executable, "-P", "-m", "luban", *words), cwd=self.home, env=self.environment,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
 """Runs on a real Ray cluster of several nodes, through what happens to clusters. One cluster serves the whole file."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cluster import submission
 from tests.conftest import CommandLine
 from tests.ray_testbed.cluster import RayCluster, wait
+from tests.ray_testbed.command_line import OnCluster
 from trainer import record
 from trainer.record import Attempt
 
@@ -18,19 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 PATIENCE_S = 400  # for each thing that happens; a life begins within 10 s where the cores are free
 
 
-class OnCluster(CommandLine):
-    """`luban` in the cluster's namespace, with its token."""
-
-    def __init__(self, home: Path, cluster: RayCluster):
-        super().__init__(home)
-        self.cluster = cluster
-        self.environment = cluster.environment() | {"LUBAN_HOME": str(home)}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.cluster.inside(sys.executable, "-P", "-m", "luban", *words), cwd=self.home, env=self.environment,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+class Runs(OnCluster):
+    """Runs on the cluster, and what became of them."""
 
     def submit(self, name: str, *more: str, code: int = 0) -> str:
         return self.pretrain(name, "launch.gpus_per_rank=1", *more, "--on", "ray", code=code)
@@ -72,15 +59,15 @@ class OnCluster(CommandLine):
 
 
 @pytest.fixture(scope="module")
-def ray(luban: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCluster]:
+def ray(luban: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Nodes 2 and 3 with a GPU each, beside the head."""
     with RayCluster(tmp_path_factory.mktemp("ray") / "cluster") as cluster:
         cluster.add(2)
         cluster.add(3)
-        yield OnCluster(luban.home, cluster)
+        yield Runs(luban.home, cluster)
 
 
-def test_what_the_cluster_cannot_do_is_refused_before_anything_is_written(ray: OnCluster) -> None:
+def test_what_the_cluster_cannot_do_is_refused_before_anything_is_written(ray: Runs) -> None:
     assert "has room for 2 of 5 ranks: 3 nodes with 2 GPUs" in ray.submit("many", "launch.ranks=5", code=2)
     assert "no node for a rank of 64 CPUs" in ray.submit("wide", "launch.threads=64", code=2)
     token, ray.environment["RAY_AUTH_TOKEN"] = ray.environment["RAY_AUTH_TOKEN"], "0" * 32
@@ -93,7 +80,7 @@ def test_what_the_cluster_cannot_do_is_refused_before_anything_is_written(ray: O
     assert not any(ray.run(name).exists() for name in ("many", "wide", "other"))
 
 
-def test_a_run_survives_what_happens_to_a_cluster_and_grows_and_shrinks_with_it(ray: OnCluster) -> None:
+def test_a_run_survives_what_happens_to_a_cluster_and_grows_and_shrinks_with_it(ray: Runs) -> None:
     cluster = ray.cluster
     settings = (
         "train.steps=100000", "checkpoint.every_steps=50", "evaluate.every_steps=0", "log.every_steps=50",
@@ -169,20 +156,20 @@ def test_a_run_survives_what_happens_to_a_cluster_and_grows_and_shrinks_with_it(
     assert ray.environment["RAY_AUTH_TOKEN"] not in spoken
 
 
-def assert_nothing_lost(ray: OnCluster, attempt: Attempt) -> None:
+def assert_nothing_lost(ray: Runs, attempt: Attempt) -> None:
     """The attempt went on at the very step at which the one before it stopped."""
     before = ray.attempts("long")[attempt.number - 2]
     assert (before.outcome, before.last_step) == ("stopped", attempt.start["step"]), before.message
 
 
-def test_a_run_trains_to_its_end_and_the_job_succeeds(ray: OnCluster) -> None:
+def test_a_run_trains_to_its_end_and_the_job_succeeds(ray: Runs) -> None:
     ray.submit("whole", "launch.ranks=1")
     assert ray.over("whole")["status"] == "SUCCEEDED", ray.told("whole")
     assert "Nothing to do" in ray.submit("whole", "launch.ranks=1")
     ray("verify", "whole")
 
 
-def test_a_run_folder_that_a_node_does_not_share_is_one_clear_error(ray: OnCluster) -> None:
+def test_a_run_folder_that_a_node_does_not_share_is_one_clear_error(ray: Runs) -> None:
     ray.cluster.add(5, gpus=2, blind=ray.home / "runs")
     ray.submit("apart", "launch.ranks=2", "launch.max_restarts=0")
     ended = ray.over("apart")

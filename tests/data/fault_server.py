@@ -50,9 +50,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length if length is not None else stop - start))
         self.end_headers()
         body = content[start:stop][:cut]
+        # Counted before it is sent: who has the body may look at the count or ask to forget it at once.
+        self.server.count(self.name, len(body))
         with suppress(ConnectionError):
             self.wfile.write(body)
-            self.server.count(self.name, len(body))
         if cut is not None or length is not None:
             self.close_connection = True
 

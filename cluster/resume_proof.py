@@ -328,10 +328,12 @@ def _weights(recipe: Recipe) -> int:
     import torch
 
     from trainer.inputs import open_inputs
-    from trainer.models.decoder import Decoder
+    from trainer.models.build import build
+    from trainer.objectives.choose import objective_of
 
+    inputs = open_inputs(recipe)
     with torch.device("meta"):
-        model = Decoder(recipe.model, open_inputs(recipe).vocab_size, False)
+        model = build(recipe.model, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -49,11 +49,14 @@ class Rows:
     """Whether neighbours in a row have nothing to do with each other: a document's first token is then no label."""
 
 
-def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop", here: bool = True) -> Layout:
+def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "chop", here: bool = True,
+           overlap: int = 1) -> Layout:  # fmt: skip
     """How the rows of a split lie in its shards: chopped text or one example a row, or those of a packing plan.
 
     Args:
+        context: tokens from one row of chopped text to the next.
         here: plans lie beside the index; else they come when they are read.
+        overlap: tokens of chopped text that a row shares with the next.
 
     Raises:
         UserError: no row, or no packing plans for this context.
@@ -62,7 +65,7 @@ def layout(index: Index, context: int, packing: Literal["chop", "best_fit"] = "c
         return load_packing(index, context + 1, None if here else index.folder.joinpath).layout()
     if index.kind == "examples":
         return Layout.documents(index.fingerprint, (shard.documents for shard in index.shards))
-    return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context)
+    return Layout.chopped(index.fingerprint, (shard.tokens for shard in index.shards), context, overlap)
 
 
 def longest_document(index: Index) -> int:

@@ -158,7 +158,7 @@ def _documents(walk: Walk, plan: Plan | None, starts: np.ndarray, tokens: int,
     stride = walk.layout.stride
     if not stride:  # a row is a document, and its place is the document's number
         return np.arange(len(first)), first
-    ends = np.minimum(first + stride + 1, tokens)
+    ends = np.minimum(first + stride + walk.layout.overlap, tokens)
     return ranges(np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, ends))
 
 
@@ -169,7 +169,7 @@ def _rows(walk: Walk, plan: Plan | None, document: Found, phase: int) -> np.ndar
     stride, held = walk.layout.stride, walk.layout.rows[document.shard]
     if not stride:
         return np.array([document.number], np.int64)
-    first = max(0, -(-(document.start - phase - stride) // stride))
+    first = max(0, -(-(document.start - phase - stride - walk.layout.overlap + 1) // stride))
     last = min(held - 1, (document.start + document.tokens - 1 - phase) // stride)
     return np.arange(first, last + 1, dtype=np.int64)
 

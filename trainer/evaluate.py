@@ -5,7 +5,6 @@ exact for completions too and compares models with different tokenizers. The yar
 the training split's token frequencies, with one added to each count.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,12 +17,16 @@ from data.order.deal import deal
 from data.reader import LocalReader
 from data.tokenizer.tokenizer import Tokenizer
 from trainer import watchdog
-from trainer.exact import addable
+from trainer.feed import read_batch
 from trainer.meters import perplexity
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Batch, Objective
+from trainer.objectives.causal import token_figures
 from trainer.sizes import EVALUATION_LOGITS
 from trainer.world import World
+
+COUNTS = ("tokens", "examples")
+"""Figures that add up over sources."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +41,25 @@ class FixedSet:
     """Rows of one forward."""
 
     def measure(self, model: nn.Module, world: World) -> dict[str, float]:
-        """loss (nats a label token), perplexity, bits_per_byte, accuracy, tokens. Collective; rows divided by rank."""
-        piece_bytes = torch.from_numpy(self.tokenizer.piece_bytes)
-        loss = correct = labels = text_bytes = 0.0
+        """The objective's figures, "loss" among them. Collective; rows divided by rank."""
+        totals = [0.0] * len(self.objective.sums)
         was_training = model.training
         model.eval()
         with torch.no_grad():
             for positions in deal(0, self.rows, self.micro_batch, world.rank, world.size):
                 watchdog.enter("evaluation")
-                batch = self.objective.batch(self.reader.rows(positions), world.device)
-                logits = model(batch.input_ids, None, batch.documents).float().flatten(0, 1)
-                targets = batch.labels.flatten()
-                counted = targets != IGNORED
-                if batch.label_tokens:
-                    loss += addable(nn.functional.cross_entropy(logits, targets, reduction="sum")).item()
-                correct += ((logits.argmax(-1) == targets) & counted).sum().item()
-                labels += batch.label_tokens
-                text_bytes += piece_bytes[targets[counted].cpu()].sum().item()
+                measured = self.objective.measure(model, self.batch(positions, world.device))
+                totals = [total + part for total, part in zip(totals, measured, strict=True)]
         model.train(was_training)
-        return _figures(*world.total_floats([loss, correct, labels, text_bytes]))
+        return self.objective.figures(dict(zip(self.objective.sums, world.total_floats(totals), strict=True)))
+
+    def batch(self, positions: np.ndarray, device: torch.device) -> Batch:
+        """The rows at `positions` of the set, as the model takes them."""
+        return read_batch(self.reader, self.objective, positions, device)[1]
 
 
 def mixed(figures: Mapping[str, dict[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
-    """The figures of one set, or of a stage's sources together: their means by weight, and all their tokens.
+    """The figures of one set, or of a stage's sources together: their means by weight, and the sums of counts.
 
     Args:
         figures: by source.
@@ -71,12 +70,15 @@ def mixed(figures: Mapping[str, dict[str, float]], weights: Mapping[str, float])
     shares = {name: weights.get(name, 0.0) for name in figures}
     shares = shares if any(shares.values()) else dict.fromkeys(figures, 1.0)
     total = sum(shares.values())
-    held = {
-        name: sum(share * figures[source][name] for source, share in shares.items() if share) / total
-        for name in ("loss", "bits_per_byte", "accuracy")
-    }
-    tokens = sum(each["tokens"] for each in figures.values())
-    return {"loss": held["loss"], "perplexity": perplexity(held["loss"])} | held | {"tokens": tokens}
+    held = {}
+    for name in next(iter(figures.values())):
+        if name in COUNTS:
+            held[name] = sum(each[name] for each in figures.values())
+        elif name == "perplexity":
+            held[name] = perplexity(held["loss"])
+        else:
+            held[name] = sum(share * figures[source][name] for source, share in shares.items() if share) / total
+    return held
 
 
 def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
@@ -94,23 +96,12 @@ def unigram_baseline(datasets: Sequence[Dataset], fixed: FixedSet) -> dict[str, 
             counts += np.bincount(held, minlength=len(counts))
     surprise = -np.log(counts / counts.sum())
     best = int(counts.argmax())
-    loss = correct = labels = text_bytes = 0.0
+    sums = {"loss": 0.0, "labels": 0.0, "correct": 0.0, "bytes": 0.0}
     for positions in deal(0, fixed.rows, fixed.micro_batch, 0, 1):
-        targets = fixed.objective.batch(fixed.reader.rows(positions), torch.device("cpu")).labels.numpy()
+        targets = fixed.batch(positions, torch.device("cpu")).labels.numpy()
         targets = targets[targets != IGNORED]
-        loss += float(surprise[targets].sum())
-        correct += float((targets == best).sum())
-        labels += len(targets)
-        text_bytes += float(fixed.tokenizer.piece_bytes[targets].sum())
-    return _figures(loss, correct, labels, text_bytes)
-
-
-def _figures(loss: float, correct: float, labels: float, text_bytes: float) -> dict[str, float]:
-    mean = loss / labels if labels else math.nan
-    return {
-        "loss": mean,
-        "perplexity": perplexity(mean),
-        "bits_per_byte": loss / math.log(2) / text_bytes if text_bytes else math.nan,
-        "accuracy": correct / labels if labels else math.nan,
-        "tokens": labels,
-    }
+        sums["loss"] += float(surprise[targets].sum())
+        sums["correct"] += float((targets == best).sum())
+        sums["labels"] += len(targets)
+        sums["bytes"] += float(fixed.tokenizer.piece_bytes[targets].sum())
+    return token_figures(sums)

@@ -59,11 +59,20 @@ class Feed:
         if passed_over:
             return Step(start, stop, [], [], 0, 0, passed_over)
         mine = deal(start, stop, self._shape.micro_batch, self._rank, self._ranks, self._lanes, self._groups)
-        rows = [self._reader.rows(positions) for positions in mine]
-        batches = [self._objective.batch(held, self._device) for held in rows]
-        digest = sum(row_digest(held) for held in rows) & WORD
+        read = [read_batch(self._reader, self._objective, positions, self._device) for positions in mine]
+        batches = [batch for _, batch in read]
+        digest = sum(row_digest(rows) for rows, _ in read) & WORD
         first = [int(positions[0]) for positions in mine]
         return Step(start, stop, batches, first, sum(batch.label_tokens for batch in batches), digest)
+
+
+def read_batch(
+    reader: LocalReader, objective: Objective, positions: np.ndarray, device: torch.device
+) -> tuple[Rows, Batch]:
+    """The rows at `positions`, and what `objective` makes of them on `device`."""
+    rows = reader.rows(positions)
+    others = objective.partners(positions)
+    return rows, objective.batch(rows, device, None if others is None else reader.rows(others))
 
 
 def spans(consumed: int, rows: int, avoid: Sequence[Avoid]) -> Iterator[tuple[int, int, str | None]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
+from data.order.layout import Layout
 from data.order.order import Order, Source, Stage
 from data.order.packing import Fill, fill
 from data.reader import LocalReader, layout, longest_document
@@ -16,6 +17,7 @@ from data.shards import Index
 from data.tasks.task import Task
 from data.tasks.template import encode_prompt
 from data.tokenizer.tokenizer import Tokenizer
+from trainer.objectives.rows import kind_of, text_row
 from trainer.recipe import Recipe
 
 VALID = "valid"
@@ -35,6 +37,8 @@ class Inputs:
     packing: Packing
     vocab_size: int
     """Rows of the model's embedding."""
+    row: tuple[int, int]
+    """Tokens of a row of text, and from one row's start to the next one's."""
 
     @property
     def dataset(self) -> Dataset:
@@ -69,8 +73,8 @@ class Inputs:
         """How documents fill the rows of an epoch, by source and context where rows have several lengths."""
         found = {}
         for walk in self.order.walks:
-            context = walk.layout.row_length(self.context + 1) - 1
-            name = walk.name if context == self.context else f"{walk.name}, context {context}"
+            context = walk.layout.stride or walk.layout.row_length(self.context + 1) - 1
+            name = walk.name if context in (self.context, self.row[1]) else f"{walk.name}, context {context}"
             index = self.trains[walk.name]
             found[name] = fill(index, context, self.packing, here=self.datasets[walk.name].remote is None)
         return found
@@ -102,7 +106,8 @@ class Inputs:
             if not index.shards:
                 continue
             try:
-                order = Order(layout(index, self.context, self.packing, dataset.remote is None), 0, len(index.shards))
+                laid = _laid(index, self.context, self.row, self.packing, dataset.remote is None)
+                order = Order(laid, 0, len(index.shards))
             except UserError:
                 if self.packing == "best_fit":  # no plan, or a damaged one
                     raise
@@ -133,10 +138,11 @@ def open_inputs(recipe: Recipe) -> Inputs:
             "set it to null, or to at least that"
         )
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
-    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size)
+    for dataset in datasets.values():
+        kind_of(recipe, dataset)
+    row = text_row(recipe, recipe.model.context)
+    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size, row)
     inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
-    if first.kind == "examples":
-        _refuse_heads(datasets)
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
@@ -148,16 +154,6 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 f"{recipe.model.context}: shorten it"
             )
     return inputs
-
-
-def _refuse_heads(datasets: Mapping[str, Dataset]) -> None:
-    for dataset in datasets.values():
-        task = dataset.info["task"]
-        if not task["causal"]:
-            raise UserError(
-                f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}, whose "
-                "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
-            )
 
 
 def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] = ()) -> Order:
@@ -184,7 +180,8 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] =
                 "leave it out, or pack them: data.packing=best_fit"
             )
         context = stage.context or recipe.model.context
-        layouts = {name: layout(trains[name], context, data.packing, name not in far) for name in stage.weights}
+        row = text_row(recipe, context)
+        layouts = {name: _laid(trains[name], context, row, data.packing, name not in far) for name in stage.weights}
         stages.append(Stage(stage.start, stage.weights, layouts, stage.window or data.window))
     order = Order.staged(sources, stages, recipe.seed, data.lanes)
     rows = recipe.train.steps * recipe.train.batch_rows
@@ -195,6 +192,14 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] =
             f"lower train.steps to {order.end // recipe.train.batch_rows:,}, raise max_epochs, or add a source"
         )
     return order
+
+
+def _laid(index: Index, context: int, row: tuple[int, int], packing: Packing, here: bool) -> Layout:
+    """As `layout`, for rows of text that an objective asks for."""
+    length, stride = row
+    if packing == "chop" and index.kind == "text":
+        return layout(index, stride, packing, here, length - stride)
+    return layout(index, context, packing, here)
 
 
 def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:

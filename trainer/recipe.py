@@ -9,78 +9,18 @@ from math import lcm
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.settings import Branch, Fixed, Free, Section
 from trainer.recipe_data import Data
+from trainer.recipe_model import Model
+from trainer.recipe_objective import Objective
 
 RECIPES = Path(__file__).with_name("recipes")
 """Recipes that come with Luban."""
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _multiple_of_8(value: int) -> int:
-    if value % 8:
-        raise ValueError("must be a multiple of 8")
-    return value
-
-
-class Model(Section):
-    """A Llama-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-
-    vocab_size: Fixed[int | None] = Field(default=None, ge=2)
-    """Rows of the embedding, in tokens. null: the tokenizer's pieces, padded to a multiple of 128."""
-    context: Fixed[int] = Field(default=256, ge=8)
-    """Longest sequence, in tokens; a pretraining row holds one token more, so that each token is a label once."""
-    hidden_size: Annotated[Fixed[int], AfterValidator(_multiple_of_8)] = Field(default=192, ge=8)
-    """Width of the residual stream, in features."""
-    intermediate_size: Fixed[int | None] = Field(default=None, ge=8)
-    """Width of the SwiGLU layer, in features. null: 8/3 of hidden_size, rounded up to a multiple of 64."""
-    num_hidden_layers: Fixed[int] = Field(default=6, ge=1)
-    """Decoder blocks."""
-    num_attention_heads: Fixed[int] = Field(default=6, ge=1)
-    """Query heads; hidden_size must divide by it, and each head's width must be even."""
-    num_key_value_heads: Fixed[int] = Field(default=2, ge=1)
-    """Key and value heads (grouped-query attention); must divide num_attention_heads."""
-    rope_theta: Fixed[float] = Field(default=10000.0, gt=0)
-    """Base of the rotary position frequencies."""
-    rms_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
-    """Added to the mean square in RMSNorm."""
-    tie_word_embeddings: Fixed[bool] = True
-    """Use the embedding as the output projection too."""
-    attention: Fixed[Literal["document", "full"]] = "document"
-    """document: a token sees only its own document; full: the whole row before it."""
-    residual_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
-    """Probability of dropping a block's output before it joins the residual stream, in training."""
-    initializer_range: Fixed[float] = Field(default=0.02, gt=0)
-    """Standard deviation of the initial weights; the projections into the residual stream get 1/sqrt(2 layers)."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}"
-            )
-        if self.head_size % 2:
-            raise ValueError(f"a head's width, hidden_size / num_attention_heads = {self.head_size}, must be even")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} does not divide by "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        return self
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head, in features."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def mlp_size(self) -> int:
-        """`intermediate_size`, or its default, in features."""
-        return self.intermediate_size or -(-self.hidden_size * 8 // 3 // 64) * 64
 
 
 class Train(Section):
@@ -270,14 +210,14 @@ class Recipe(Section):
     """The run's folder under runs/: letters, digits, dot, dash and underscore."""
     seed: Fixed[int] = Field(default=1, ge=0, lt=2**63)
     """Decides the initial weights, the order of samples and every random draw."""
-    objective: Fixed[Literal["causal"]] = "causal"
-    """What is predicted: causal, the next token. In a dataset of examples only their marked tokens count."""
     ancestor: Fixed[str | None] = None
     """The checkpoint whose weights this run starts from, as RUN@STEP; set by `--from`."""
     data: Data = Data()
     """The dataset."""
     model: Model = Model()
     """The network."""
+    objective: Objective = Objective()
+    """What it is asked to predict."""
     train: Train = Train()
     """Length and batch."""
     optimizer: Optimizer = Optimizer()

@@ -28,7 +28,8 @@ from trainer.adopt import Offer, adopt, agree, candidates, place_of, span_by_spa
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, SpanReader
 from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
-from trainer.models.decoder import Decoder
+from trainer.models.build import build
+from trainer.models.head import Head
 from trainer.optimizer import freeze
 from trainer.recipe import Recipe
 from trainer.session import Progress, Session, give_weights
@@ -116,7 +117,7 @@ def roll_back(s: Session, watch: Watch) -> None:
     if found:
         s.engine.load(span_by_span(found), found.state["adam_step"])
     else:
-        s.engine.load(initial(s.run, s.recipe, s.inputs.vocab_size, s.world, s.engine.bf16), 0)
+        s.engine.load(initial(s.run, s.recipe, s.inputs.vocab_size, s.objective.head, s.world, s.engine.bf16), 0)
     s.feed.close()
     s.feed = Feed(
         s.inputs.reader(s.world.lanes(s.recipe.data.lanes)), s.objective, s.recipe, s.shape, s.world.rank,
@@ -191,15 +192,15 @@ def _begin_attempt(s: Session, found: Checkpoint | None, rollback: dict[str, Any
     s.attempt = s.world.told(agree(s.world, lambda: create() if s.writer else 0))
 
 
-def initial(run: Path, recipe: Recipe, vocab_size: int, world: World, bf16: bool) -> SpanReader:
+def initial(run: Path, recipe: Recipe, vocab_size: int, head: Head, world: World, bf16: bool) -> SpanReader:
     """The state of a run that hasn't begun: its first weights as an engine would hold them, and empty moments.
 
     Raises:
         UserError: the run has an ancestor, and that is gone.
     """
-    model = Decoder(recipe.model, vocab_size)
+    model = build(recipe.model, vocab_size, head)
     freeze(model, recipe.train.trainable)
-    give_weights(run, recipe, model, None, world)
+    give_weights(run, recipe, model, None, world, [])
     weights = {name: parameter.detach().view(-1) for name, parameter in model.named_parameters()}
 
     def read(name: str, shape: tuple[int, ...], start: int, count: int) -> dict[str, torch.Tensor]:

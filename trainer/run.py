@@ -15,7 +15,7 @@ from data.remote.credentials import refuse_secrets
 from data.remote.origin import is_remote
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
-from trainer.inputs import open_inputs
+from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
@@ -181,7 +181,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
     if recipe.train.trainable != ("*",):
-        _check_trainable(recipe, inputs.vocab_size)
+        _check_trainable(recipe, inputs)
     try:
         run.mkdir(parents=True, exist_ok=True)
         with published(run / FILE) as draft:
@@ -230,15 +230,17 @@ def _refuse_cut_short(run: Path) -> None:
         )
 
 
-def _check_trainable(recipe: Recipe, vocab_size: int) -> None:
+def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
     """Raise UserError where a pattern of `train.trainable` matches nothing; torch is loaded for these runs alone."""
     import torch
 
-    from trainer.models.decoder import Decoder
+    from trainer.models.build import build
+    from trainer.objectives.choose import objective_of
     from trainer.optimizer import freeze
 
     with torch.device("meta"):
-        freeze(Decoder(recipe.model, vocab_size), recipe.train.trainable)
+        model = build(recipe.model, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
+        freeze(model, recipe.train.trainable)
 
 
 def _has_begun(run: Path) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from data.order.deal import deal
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
 from trainer.generate import generate
 from trainer.inputs import Inputs, open_inputs
-from trainer.models.decoder import Decoder
-from trainer.objectives.causal import Causal
+from trainer.models.build import build
+from trainer.objectives.base import Objective
+from trainer.objectives.choose import objective_of
 from trainer.recipe import Recipe
 from trainer.run import Source, dataset_path, read_recipe
 from trainer.sizes import MOST_ROWS
@@ -26,9 +28,10 @@ COMPLETION_TOKENS = 64  # of a generated completion at most
 class Loaded:
     """A model as a checkpoint holds it, in fp32, with the data of its run."""
 
-    model: Decoder
+    model: Any
     recipe: Recipe
     inputs: Inputs
+    objective: Objective
     step: int
     device: torch.device
 
@@ -49,7 +52,8 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
     if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: its figures mean nothing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Decoder(recipe.model, found.state["vocab_size"])
+    objective = objective_of(recipe, inputs.dataset)
+    model = build(recipe.model, found.state["vocab_size"], objective.head)
     parameters, weights = dict(model.named_parameters()), found.weights()
     odd = sorted(n for n in parameters.keys() | weights.keys() if _shape(parameters, n) != _shape(weights, n))
     if odd:
@@ -57,7 +61,7 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
-    return Loaded(model.to(device).eval(), recipe, inputs, found.step, device)
+    return Loaded(model.to(device).eval(), recipe, inputs, objective, found.step, device)
 
 
 def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
@@ -78,8 +82,7 @@ def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[d
         raise UserError(f"{loaded.recipe.data.label} has no validation row of {loaded.recipe.model.context} tokens")
     reader, held = found[source or next(iter(found))]
     forward = forward_rows(MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size)
-    objective = Causal(loaded.recipe.model.attention)
-    chosen = FixedSet(reader, min(rows or held, held), objective, loaded.inputs.tokenizer, forward)
+    chosen = FixedSet(reader, min(rows or held, held), loaded.objective, loaded.inputs.tokenizer, forward)
     return chosen.measure(loaded.model, World(0, 1, loaded.device)), chosen
 
 

@@ -30,10 +30,10 @@ from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.mirror import Mirror, root_of, store_of
-from trainer.models.decoder import Decoder
+from trainer.models.build import build
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
-from trainer.objectives.causal import Causal
+from trainer.objectives.choose import objective_of
 from trainer.optimizer import freeze, parameter_groups
 from trainer.place import Place
 from trainer.recipe import Recipe
@@ -136,7 +136,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     notes: list[str] = []
     clock = Clock()
     inputs = open_inputs(recipe)
-    objective = Causal(recipe.model.attention)
+    objective = objective_of(recipe, inputs.dataset)
     root = root_of(recipe, run)
     writer = agree(world, lambda: claim.Writer(run, by_hand=how == "start") if world.rank == 0 else None)
     history = writer.history if writer else None
@@ -149,9 +149,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     rows, lanes = recipe.train.batch_rows, recipe.data.lanes
     world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
     inputs.refuse_small_cache(world.lanes(lanes))
-    model = Decoder(recipe.model, inputs.vocab_size, recipe.engine.activation_checkpointing)
+    model = build(recipe.model, inputs.vocab_size, objective.head, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
-    frozen = give_weights(run, recipe, model, found, world)
+    frozen = give_weights(run, recipe, model, found, world, notes)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
@@ -208,20 +208,27 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     return session
 
 
-def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | None, world: World) -> str | None:
-    """Give the model its weights; returns the file in `base/` of those that don't train."""
+def give_weights(
+    run: Path, recipe: Recipe, model: Any, found: Checkpoint | None, world: World, notes: list[str]
+) -> str | None:
+    """Give the model its weights; returns the file in `base/` of those that don't train.
+
+    A run that starts from another's weights may end in another head: what is new is drawn, what is left over is left
+    out, and `notes` gets a line of each.
+    """
     if recipe.ancestor:
         weights = Source.parse(recipe.ancestor).checkpoint().weights() if not found else found.frozen()
     else:
         weights = found.frozen() if found else {}
     if not found and not recipe.ancestor:
-        initialize(model, recipe.seed, recipe.model)
+        initialize(model, recipe.seed)
     parameters = dict(model.named_parameters())
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     if found:
         _refuse_other_weights(str(found.place), weights, still)
     elif recipe.ancestor:
-        _refuse_other_weights(recipe.ancestor, weights, {name: each.data for name, each in parameters.items()})
+        weights = _of_this_head(recipe, model, weights, notes)
+        _refuse_other_weights(recipe.ancestor, weights, {name: parameters[name].data for name in weights})
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
@@ -230,6 +237,27 @@ def give_weights(run: Path, recipe: Recipe, model: Decoder, found: Checkpoint | 
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.told(name)
+
+
+def _of_this_head(
+    recipe: Recipe, model: Any, weights: dict[str, torch.Tensor], notes: list[str]
+) -> dict[str, torch.Tensor]:
+    """An ancestor's weights without those of a head that `model` doesn't end in; draws those of one it lacks.
+
+    Raises:
+        UserError: what differs is more than a head.
+    """
+    parameters = dict(model.named_parameters())
+    new, left = parameters.keys() - weights.keys(), weights.keys() - parameters.keys()
+    other = sorted(name for name in new | left if not name.startswith(model.head_names))
+    if other:
+        raise UserError(f"{recipe.ancestor} is of another model: it and this one don't share {other[0]}")
+    if new:
+        initialize(model, recipe.seed, new)
+        notes.append(f"a new head: {', '.join(sorted(new))} begin from random values, not from {recipe.ancestor}")
+    if left:
+        notes.append(f"not taken over from {recipe.ancestor}, which ends in another head: {', '.join(sorted(left))}")
+    return {name: tensor for name, tensor in weights.items() if name not in left}
 
 
 def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:

@@ -52,7 +52,7 @@ class Session:
             name=recipe.name,
             group=Path(origin).name if origin else recipe.name,
             job_type="finetune" if origin else "pretrain",
-            tags=[recipe.objective, *datasets, f"zero-{recipe.engine.zero_stage}"],
+            tags=[recipe.model.family, recipe.objective.kind, *datasets, f"zero-{recipe.engine.zero_stage}"],
             config=public({**recipe.model_dump(mode="json"), **self._facts}, keys),
             allow_val_change=True,
             settings=self._wandb.Settings(**self._settings),

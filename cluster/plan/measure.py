@@ -93,7 +93,8 @@ def rank(asked: dict[str, Any]) -> None:
 
     from trainer.engine import Engine
     from trainer.meters import peak_memory_gib
-    from trainer.models.decoder import Decoder
+    from trainer.models.build import build
+    from trainer.models.head import LM
     from trainer.models.initialize import initialize
     from trainer.optimizer import freeze, parameter_groups
     from trainer.world import join, leave
@@ -107,9 +108,9 @@ def rank(asked: dict[str, Any]) -> None:
     cuda = world.device.type == "cuda"
     before = 0 if cuda else round(peak_memory_gib("cpu") * 2**30)
     rows, accumulation, context = asked["micro_batch"], asked["accumulation"], recipe.model.context
-    model = Decoder(recipe.model, asked["vocab_size"], recipe.engine.activation_checkpointing)
+    model = build(recipe.model, asked["vocab_size"], LM, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
-    initialize(model, recipe.seed, recipe.model)
+    initialize(model, recipe.seed)
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
     bf16 = recipe.engine.bf16(cuda)
     engine = Engine(model.to(world.device), groups, recipe, world, rows, accumulation, bf16)

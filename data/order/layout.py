@@ -10,8 +10,9 @@ from data.errors import UserError
 class Layout:
     """How the tokens of a split's shards become rows; arrays have one entry a shard.
 
-    Text is chopped: row j of a shard starts at phase + j * stride and holds stride + 1 tokens, so that each token is
-    a label once. Examples are one row each (`stride` 0). Packed rows are those of a plan (`packing.py`).
+    Text is chopped: row j of a shard starts at phase + j * stride and holds stride + overlap tokens; overlapping by
+    one, each token is the label of the one before it once. Examples are one row each (`stride` 0). Packed rows are
+    those of a plan (`packing.py`).
     """
 
     fingerprint: str
@@ -26,6 +27,8 @@ class Layout:
     """Digest of the packing plans whose rows these are; empty: none."""
     plan_length: int = 0
     """Tokens that a row of the plans has room for."""
+    overlap: int = 1
+    """Tokens of text that a row shares with the next."""
 
     @property
     def total(self) -> int:
@@ -33,21 +36,21 @@ class Layout:
         return sum(self.rows)
 
     @classmethod
-    def chopped(cls, fingerprint: str, tokens: Iterable[int], context: int) -> "Layout":
-        """Rows of context + 1 tokens, overlapping by one; a row never straddles two shards.
+    def chopped(cls, fingerprint: str, tokens: Iterable[int], context: int, overlap: int = 1) -> "Layout":
+        """Rows of context + overlap tokens, a new one every `context`; a row never straddles two shards.
 
         Raises:
             UserError: no shard holds a whole row.
         """
         held = tuple(tokens)
-        rows = tuple(max(0, count - 1) // context for count in held)
+        rows = tuple(max(0, count - overlap) // context for count in held)
         if not sum(rows):
             raise UserError(
-                f"a context of {context} tokens needs shards of at least {context + 1}, and the longest of "
+                f"a context of {context} tokens needs shards of at least {context + overlap}, and the longest of "
                 f"{len(held)} has {max(held, default=0)}: lower model.context or add text"
             )
-        tail = tuple(max(0, count - 1) - mine * context for count, mine in zip(held, rows, strict=True))
-        return cls(fingerprint, context, rows, tail)
+        tail = tuple(max(0, count - overlap) - mine * context for count, mine in zip(held, rows, strict=True))
+        return cls(fingerprint, context, rows, tail, overlap=overlap)
 
     @classmethod
     def documents(cls, fingerprint: str, documents: Iterable[int]) -> "Layout":
@@ -72,8 +75,8 @@ class Layout:
 
     def row_length(self, longest: int) -> int:
         """Tokens that a row has room for, where a document that is a row may have `longest`."""
-        return self.stride + 1 if self.stride else self.plan_length or longest
+        return self.stride + self.overlap if self.stride else self.plan_length or longest
 
     def describe(self) -> dict[str, object]:
         """What of it fixes an order."""
-        return {"fingerprint": self.fingerprint, "stride": self.stride, "plan": self.plan}
+        return {"fingerprint": self.fingerprint, "stride": self.stride, "overlap": self.overlap, "plan": self.plan}

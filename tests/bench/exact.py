@@ -42,7 +42,7 @@ def contend(world: World, stage: int, forwards: int, rounds: int) -> Any:
         inputs, labels = (torch.randint(0, VOCAB, (ROWS, context), generator=generator) for _ in range(2))
         tokens = ROWS * context * world.size * forwards
         model = Decoder(recipe.model, VOCAB)
-        initialize(model, 1, recipe.model)
+        initialize(model, 1)
         groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
         engine = Engine(model, groups, recipe, world, ROWS, forwards, bf16=False)
         if engine.extra is not None:

@@ -82,8 +82,8 @@ def trained(world: World, recipe: Recipe, vocab_size: int, updates: int, watch: 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     before = held()
-    model = Decoder(recipe.model, vocab_size, recipe.engine.activation_checkpointing)
-    initialize(model, 1, recipe.model)
+    model = Decoder(recipe.model, vocab_size, activation_checkpointing=recipe.engine.activation_checkpointing)
+    initialize(model, 1)
     groups = parameter_groups(model.named_parameters(), 0.1)
     shape = Shape.of(recipe, world.size)
     engine = Engine(model, groups, recipe, world, shape.micro_batch, shape.accumulation, bf16=recipe.engine.bf16(False))

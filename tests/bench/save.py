@@ -57,7 +57,7 @@ def new_engine(world: World, stage: int) -> tuple[Engine, Callable[[], None]]:
     """An engine of a 99 M parameter decoder, and its step, with the loop's agreement in it."""
     recipe = settings.load(Recipe, None, [*MODEL, f"engine.zero_stage={stage}"])
     model = Decoder(recipe.model, VOCAB)
-    initialize(model, 1, recipe.model)
+    initialize(model, 1)
     rows = 2 // world.size
     engine = Engine(
         model, parameter_groups(model.named_parameters(), 0.1), recipe, world, micro_batch=rows, accumulation=1,

@@ -40,7 +40,7 @@ def contend(world: World, stage: int, rounds: int) -> dict[str, list[float]]:
 
     def decoder() -> Decoder:
         model = Decoder(recipe.model, VOCAB)
-        initialize(model, 1, recipe.model)
+        initialize(model, 1)
         return model
 
     model = decoder()

@@ -29,12 +29,14 @@ def opened(home: Path) -> tuple[Recipe, Inputs]:
 
 def fixed_set(inputs: Inputs, micro_batch: int) -> FixedSet:
     assert inputs.fixed
-    return FixedSet(inputs.fixed["data"][0], ROWS, Causal("document"), inputs.tokenizer, micro_batch)
+    return FixedSet(
+        inputs.fixed["data"][0], ROWS, Causal("document", inputs.tokenizer.piece_bytes), inputs.tokenizer, micro_batch
+    )
 
 
 def new_model(recipe: Recipe, inputs: Inputs) -> Decoder:
     model = Decoder(recipe.model, inputs.vocab_size)
-    initialize(model, 3, recipe.model)
+    initialize(model, 3)
     return model
 
 

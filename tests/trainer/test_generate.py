@@ -21,7 +21,7 @@ PROMPTS = [[5, 9, 33, 2, 7, 7, 1], [8], [60, 12, 3], [4, 4, 4, 4, 4, 4, 4, 4, 4,
 @pytest.fixture(scope="module")
 def model() -> Decoder:
     built = Decoder(CONFIG, VOCABULARY)
-    initialize(built, 7, CONFIG)
+    initialize(built, 7)
     return built
 
 
@@ -115,7 +115,7 @@ def test_mode_and_global_random_state_stay(model):
 
 def test_dropout_is_off(model):
     dropping = Decoder(CONFIG.model_copy(update={"residual_dropout": 0.5}), VOCABULARY)
-    initialize(dropping, 7, CONFIG)
+    initialize(dropping, 7)
     assert dropping.training
     assert generate(dropping, PROMPTS, max_new_tokens=9, eos_id=None) == generate(
         model, PROMPTS, max_new_tokens=9, eos_id=None

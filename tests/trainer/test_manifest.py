@@ -182,7 +182,7 @@ def test_frozen_weights_that_the_model_lacks_or_has_otherwise_are_refused(tmp_pa
     base = save_frozen(tmp_path, still)
     save(tmp_path, NAME, {"step": 7, "attempt": 2, "zero_stage": 1}, [held], base, alone())
     folder = tmp_path / checkpoint.FOLDER / NAME
-    assert give_weights(tmp_path, recipe, model, Checkpoint(folder), alone()) == base
+    assert give_weights(tmp_path, recipe, model, Checkpoint(folder), alone(), []) == base
     first = min(still)
     others: dict[str | None, str] = {None: f"is of another model: .* don't share {first}"}
     others[save_frozen(tmp_path, {first: torch.zeros(1)})] = rf"holds {first} as \(1,\), the model wants"
@@ -190,7 +190,7 @@ def test_frozen_weights_that_the_model_lacks_or_has_otherwise_are_refused(tmp_pa
     for other, words in others.items():
         edit(folder, lambda manifest, other=other: manifest.update(base=other))
         with pytest.raises(UserError, match=words):
-            give_weights(tmp_path, recipe, model, Checkpoint(folder), alone())
+            give_weights(tmp_path, recipe, model, Checkpoint(folder), alone(), [])
 
 
 def test_another_model_is_refused_by_the_first_shape_that_differs(folder):

@@ -28,7 +28,7 @@ def small(**changes) -> Model:
 
 def built(config: Model, seed: int = 1, **options) -> Decoder:
     model = Decoder(config, VOCABULARY, **options)
-    initialize(model, seed, config)
+    initialize(model, seed)
     return model
 
 
@@ -225,10 +225,11 @@ def test_initial_weights_depend_on_seed_and_name_alone():
 
 
 def test_initial_weights_have_the_documented_spread():
-    config = small(num_hidden_layers=8, initializer_range=0.02)
-    assert torch.equal(draw("model.norm.weight", (10,), 1, config), torch.ones(10))
+    model = Decoder(small(num_hidden_layers=8, initializer_range=0.02), VOCABULARY)
+    assert torch.equal(draw("model.norm.weight", (10,), 1, 0.02), torch.ones(10))
+    assert torch.equal(draw("transform.bias", (10,), 1, 0.02), torch.zeros(10))
     for name, expected in (("x.q_proj.weight", 0.02), ("x.o_proj.weight", 0.005), ("x.down_proj.weight", 0.005)):
-        values = draw(name, (300, 300), 1, config)
+        values = draw(name, (300, 300), 1, model.initial_std(name, (300, 300)))
         assert values.std().item() == pytest.approx(expected, rel=0.02)
         assert abs(values.mean().item()) < expected / 50
 
@@ -237,7 +238,7 @@ def test_a_partitioned_parameter_is_not_passed_over():
     model = Decoder(small(), VOCABULARY)
     model.model.norm.weight.data = torch.empty(0)
     with pytest.raises(RuntimeError, match=r"model\.norm\.weight holds no values"):
-        initialize(model, 1, small())
+        initialize(model, 1)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

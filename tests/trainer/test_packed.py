@@ -50,7 +50,7 @@ def test_a_packed_document_has_the_loss_it_has_alone(tmp_path, kind):
     assert max(len(starts) for starts in rows.starts) > 3
 
     model = Decoder(CONFIG, 128)
-    initialize(model, 1, CONFIG)
+    initialize(model, 1)
     together = token_losses(model, rows)
     seen = 0
     for slot, (starts, length) in enumerate(zip(rows.starts, rows.lengths, strict=True)):
@@ -78,7 +78,7 @@ def test_full_attention_over_a_packed_row_is_another_loss(tmp_path):
     pack([index], [CONTEXT], InProcess(), 1)
     rows = LocalReader(index, Order(layout(index, CONTEXT, "best_fit"), 1, 1), CONTEXT).rows(np.arange(1))
     model = Decoder(CONFIG, 128)
-    initialize(model, 1, CONFIG)
+    initialize(model, 1)
     apart, mixed = (Causal(attention).batch(rows, CPU) for attention in ("document", "full"))
     assert torch.equal(apart.labels, mixed.labels)
     with torch.no_grad():

@@ -113,7 +113,7 @@ def measure_memory(world: World, root: Path, stage: int, vocab: int) -> dict[str
     """Bytes that the buffer takes, and by which a save and a load let this rank grow, beside 12 an element it owns."""
     recipe = toy.recipe(engine__zero_stage=stage, model__hidden_size=128, model__tie_word_embeddings=False)
     model = Decoder(recipe.model, vocab)
-    initialize(model, 1, recipe.model)
+    initialize(model, 1)
     groups = parameter_groups(model.named_parameters(), 0.1)
     engine = Engine(model, groups, recipe, world, 1, 1, bf16=False)
     spans, run = engine.spans(), root / f"memory-{stage}-{vocab}"

@@ -10,6 +10,7 @@ from tests.ranks import launch
 from tests.trainer import toy
 from tests.trainer.records import apply, begin, run, save, told
 from trainer import checkpoint, claim, record
+from trainer.models.head import LM
 from trainer.rollback import initial
 from trainer.world import World
 
@@ -27,7 +28,7 @@ def there_and_back(world: World, folder: Path) -> list[Any]:
         fresh = training.state()
         first = [training.step(number)[0] for number in range(3)]
         moved = sum(not torch.equal(fresh[name]["weight"], held["weight"]) for name, held in training.state().items())
-        training.engine.load(initial(folder, chosen, toy.VOCAB, world, bf16), 0)
+        training.engine.load(initial(folder, chosen, toy.VOCAB, LM, world, bf16), 0)
         back = training.state()
         every = [(name, part) for name in fresh for part in fresh[name]]
         odd = [(name, part) for name, part in every if not torch.equal(fresh[name][part], back[name][part])]

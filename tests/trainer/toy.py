@@ -34,7 +34,7 @@ def recipe(**changes: Any) -> Recipe:
 def new_model(chosen: Recipe) -> Decoder:
     """The toy with its initial weights."""
     model = Decoder(chosen.model, VOCAB)
-    initialize(model, chosen.seed, chosen.model)
+    initialize(model, chosen.seed)
     return model
 
 

@@ -4,17 +4,20 @@ Our own modules rather than transformers' classes: a rank starts in 3 s instead 
 chunked loss fit in, and the logits agree with LlamaForCausalLM to 1e-5 (`tests/trainer/test_models.py`).
 """
 
-from typing import Any, cast
+import math
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.models.head import LM, Head
 from trainer.models.layers import Attention, Cache, Documents, Embedding, LMHead, RMSNorm, SwiGLU, rotary_table
 from trainer.recipe import Model
 
 LOSS_KERNEL = "chunked cross entropy, gradients in the forward pass"
+INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 class Block(nn.Module):
@@ -23,7 +26,9 @@ class Block(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config.hidden_size, config.num_attention_heads, config.num_key_value_heads)
+        self.self_attn = Attention(
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_size
+        )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
         self.dropout = config.residual_dropout
@@ -60,15 +65,20 @@ class Decoder(nn.Module):
     Its weights are zero until `initialize` draws them or a checkpoint is loaded.
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("lm",)
+    """Kinds of head that it may end in."""
+    head_names: ClassVar[tuple[str, ...]] = ("lm_head.",)
+    """What the names of its heads' parameters begin with."""
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: Model, vocab_size: int, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: Model, vocab_size: int, head: Head = LM, activation_checkpointing: bool = False) -> None:
         """`vocab_size` rows of embedding; with `activation_checkpointing` a block keeps only its input for the
         backward pass and is computed twice: about a third more compute."""
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
+        self.head = head
         self.activation_checkpointing = activation_checkpointing
         self.loss_kernel = LOSS_KERNEL
         self.model = Stack(config, vocab_size)
@@ -108,6 +118,15 @@ class Decoder(nn.Module):
             x = x if cache.filled else x[torch.arange(len(x), device=x.device), cache.lengths - 1, None]
             cache.advance()
         return self.lm_head(self.model.norm(x), labels)
+
+    def initial_std(self, name: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of the initial values of the matrix called `name`.
+
+        `initializer_range`; what writes into the residual stream gets 1/sqrt(2 layers) of it, so that its variance
+        doesn't grow with depth (GPT-2, Radford et al. 2019, section 2.3; Megatron-LM's scaled_init_method_normal).
+        """
+        depth = math.sqrt(2 * self.config.num_hidden_layers) if name.endswith(INTO_RESIDUAL) else 1.0
+        return self.config.initializer_range / depth
 
     def _rotation(self, length: int, dtype: torch.dtype, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the fed tokens' positions, (1 or B, T, 1, head size / 2)."""

@@ -170,13 +170,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention (arXiv:2305.13245) with rotary positions."""
 
-    def __init__(self, hidden_size: int, heads: int, key_value_heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int, key_value_heads: int, head_size: int) -> None:
         super().__init__()
-        self.head_size = hidden_size // heads
-        self.q_proj = Linear(hidden_size, hidden_size)
+        self.head_size = head_size
+        self.q_proj = Linear(hidden_size, heads * self.head_size)
         self.k_proj = Linear(hidden_size, key_value_heads * self.head_size)
         self.v_proj = Linear(hidden_size, key_value_heads * self.head_size)
-        self.o_proj = Linear(hidden_size, hidden_size)
+        self.o_proj = Linear(heads * self.head_size, hidden_size)
 
     def forward(
         self,

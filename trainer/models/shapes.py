@@ -20,13 +20,13 @@ def grouped(learning: Shapes) -> list[Shapes]:
 def parameter_shapes(model: Model, vocab_size: int) -> Shapes:
     """Shape of each parameter, in the order of `Decoder(model, vocab_size).named_parameters()`."""
     hidden, inner = model.hidden_size, model.mlp_size
-    narrow = model.num_key_value_heads * model.head_size
+    wide, narrow = (heads * model.head_size for heads in (model.num_attention_heads, model.num_key_value_heads))
     block = {
         "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.q_proj.weight": (wide, hidden),
         "self_attn.k_proj.weight": (narrow, hidden),
         "self_attn.v_proj.weight": (narrow, hidden),
-        "self_attn.o_proj.weight": (hidden, hidden),
+        "self_attn.o_proj.weight": (hidden, wide),
         "post_attention_layernorm.weight": (hidden,),
         "mlp.gate_proj.weight": (inner, hidden),
         "mlp.up_proj.weight": (inner, hidden),

@@ -1,16 +1,18 @@
 """What a model is asked to predict: rows of tokens in, a batch and its loss out.
 
-An objective is a small value without state. Whatever it draws at random would be keyed by a row's position, so that
-a row makes the same batch whenever and wherever it is read.
+An objective is a small value without state. Whatever it draws at random is keyed by the seed and a row's position, so
+that a row makes the same batch whenever and wherever it is read.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.reader import Rows
+from trainer.models.head import Head
 from trainer.models.layers import Documents
 
 
@@ -21,13 +23,21 @@ class Batch:
     input_ids: Tensor
     """(B, T) int64."""
     labels: Tensor
-    """(B, T) int64: what follows each input token; -100 where nothing is asked."""
+    """(B, T or U) int64: what is asked at each token; -100 where nothing is."""
     documents: Documents | None
     """Where documents begin; None: each row is one."""
     label_tokens: int
-    """Labels that count, known to the host."""
+    """What the loss is a sum over, known to the host: labels of tokens, or examples."""
     rows: int
     """Rows that are not filler."""
+    padding: Tensor | None = None
+    """(B, T) bool: True at real tokens, False at padding; None: the model needs not know."""
+    token_types: Tensor | None = None
+    """(B, T) int64: which text of its example a token belongs to."""
+    decoder_input_ids: Tensor | None = None
+    """(B, U) int64: what an encoder-decoder's decoder reads."""
+    targets: Tensor | None = None
+    """(B, columns): what a row is to predict beside tokens."""
 
 
 class Objective(Protocol):
@@ -38,14 +48,43 @@ class Objective(Protocol):
         """As the recipe calls it."""
         ...
 
-    def row_length(self, context: int) -> int:
-        """Tokens of a row for a model of `context` tokens."""
+    @property
+    def head(self) -> Head:
+        """What the model must end in."""
         ...
 
-    def batch(self, rows: Rows, device: torch.device) -> Batch:
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What `measure` adds up; begins with "loss" and "labels"."""
+        ...
+
+    @property
+    def token_labels(self) -> bool:
+        """Whether `Batch.labels` are tokens, so that token frequencies are a yardstick."""
+        ...
+
+    def partners(self, positions: np.ndarray) -> np.ndarray | None:
+        """Positions (rows,) of other rows that these rows' batch needs, one each; None: it needs none."""
+        ...
+
+    def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """The batch of `rows`, on `device`; on a GPU the copy doesn't block."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of the token losses, an fp32 scalar; `model` may be wrapped by an engine."""
+        """The sum over the batch's labels, an fp32 scalar; `model` may be wrapped by an engine."""
         ...
+
+    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
+        """What an evaluation adds up over batches, in the order of `sums`; without gradients."""
+        ...
+
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:
+        """An evaluation's figures from its sums; "loss" is the mean that training minimises."""
+        ...
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on `device`; on a GPU by a copy that nothing waits for."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

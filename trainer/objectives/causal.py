@@ -8,7 +8,8 @@ micro-batch rounded up to 32 tokens, so that few widths occur: a batch of 60-tok
 a quarter of padding to the context.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from data.reader import Rows
+from trainer.exact import addable
+from trainer.meters import perplexity
+from trainer.models.head import LM, Head
 from trainer.models.layers import Documents
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch
+from trainer.objectives.base import Batch, sent
 
 WIDTH = 32  # examples are padded to a multiple of this many tokens
 
@@ -28,13 +32,17 @@ class Causal:
     """Predict each token from those before it: of its own `document`, or of the `full` row."""
 
     attention: Literal["document", "full"] = "document"
+    piece_bytes: np.ndarray | None = field(default=None, compare=False)
+    """UTF-8 bytes that each token stands for; None: no bits per byte."""
     name: str = "causal"
+    head: Head = LM
+    sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
+    token_labels: bool = True
 
-    def row_length(self, context: int) -> int:
-        """One token more than the model reads: the last is only a label."""
-        return context + 1
+    def partners(self, positions: np.ndarray) -> None:
+        """A row is enough."""
 
-    def batch(self, rows: Rows, device: torch.device) -> Batch:
+    def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """Inputs are a row's tokens but the last, labels its tokens but the first; filler and padding count nothing."""
         width = rows.tokens.shape[1] - 1
         if rows.use is not None:
@@ -49,8 +57,8 @@ class Causal:
         labels = np.where(asked, rows.tokens[:, 1 : width + 1], IGNORED)
         documents = Documents.of(rows.starts, width, device) if self.attention == "document" else None
         return Batch(
-            input_ids=_sent(rows.tokens[:, :width], device),
-            labels=_sent(labels, device),
+            input_ids=sent(rows.tokens[:, :width], device),
+            labels=sent(labels, device),
             documents=documents,
             label_tokens=int(asked.sum()),
             rows=int((rows.lengths > 0).sum()),
@@ -60,7 +68,34 @@ class Causal:
         """The sum over the batch's labels."""
         return model(batch.input_ids, batch.labels, batch.documents)
 
+    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
+        """Loss, labels, how many are the likeliest token, and their bytes."""
+        logits = model(batch.input_ids, None, batch.documents)
+        return token_sums(logits, batch, self.piece_bytes)
 
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:
+        """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens."""
+        return token_figures(sums)
+
+
+def token_sums(logits: Tensor, batch: Batch, piece_bytes: np.ndarray | None) -> list[float]:
+    """loss, labels, correct and bytes of a batch whose labels are tokens, from `logits` (B, T, vocabulary)."""
+    logits, targets = logits.float().flatten(0, 1), batch.labels.flatten()
+    counted = targets != IGNORED
+    loss = addable(nn.functional.cross_entropy(logits, targets, reduction="sum")).item() if batch.label_tokens else 0.0
+    correct = ((logits.argmax(-1) == targets) & counted).sum().item()
+    text_bytes = 0.0 if piece_bytes is None else float(piece_bytes[targets[counted].cpu().numpy()].sum())
+    return [loss, batch.label_tokens, correct, text_bytes]
+
+
+def token_figures(sums: dict[str, float]) -> dict[str, float]:
+    """loss (nats a label token), perplexity, bits_per_byte, accuracy, tokens; NaN where nothing is counted."""
+    labels, text_bytes = sums["labels"], sums["bytes"]
+    mean = sums["loss"] / labels if labels else math.nan
+    return {
+        "loss": mean,
+        "perplexity": perplexity(mean),
+        "bits_per_byte": sums["loss"] / math.log(2) / text_bytes if text_bytes else math.nan,
+        "accuracy": sums["correct"] / labels if labels else math.nan,
+        "tokens": labels,
+    }

@@ -1,0 +1,19 @@
+"""What a model ends in: the head that an objective asks for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layers above the last block, and what they give."""
+
+    kind: Literal["lm", "pretraining", "classes", "span", "sentence"] = "lm"
+    """lm: the family's own logits over the vocabulary; pretraining: those and next-sentence prediction (bert); classes:
+    `outputs` numbers a sequence; span: two numbers a token, where an answer begins and ends; sentence: none, the last
+    block's hidden states."""
+    outputs: int = 0
+    """Of `classes`: classes, or 1 for a number."""
+
+
+LM = Head()

@@ -1,0 +1,137 @@
+"""The recipe's `model`: a family and its sizes, named as Hugging Face names them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from data.settings import Fixed, Section
+
+FAMILIES = ("llama", "gpt2", "bert", "t5", "transformer")
+DECODERS = ("llama", "gpt2")
+ENCODER_DECODERS = ("t5", "transformer")
+
+_ONLY: dict[str, tuple[str, ...]] = {
+    "num_decoder_layers": ENCODER_DECODERS,
+    "num_key_value_heads": ("llama",),
+    "head_dim": ("llama", "t5"),
+    "rope_theta": ("llama",),
+    "rms_norm_eps": ("llama", "t5"),
+    "layer_norm_eps": ("gpt2", "bert", "transformer"),
+    "attention": DECODERS,
+    "type_vocab_size": ("bert",),
+    "relative_attention_num_buckets": ("t5",),
+    "relative_attention_max_distance": ("t5",),
+    "decoder_start_id": ENCODER_DECODERS,
+}
+
+
+def _multiple_of_8(value: int) -> int:
+    if value % 8:
+        raise ValueError("must be a multiple of 8")
+    return value
+
+
+class Model(Section):
+    """A transformer of one of five families."""
+
+    family: Fixed[Literal["llama", "gpt2", "bert", "t5", "transformer"]] = "llama"
+    """llama: a decoder with RMSNorm, rotary positions, grouped-query attention, SwiGLU; gpt2: a decoder with learned
+    positions; bert: an encoder; t5: an encoder-decoder with relative positions (v1.1); transformer: the
+    encoder-decoder of 2017."""
+    vocab_size: Fixed[int | None] = Field(default=None, ge=2)
+    """Rows of the embedding, in tokens. null: the tokenizer's pieces, padded to a multiple of 128."""
+    context: Fixed[int] = Field(default=256, ge=8)
+    """Longest sequence, in tokens; a decoder's row of text holds one more, so that each token is a label
+    once."""
+    hidden_size: Annotated[Fixed[int], AfterValidator(_multiple_of_8)] = Field(default=192, ge=8)
+    """Width of the residual stream, in features."""
+    intermediate_size: Fixed[int | None] = Field(default=None, ge=8)
+    """Width of the feed-forward layer, in features. null: 8/3 of hidden_size (llama, t5), rounded up to a multiple of
+    64, or 4 times hidden_size."""
+    num_hidden_layers: Fixed[int] = Field(default=6, ge=1)
+    """Blocks; of an encoder-decoder, the encoder's."""
+    num_decoder_layers: Fixed[int | None] = Field(default=None, ge=1)
+    """t5, transformer: the decoder's blocks. null: as many as the encoder's."""
+    num_attention_heads: Fixed[int] = Field(default=6, ge=1)
+    """Query heads; hidden_size must divide by it unless head_dim is set."""
+    num_key_value_heads: Fixed[int] = Field(default=2, ge=1)
+    """llama: key and value heads (grouped-query attention); must divide num_attention_heads."""
+    head_dim: Fixed[int | None] = Field(default=None, ge=2)
+    """llama, t5: width of one head, in features. null: hidden_size / num_attention_heads."""
+    rope_theta: Fixed[float] = Field(default=10000.0, gt=0)
+    """llama: base of the rotary position frequencies."""
+    rms_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
+    """llama, t5: added to the mean square in RMSNorm."""
+    layer_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
+    """gpt2, bert, transformer: added to the variance in LayerNorm."""
+    tie_word_embeddings: Fixed[bool] = True
+    """Use the embedding as the output projection too."""
+    attention: Fixed[Literal["document", "full"]] = "document"
+    """llama, gpt2: a token sees only its own document, or the whole row before it."""
+    residual_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
+    """Probability of dropping a feature of a block's output before it joins the residual stream, in training; of the
+    embeddings too, except in llama."""
+    attention_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
+    """Probability of dropping an attention weight, in training."""
+    type_vocab_size: Fixed[int] = Field(default=2, ge=1)
+    """bert: token types; 0 is the first text of an example, 1 the second."""
+    relative_attention_num_buckets: Fixed[int] = Field(default=32, ge=4)
+    """t5: learned distances between tokens."""
+    relative_attention_max_distance: Fixed[int] = Field(default=128, ge=8)
+    """t5: distances beyond this, in tokens, share a bucket."""
+    decoder_start_id: Fixed[int | None] = Field(default=None, ge=0)
+    """t5, transformer: the token that the decoder begins with. null: the tokenizer's padding."""
+    initializer_range: Fixed[float] = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights; the projections into a decoder's residual stream get
+    1/sqrt(2 layers). t5 scales by each matrix's width instead."""
+
+    @model_validator(mode="after")
+    def _settings_fit_family(self) -> Self:
+        for setting, families in _ONLY.items():
+            default = type(self).model_fields[setting].default
+            if self.family not in families and getattr(self, setting) != default:
+                raise ValueError(
+                    f"{setting} means something only with family {' or '.join(families)}, not {self.family}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"a head's width, hidden_size / num_attention_heads = {self.head_size}, must be even")
+        if self.family == "llama" and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} does not divide by "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, in features."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """`intermediate_size`, or its default, in features."""
+        gated = -(-self.hidden_size * 8 // 3 // 64) * 64
+        return self.intermediate_size or (gated if self.family in ("llama", "t5") else 4 * self.hidden_size)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of an encoder-decoder's decoder."""
+        return self.num_decoder_layers or self.num_hidden_layers
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether it predicts the next token of one sequence."""
+        return self.family in DECODERS
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it reads one sequence and writes another."""
+        return self.family in ENCODER_DECODERS

@@ -13,6 +13,7 @@ lives in `training.py`, the tokenizer.json of a model of ours in `to_json.py`.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,15 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
+from data.tokenizer.vocabulary_files import (
+    NUMBERS,
+    SOURCE,
+    WORDS,
+    from_vocabulary,
+    has_vocabulary,
+    in_order_of_vocabulary,
+    with_sentinels,
+)
 
 FORMAT = "luban-tokenizer"
 VERSION = 1
@@ -32,7 +42,7 @@ _SPECIAL_FILE = "special_tokens_map.json"
 LOSSY_FILE = "sentencepiece.model"
 """A SentencePiece model without an equal tokenizer.json: under the name `tokenizer.model` transformers would load it
 without a word, and give other ids."""
-_MODEL_FILES = (JSON_FILE, MODEL_FILE, LOSSY_FILE, "spiece.model", "sentencepiece.bpe.model")
+_MODEL_FILES = (JSON_FILE, MODEL_FILE, LOSSY_FILE, "spiece.model", "sentencepiece.bpe.model", SOURCE)
 _MAKES = {"sentencepiece": (MODEL_FILE, LOSSY_FILE), "huggingface": (JSON_FILE,)}
 
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>"
@@ -89,7 +99,14 @@ class Tokenizer(ABC):
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         config = _config(folder)
-        file = path if not path.is_dir() else folder / _model_file(folder, config)
+        told = _roles(folder, config)
+        name = path.name if not path.is_dir() else _model_file(folder, config)
+        if name is None or name in (WORDS, NUMBERS):
+            from data.tokenizer.huggingface import HuggingFaceTokenizer
+
+            content, told, file = from_vocabulary(folder, config, told)
+            return HuggingFaceTokenizer(content, {**told, **(special or {})}, config, str(file))
+        file = folder / name
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -97,13 +114,20 @@ class Tokenizer(ABC):
                 f"cannot read the tokenizer {file}: {error.strerror or error}. Name a dataset that is built, a model's "
                 "folder, or a tokenizer's file."
             ) from None
-        said = {**_roles(folder, config), **(special or {})}
+        said = {**told, **(special or {})}
         if file.suffix == ".json":
             from data.tokenizer.huggingface import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer(content, said, config, str(file))
         from data.tokenizer.sentencepiece import SentencePieceTokenizer
 
+        try:
+            complete = in_order_of_vocabulary if name == SOURCE else with_sentinels
+            content = complete(content, folder, config)
+        except UserError:
+            raise
+        except Exception as error:  # protobuf's own
+            raise UserError(f"{file} is not a SentencePiece model: {error}") from None
         return SentencePieceTokenizer(content, said, str(file))
 
     def save(self, folder: Path) -> None:
@@ -216,7 +240,10 @@ class Tokenizer(ABC):
         """
         self.pieces = tuple(pieces)
         self._ids = {piece: number for number, piece in enumerate(self.pieces) if piece}
-        self.special = {role: piece for role, piece in sorted(roles.items()) if piece != f"<|{role}|>"}
+        given = {**_sentinels(self._ids), **roles}
+        if EOS not in self._ids and "eos" not in given and "sep" in given:
+            given["eos"] = given["sep"]  # BERT's; transformers too ends what a BERT decodes with it
+        self.special = {role: piece for role, piece in sorted(given.items()) if piece != f"<|{role}|>"}
         for role, piece in self.special.items():
             if piece not in self._ids:
                 raise UserError(f"{origin} has no piece {piece!r} to be its {role}; {self._candidates()}")
@@ -262,6 +289,12 @@ def roles(said: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _sentinels(pieces: Mapping[str, int]) -> dict[str, str]:
+    """T5's `<extra_id_N>` as what a template asks for as `<|span_N|>`."""
+    found = ((piece, re.fullmatch(r"<extra_id_(\d+)>", piece)) for piece in pieces if piece.startswith("<extra_id_"))
+    return {f"span_{match[1]}": piece for piece, match in found if match}
+
+
 def for_templates(piece: str) -> bool:
     """Whether a piece is called `<|role|>`, as templates ask for it, whatever its vocabulary makes of it."""
     return len(piece) > 4 and piece.startswith("<|") and piece.endswith("|>")
@@ -302,13 +335,14 @@ def _config(folder: Path) -> dict[str, Any]:
     return held
 
 
-def _model_file(folder: Path, config: Mapping[str, Any]) -> str:
+def _model_file(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The file of a folder's tokenizer; None where a tokenizer.json can be made of its vocabulary."""
     names = _MAKES[config["luban"]["make"]] if "luban" in config else _MODEL_FILES
     found = next((name for name in names if (folder / name).is_file()), None)
-    if found is None:
+    if found is None and not has_vocabulary(folder):
         raise UserError(
-            f"cannot read the tokenizer {folder / MODEL_FILE}: there is none, and no {JSON_FILE}. Where a Hugging Face "
-            "tokenizer has only vocab files, its save_pretrained writes a tokenizer.json."
+            f"cannot read the tokenizer {folder / MODEL_FILE}: there is none, no {JSON_FILE}, and no vocab.txt or "
+            "vocab.json with merges.txt either. transformers' save_pretrained writes a tokenizer.json."
         )
     return found
 

@@ -171,8 +171,12 @@ def test_a_piece_of_its_own_stands_in_for_the_one_that_a_template_asks_for(impor
 
 
 def test_without_an_end_of_documents_the_candidates_are_named(folders):
+    no_roles = folders / "bert" / "alone"
+    no_roles.mkdir()
+    (no_roles / "tokenizer.json").write_bytes((folders / "bert" / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match=r"nothing says which piece .* ends a document.*special\.eos=PIECE.*\[SEP\]"):
-        Tokenizer.load(folders / "bert")
+        Tokenizer.load(no_roles)
+    assert Tokenizer.load(folders / "bert").eos_id == Tokenizer.load(folders / "bert").piece_id("[SEP]")
     bare = folders / "gpt2" / "alone"
     bare.mkdir()
     (bare / "tokenizer.json").write_bytes((folders / "gpt2" / "tokenizer.json").read_bytes())

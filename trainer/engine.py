@@ -45,6 +45,7 @@ from trainer.recipe import Recipe  # noqa: E402
 from trainer.world import World  # noqa: E402
 from trainer.zero import configuration  # noqa: E402
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 PIECE = 1 << 21  # elements read from a checkpoint at once: 25 MB with their moments, whatever the parameter's size
 
 
@@ -89,7 +90,7 @@ class Engine:
         """
         Args:
             model: whole on every rank, with its initial or restored weights.
-            groups: AdamW parameter groups of the trainable parameters.
+            groups: of the trainable parameters, as `parameter_groups` makes them.
             micro_batch: rows of one forward pass on a rank.
             accumulation: forward passes of a rank in one update.
             bf16: compute in bf16 with fp32 master weights.
@@ -108,7 +109,7 @@ class Engine:
         logger.setLevel("WARNING")
         # Its shared-memory transport is compiled for 25 s at the first meeting and serves inference alone.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        optimizer = torch.optim.AdamW(
+        optimizer = OPTIMIZERS[recipe.optimizer.kind](
             groups, lr=recipe.optimizer.lr, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps,
             fused=not (any_topology and world.device.type == "cpu"),
         )  # fmt: skip
@@ -170,13 +171,13 @@ class Engine:
         return self._engine if self._exact is None else self.module
 
     def step(self, lr: float) -> Verdict:
-        """Apply the accumulated gradient with learning rate `lr`, or skip it where it is not finite.
+        """Apply the accumulated gradient with learning rate `lr` (times a group's `scale`), or skip it if not finite.
 
         Raises:
             RuntimeError: DeepSpeed's counters don't show the step.
         """
         for group in self._base.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         if self.stage == 0:
             return self._step_unsharded()
         if self._exact is not None:

@@ -1,4 +1,4 @@
-"""Which parameters learn, and which of them decay. The optimizer itself is torch's fused AdamW, made by the engine.
+"""Which parameters learn, and which of them decay. The optimizer itself is torch's, made by the engine.
 
 Decay shrinks matrices only. A norm's weight pulled towards 0 would fight the normalisation (no decay of vectors:
 Megatron-LM, nanoGPT), and an embedding row is pulled at every step but pushed back only where its token occurs, so
@@ -6,26 +6,33 @@ that rare tokens would fade (no decay of embeddings: OLMo 2, arXiv:2501.00656). 
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from data.errors import UserError
-from trainer.models.shapes import decays
+from trainer.models.shapes import group_keys
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups of the parameters that learn: those that decay, then those that don't, in the order given.
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    scale: Callable[[str], float] = lambda _: 1.0,
+) -> list[dict[str, Any]]:
+    """The optimizer's groups of the parameters that learn: those that decay, then those that don't.
 
-    A group without parameters is left out.
+    Args:
+        scale: by what a parameter's learning rate is multiplied (`trainer.models.depth`); a group says it, and the
+            engine obeys.
     """
-    learning = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    decayed = [parameter for name, parameter in learning if decays(name, parameter.dim())]
-    kept = [parameter for name, parameter in learning if not decays(name, parameter.dim())]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    learning = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+    keys = group_keys({name: tuple(parameter.shape) for name, parameter in learning.items()}, scale)
+    return [
+        {"params": [learning[name] for name in names], "weight_decay": weight_decay * decayed, "scale": factor}
+        for (decayed, factor), names in keys.items()
+    ]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

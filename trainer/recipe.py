@@ -37,8 +37,11 @@ class Train(Section):
 
 
 class Optimizer(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), torch's own."""
+    """Torch's own AdamW or Adam."""
 
+    kind: Branch[Literal["adamw", "adam"]] = "adamw"
+    """adamw: decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101); adam: the decay is L2, added to the
+    gradient after clipping (Kingma and Ba 2015, arXiv:1412.6980)."""
     lr: Branch[float] = Field(default=2e-3, gt=0)
     """Peak learning rate."""
     betas: Branch[tuple[Decay, Decay]] = (0.9, 0.95)
@@ -46,7 +49,10 @@ class Optimizer(Section):
     eps: Branch[float] = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: Branch[float] = Field(default=0.1, ge=0)
-    """Decoupled decay of matrices; norms, biases and embeddings are not decayed."""
+    """Decay of matrices; norms, biases and embeddings are not decayed."""
+    layer_decay: Branch[float] = Field(default=1.0, gt=0, le=1)
+    """Learning rate of each level of the network as a fraction of the level's above: the head and the last norm learn
+    at the full rate, the embeddings at layer_decay^(blocks + 1) of it. 1: all alike."""
     clip: Branch[float | None] = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; larger ones are scaled down to it. null: no clipping."""
 
@@ -54,14 +60,20 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate as a pure function of the step."""
 
-    kind: Branch[Literal["cosine", "linear", "wsd", "constant"]] = "cosine"
-    """Shape after the warm-up; wsd stays at the peak and decays linearly in the last decay_steps."""
+    kind: Branch[Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"]] = "cosine"
+    """Shape after the warm-up; wsd stays at the peak and decays linearly in the last decay_steps. constant and
+    inverse_sqrt don't look at train.steps: what they give a step is the same however long the run."""
     warmup_steps: Branch[int] = Field(default=40, ge=0)
     """Linear rise from peak/warmup_steps at the first update to the peak, in steps."""
     decay_steps: Branch[int] = Field(default=100, ge=0)
     """Length of the final decay of wsd, in steps; unused by the other kinds."""
     final_ratio: Branch[float] = Field(default=0.1, ge=0, le=1)
-    """The last update's learning rate as a fraction of the peak; unused by constant."""
+    """The last update's learning rate as a fraction of the peak; unused by constant and inverse_sqrt."""
+
+    @property
+    def endless(self) -> bool:
+        """Whether a step's rate is the same however long the run."""
+        return self.kind in ("constant", "inverse_sqrt")
 
 
 class Engine(Section):
@@ -240,7 +252,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = []
-        if self.schedule.kind != "constant" and self.schedule.warmup_steps >= self.train.steps:
+        if not self.schedule.endless and self.schedule.warmup_steps >= self.train.steps:
             problems.append(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} must be below train.steps {self.train.steps}"
             )

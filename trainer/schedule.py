@@ -16,6 +16,7 @@ def learning_rate(step: int, schedule: Schedule, peak: float, steps: int) -> flo
         constant     peak
         cosine       half a cosine from the peak to peak * final_ratio at step steps - 1 (SGDR, arXiv:1608.03983)
         linear       a line between the same points
+        inverse_sqrt peak * sqrt(warmup_steps / (step + 1)) ("Attention Is All You Need", arXiv:1706.03762, equation 3)
         wsd          peak, then a line to peak * final_ratio over the last decay_steps (MiniCPM, arXiv:2404.06395)
 
     Steps beyond the run's end keep the last rate. A run of a single update without warm-up takes the peak.
@@ -32,6 +33,8 @@ def learning_rate(step: int, schedule: Schedule, peak: float, steps: int) -> flo
         return peak * ((step + 1) / schedule.warmup_steps)
     if schedule.kind == "constant":
         return peak
+    if schedule.kind == "inverse_sqrt":
+        return peak * math.sqrt(max(schedule.warmup_steps, 1) / (step + 1))
     top = last - schedule.decay_steps if schedule.kind == "wsd" else max(schedule.warmup_steps - 1, 0)
     if step <= top:
         return peak

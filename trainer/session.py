@@ -31,6 +31,7 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.mirror import Mirror, root_of, store_of
 from trainer.models.build import build
+from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
@@ -154,7 +155,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     frozen = give_weights(run, recipe, model, found, world, notes)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
-    groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
+    groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay, rate_scales(recipe))
     engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
     progress = Progress()
     if found:

@@ -94,6 +94,7 @@ def rank(asked: dict[str, Any]) -> None:
     from trainer.engine import Engine
     from trainer.meters import peak_memory_gib
     from trainer.models.build import build
+    from trainer.models.depth import rate_scales
     from trainer.models.head import LM
     from trainer.models.initialize import initialize
     from trainer.optimizer import freeze, parameter_groups
@@ -111,7 +112,7 @@ def rank(asked: dict[str, Any]) -> None:
     model = build(recipe.model, asked["vocab_size"], LM, recipe.engine.activation_checkpointing)
     freeze(model, recipe.train.trainable)
     initialize(model, recipe.seed)
-    groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay)
+    groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay, rate_scales(recipe))
     bf16 = recipe.engine.bf16(cuda)
     engine = Engine(model.to(world.device), groups, recipe, world, rows, accumulation, bf16)
     inputs = torch.randint(0, asked["vocab_size"], (rows, context), device=world.device)

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from trainer import sizes, zero
+from trainer.models.depth import rate_scales
 from trainer.models.shapes import grouped, parameter_shapes
 from trainer.recipe import Recipe
 from trainer.shape import Shape
@@ -67,8 +68,9 @@ class Setup:
         learning = sum(trained.values())
         told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, learning, gpu)
         frozen = {name: count for name, count in elements.items() if name not in learns}
+        learning_shapes = {name: shapes[name] for name in trained}
         groups = tuple(
-            tuple(elements[name] for name in group) for group in grouped({name: shapes[name] for name in trained})
+            tuple(elements[name] for name in group) for group in grouped(learning_shapes, rate_scales(recipe))
         )
         return cls(recipe, vocab_size, ranks, shape, bf16, gpu, trained, frozen, groups, told)
 

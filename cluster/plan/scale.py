@@ -11,6 +11,7 @@ from math import prod
 from cluster.plan.memory import Setup
 from trainer import zero
 from trainer.manifest import file_of, joined, pieces, times_of
+from trainer.models.depth import rate_scales
 from trainer.models.shapes import Shapes, grouped, parameter_shapes
 from trainer.place import DIGEST
 
@@ -72,7 +73,7 @@ def _cut(size: int, part: int, at: int) -> list[list[int]]:
 def held_by(setup: Setup, ranks: int, stage: int | None = None) -> dict[str, list[list[int]]]:
     """The runs of every parameter, as a manifest has them, of `setup`'s model on so many ranks."""
     shapes = parameter_shapes(setup.recipe.model, setup.vocab_size)
-    groups = grouped({name: shapes[name] for name in setup.trained})
+    groups = grouped({name: shapes[name] for name in setup.trained}, rate_scales(setup.recipe))
     return dict(runs_of(setup.stage if stage is None else stage, groups, ranks))
 
 

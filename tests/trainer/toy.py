@@ -10,6 +10,7 @@ from data.order.deal import deal
 from trainer.engine import Engine
 from trainer.exact import addable
 from trainer.models.decoder import Decoder
+from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Batch
 from trainer.optimizer import parameter_groups
@@ -76,7 +77,7 @@ class Training:
         self.world, self.recipe, self.micro_batch = world, chosen, micro_batch
         accumulation = -(-ROWS // (micro_batch * world.size))
         model = model or new_model(chosen)
-        groups = parameter_groups(model.named_parameters(), chosen.optimizer.weight_decay)
+        groups = parameter_groups(model.named_parameters(), chosen.optimizer.weight_decay, rate_scales(chosen))
         self.engine = Engine(model, groups, chosen, world, micro_batch, accumulation, bf16=bf16)
 
     def step(self, number: int, poison: float = 1.0) -> tuple[float, float, bool]:

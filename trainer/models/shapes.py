@@ -1,5 +1,7 @@
 """The decoder's parameters by name and shape, without building it: what a plan and a simulation count."""
 
+from collections.abc import Callable
+
 from trainer.recipe import Model
 
 Shapes = dict[str, tuple[int, ...]]
@@ -10,11 +12,24 @@ def decays(name: str, dimensions: int) -> bool:
     return dimensions >= 2 and "embed" not in name
 
 
-def grouped(learning: Shapes) -> list[Shapes]:
-    """The optimizer's groups of the parameters that learn: those that decay, then the others; none that is empty."""
-    decayed = {name: shape for name, shape in learning.items() if decays(name, len(shape))}
-    kept = {name: shape for name, shape in learning.items() if name not in decayed}
-    return [group for group in (decayed, kept) if group]
+def group_keys(learning: Shapes, scale: Callable[[str], float] = lambda _: 1.0) -> dict[tuple[bool, float], list[str]]:
+    """The optimizer's groups of the parameters that learn: those that decay, then the others; none that is empty.
+
+    Args:
+        scale: by what a parameter's learning rate is multiplied; each such factor has groups of its own.
+
+    Returns:
+        The names of each group, by (whether it decays, its factor).
+    """
+    found: dict[tuple[bool, float], list[str]] = {}
+    for name, shape in learning.items():
+        found.setdefault((decays(name, len(shape)), scale(name)), []).append(name)
+    return dict(sorted(found.items(), key=lambda entry: not entry[0][0]))
+
+
+def grouped(learning: Shapes, scale: Callable[[str], float] = lambda _: 1.0) -> list[Shapes]:
+    """The parameters of each group of `group_keys`."""
+    return [{name: learning[name] for name in names} for names in group_keys(learning, scale).values()]
 
 
 def parameter_shapes(model: Model, vocab_size: int) -> Shapes:

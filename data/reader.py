@@ -127,7 +127,7 @@ class LocalReader:
         self.order = order
         self.length = context + 1
         self._alike = len(order.walks) == 1 and order.walks[0].layout.stride > 0
-        self._lengths = np.array([walk.layout.row_length(self.length) for walk in order.walks])
+        self._lengths = [walk.layout.row_length(self.length) for walk in order.walks]
         self._packings: list[Packing | None] = [
             self._load_packing(walk.source, walk.layout.plan_length, find) if walk.layout.plan else None
             for walk in order.walks
@@ -138,23 +138,22 @@ class LocalReader:
             raise UserError("the run's datasets of examples predict different things, such as a class and a number")
         self._opened: dict[tuple[int, int], OpenShard] = {}
         self._plan = lru_cache(maxsize=PLANS)(self._map_plan)
-        self._chunk: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._chunk: tuple[int, list[int], list[int], list[int]] | None = None
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions` (int64; -1 gives a filler row)."""
-        walks, shards, firsts = self._places(positions)
-        if self._alike and len(positions) and positions.min() >= 0:
-            return self._chopped(positions, shards.tolist(), firsts.tolist())
-        real = positions >= 0
-        width = int(self._lengths[walks[real]].max(initial=self._lengths.min()))
+        asked = positions.tolist()
+        walks, shards, firsts = self._places(asked)
+        if self._alike and min(asked, default=-1) >= 0:
+            return self._chopped(positions, shards, firsts)
+        real = [self._lengths[walk] for position, walk in zip(asked, walks, strict=True) if position >= 0]
+        width = max(real, default=min(self._lengths))
         tokens = np.empty((len(positions), width), np.int64)
         lengths = np.zeros(len(positions), np.int64)
         use = np.zeros(tokens.shape, np.uint8) if self.indexes[0].kind == "examples" else None
         starts: list[np.ndarray] = []
         targets: list[np.ndarray] = []
-        for slot, (position, walk, shard, start) in enumerate(
-            zip(positions.tolist(), walks.tolist(), shards.tolist(), firsts.tolist(), strict=True)
-        ):
+        for slot, (position, walk, shard, start) in enumerate(zip(asked, walks, shards, firsts, strict=True)):
             if position < 0:
                 tokens[slot] = 0
                 starts.append(np.empty(0, np.int64))
@@ -164,7 +163,7 @@ class LocalReader:
             if self._packings[walk] is not None:
                 spans = self._plan(walk, shard).spans(start)
             elif use is None:
-                spans = [(start, start + int(self._lengths[walk]))]
+                spans = [(start, start + self._lengths[walk])]
             else:
                 begin, end = opened.document(start)
                 spans = [(begin, min(end, begin + self.length))]
@@ -193,41 +192,48 @@ class LocalReader:
         return np.array(targets, self._targets.dtype).reshape(-1, len(self._targets.names))
 
     def _chopped(self, positions: np.ndarray, shards: list[int], firsts: list[int]) -> Rows:
-        """Rows of text where all of the order are alike: the way of most runs, 1.4 times as fast as the general one."""
-        width = int(self._lengths[0])
+        """Rows of text where all of the order are alike: the way of most runs, 1.2 times as fast as the general one."""
+        width = self._lengths[0]
         tokens = np.empty((len(positions), width), np.int64)
-        begins: list[int] = []
+        inside: list[int] = []  # made an array once: a small array costs as much as forty numbers of a list
         cuts = [0]
         for slot, (shard, first) in enumerate(zip(shards, firsts, strict=True)):
             opened = self._opened.get((0, shard)) or self._open(0, shard)
             tokens[slot] = opened.tokens(first, first + width)
-            begins.append(first)
-            begins += opened.starts_between(first, first + width)
-            cuts.append(len(begins))
-        inside = np.array(begins, np.int64) - np.repeat(firsts, np.diff(cuts))
-        starts = tuple(inside[low:high] for low, high in pairwise(cuts))
+            inside.append(0)
+            inside += [start - first for start in opened.starts_between(first, first + width)]
+            cuts.append(len(inside))
+        begins = np.array(inside, np.int64)
+        starts = tuple([begins[low:high] for low, high in pairwise(cuts)])
         return Rows(tokens, np.full(len(positions), width), starts, None, positions)
 
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(walk, shard, start) of each position, from a resolved chunk where they fall in one; zeros for fillers."""
-        if self._chunk is not None and len(positions):
-            number, *parts = self._chunk
-            offset = positions - number * RESOLVED
-            if offset.min() >= 0 and offset.max() < len(parts[0]):
-                return parts[0][offset], parts[1][offset], parts[2][offset]
-        walk, shard, start = (np.zeros(len(positions), np.int64) for _ in range(3))
-        real = positions >= 0
-        for number in np.unique(positions[real] // RESOLVED):
-            mine = real & (positions // RESOLVED == number)
-            offset = positions[mine] - number * RESOLVED
-            if self._chunk is None or self._chunk[0] != number or offset.max() >= len(self._chunk[1]):
-                stop = (int(number) + 1) * RESOLVED
+    def _places(self, positions: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """(walk, shard, start) of each position; zeros for fillers.
+
+        They come from resolved chunks, as lists: of the few numbers of a batch, numpy would make its slowest calls.
+        """
+        if self._chunk is not None and positions:
+            number, walks, shards, starts = self._chunk
+            base = number * RESOLVED
+            if min(positions) >= base and max(positions) < base + len(walks):
+                offsets = [position - base for position in positions]
+                return [walks[at] for at in offsets], [shards[at] for at in offsets], [starts[at] for at in offsets]
+        found = [(0, 0, 0)] * len(positions)
+        for number in sorted({position // RESOLVED for position in positions if position >= 0}):
+            base = number * RESOLVED
+            mine = [slot for slot, position in enumerate(positions) if 0 <= position - base < RESOLVED]
+            last = max(positions[slot] for slot in mine)
+            if self._chunk is None or self._chunk[0] != number or last - base >= len(self._chunk[1]):
+                stop = base + RESOLVED
                 if self.order.end is not None:  # what lies behind it can't be resolved, unless it is asked for
-                    stop = max(min(stop, self.order.end), int(positions[mine].max()) + 1)
-                found = self.order.places(np.arange(number * RESOLVED, stop))
-                self._chunk = (int(number), found.walk, found.shard, found.start)
-            walk[mine], shard[mine], start[mine] = (part[offset] for part in self._chunk[1:])
-        return walk, shard, start
+                    stop = max(min(stop, self.order.end), last + 1)
+                held = self.order.places(np.arange(base, stop))
+                self._chunk = (number, held.walk.tolist(), held.shard.tolist(), held.start.tolist())
+            _, walks, shards, starts = self._chunk
+            for slot in mine:
+                at = positions[slot] - base
+                found[slot] = walks[at], shards[at], starts[at]
+        return [each[0] for each in found], [each[1] for each in found], [each[2] for each in found]
 
     def cancel(self) -> None:
         """Nobody waits any more for the rows that another thread may be reading."""

@@ -351,7 +351,8 @@ class MappedShard:
     def starts_between(self, begin: int, end: int) -> list[int]:
         """First tokens of the documents that start behind token `begin` and before `end`, ascending."""
         documents = self._list() if self._documents is None else self._documents
-        return documents[bisect_right(documents, begin) : bisect_left(documents, end)]
+        first = bisect_right(documents, begin)
+        return documents[first : bisect_left(documents, end, first)]
 
     def document(self, number: int) -> tuple[int, int]:
         """(first token, one past the last) of the shard's document of that number."""

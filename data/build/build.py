@@ -39,6 +39,9 @@ from data.tokenizer.tokenizer import Tokenizer
 
 _LIBRARIES = ("sentencepiece", "tokenizers", "webdataset", "numpy", "pyarrow", "rensa", "xxhash", "scipy")
 _SHOWN = 6
+_MAKES = ("tokenizer", "shard_tokens")
+"""Settings that nothing depends on which is read, cleaned or found to be a copy."""
+_REUSED = "reused tokenizer"
 
 
 def build(
@@ -63,11 +66,12 @@ def build(
         return pack_dataset(out, missing, recipe.workers, progress) if missing else found
     workers = recipe.workers or os.cpu_count() or 1
     decides = _decides(recipe, given)
-    with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
+    with workplace(out, *decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
         rows = pipeline.read()
         _refuse_change(before, _stamps(recipe))
         rows = pipeline.within_quotas(pipeline.remove_copies(rows))
+        work.keep = True
         tokenizer = pipeline.tokenizer(rows)
         parts = pipeline.tokenize(rows, tokenizer)
         indexes = pipeline.write(parts, tokenizer)
@@ -106,11 +110,13 @@ def train_tokenizer(
         raise UserError(f"{out} is a dataset, which has its tokenizer. Choose another --out.")
     workers = recipe.workers or os.cpu_count() or 1
     before, decides = _stamps(recipe), _decides(recipe, _given(recipe))
-    with workplace(out, decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
+    with workplace(out, *decides, progress) as work, nullcontext(executor) if executor else pool(workers) as hands:
         pipeline = Pipeline(recipe, work, hands, workers, progress)
         rows = pipeline.read()
         _refuse_change(before, _stamps(recipe))
-        tokenizer = pipeline.tokenizer(pipeline.within_quotas(pipeline.remove_copies(rows)))
+        rows = pipeline.within_quotas(pipeline.remove_copies(rows))
+        work.keep = True
+        tokenizer = pipeline.tokenizer(rows)
         publish(work, out)
     return tokenizer
 
@@ -161,7 +167,7 @@ def _given(recipe: DatasetRecipe) -> dict[str, Any]:
         if recipe.kind == "examples":
             for role in controls(recipe.task):
                 control_id(tokenizer, role)
-        reused["reused tokenizer"] = tokenizer.fingerprint
+        reused[_REUSED] = tokenizer.fingerprint
     sets = corpus.fingerprint(recipe.decontaminate.sets)
     return {**corpus.fingerprint(recipe.sources), **{f"without {name}": said for name, said in sets.items()}, **reused}
 
@@ -186,12 +192,19 @@ def _recipe_json(recipe: DatasetRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude=free)
 
 
-def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> dict[str, Any]:
-    """What parts that one build left must have been made from for another to use them; the code counts too."""
+def _decides(recipe: DatasetRecipe, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What files that one build left must have been made from for another to use them; the code counts too.
+
+    Returns:
+        Of what was read and cleaned, and, beside that, of what was made of it.
+    """
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
         code.update(file.read_bytes())
-    return {**_origin(recipe, given), "code": code.hexdigest()}
+    reads = {**_origin(recipe, given), "code": code.hexdigest()}
+    reads["recipe"], reads["input"] = dict(reads["recipe"]), dict(reads["input"])
+    makes = {name: reads["recipe"].pop(name) for name in _MAKES}
+    return reads, {**makes, _REUSED: reads["input"].pop(_REUSED, None)}
 
 
 def versions(recipe: DatasetRecipe) -> dict[str, str]:

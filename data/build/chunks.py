@@ -231,21 +231,23 @@ def _mended(document: Document, recipe: DatasetRecipe) -> tuple[Document, tuple[
     return replace(document, fields=through(dict(document.fields or {}))), combined(changes)
 
 
-def encode(part: int, rows: Rows, fingerprint: str, recipe: DatasetRecipe, classes: Sequence[str] = ()) -> Encoded:
+def encode(part: int, rows: Rows, made: Path, fingerprint: str, recipe: DatasetRecipe,
+           classes: Sequence[str] = ()) -> Encoded:  # fmt: skip
     """Tokenize a part's surviving rows, sorted by split and by the hash that shuffles them.
 
     A shard is a range of those hashes, so whoever writes it finds its documents in one piece of each part.
 
     Args:
-        fingerprint: of the tokenizer in the build's folder.
+        made: the folder for the tokens, with the tokenizer in it.
+        fingerprint: of that tokenizer.
         classes: names of the task's classes in the order of their ids.
     """
     import pyarrow
 
-    path = token_file(rows.work, part)
+    path = token_file(made, part)
     if (about := about_part(path)) is not None:
         return Encoded(**about)
-    tokenizer = _tokenizer(rows.work, fingerprint)
+    tokenizer = _tokenizer(made, fingerprint)
     batch = read_part(part_file(rows.work, part))
     there = np.flatnonzero(rows.there(part))
     said = Encoded(len(there), len(there), int(batch["bytes"].to_numpy()[there].sum()))
@@ -316,6 +318,6 @@ def _lists(arrays: Sequence[np.ndarray], dtype: np.dtype) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(work: Path, fingerprint: str) -> Tokenizer:
+def _tokenizer(made: Path, fingerprint: str) -> Tokenizer:
     """The build's tokenizer, parsed once a process; the fingerprint tells a later build in the same folder apart."""
-    return Tokenizer.load(work)
+    return Tokenizer.load(made)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from data.build.ledger import Ledger
 from data.build.parts import Drop, Rows, part_file, read_drops, read_part, token_file
 from data.build.shuffle import grouped, plan, write_group
 from data.build.tally import Tally
-from data.build.workplace import in_order
+from data.build.workplace import Work, in_order
 from data.dedup.copies import equal_rows, exact_copies, near_copies, write_edges
 from data.dedup.decontaminate import collect
 from data.errors import UserError
@@ -51,13 +50,13 @@ _TOKENIZER = "tokenizer.account"
 class Pipeline:
     """One build's stages, to be called in the order in which they stand here; `ledger` keeps the account."""
 
-    def __init__(self, recipe: DatasetRecipe, work: Path, hands: Executor, workers: int, progress: Progress):
-        """Take the folder `work`, with what an earlier build of the same recipe left, and `hands` to share the work."""
+    def __init__(self, recipe: DatasetRecipe, work: Work, hands: Executor, workers: int, progress: Progress):
+        """Take the folders `work`, with what an earlier build of the recipe left, and `hands` to share the work."""
         self.recipe = recipe
         self.ledger = Ledger()
         self.tokenizer_account: dict[str, Any] = {}
         self.evaluation_account: dict[str, Any] = {}
-        self._work = work
+        self._work, self._made = work.read, work.made
         self._hands = hands
         self._workers = workers
         self._progress = progress
@@ -123,13 +122,13 @@ class Pipeline:
         wanted = self.recipe.tokenizer
         self._need_training_rows(rows)
         self._progress.begin("tokenizer", None, "bytes")
-        account = self._work / _TOKENIZER
+        account = self._made / _TOKENIZER
         if account.exists():
-            tokenizer, self.tokenizer_account = Tokenizer.load(self._work), json.loads(account.read_text("utf-8"))
+            tokenizer, self.tokenizer_account = Tokenizer.load(self._made), json.loads(account.read_text("utf-8"))
             self._progress.end(f"{tokenizer.vocab_size:,} pieces, made before")
             return tokenizer
         made = obtain(wanted, self._sample(rows, wanted.sample_bytes), self._workers)
-        made.tokenizer.save(self._work)
+        made.tokenizer.save(self._made)
         self.tokenizer_account = made.account
         write_json(account, made.account)
         self._progress.end(made.said)
@@ -142,12 +141,13 @@ class Pipeline:
             UserError: every example is too long.
         """
         self._progress.begin("tokenize", self._counts[0], "documents")
-        calls = ((encode, part, rows, tokenizer.fingerprint, self.recipe, self.classes) for part in rows.parts)
+        about = (rows, self._made, tokenizer.fingerprint, self.recipe, self.classes)
+        calls = ((encode, part, *about) for part in rows.parts)
         parts: list[Encoded] = []
         for part in in_order(self._hands, calls, 2 * self._workers + 2):
             parts.append(part)
             self._progress.advance(part.kept)
-        drops = chain.from_iterable(read_drops(token_file(self._work, part)) for part in rows.parts)
+        drops = chain.from_iterable(read_drops(token_file(self._made, part)) for part in rows.parts)
         self._book("tokenize", (sum(part.kept for part in parts), sum(part.kept_bytes for part in parts)), drops)
         self._progress.end(f"{sum(sum(part.tokens.values()) for part in parts):,} tokens")
         self._need(f"within task.max_tokens = {self.recipe.task.max_tokens}")
@@ -159,10 +159,10 @@ class Pipeline:
         tokens = {split: sum(part.tokens[split] for part in parts) for split in SPLITS}
         self._progress.begin("write shards", sum(tokens.values()), "tokens")
         documents = sum(part.rows for part in parts)
-        shards = plan(self._work, len(parts), documents, tokens, self.recipe.shard_tokens, self._memory)
+        shards = plan(self._made, len(parts), documents, tokens, self.recipe.shard_tokens, self._memory)
         groups = [group for split in shards for group in grouped(split, self._memory // self._workers)]
         entries: dict[int, list[ShardEntry]] = {number: [] for number in range(len(SPLITS))}
-        calls = ((write_group, self._work, group, len(parts), dtype) for group in groups)
+        calls = ((write_group, self._made, group, len(parts), dtype) for group in groups)
         for group, made in zip(groups, in_order(self._hands, calls, self._workers), strict=True):
             entries[group[0].split] += made
             self._progress.advance(sum(entry.tokens for entry in made))
@@ -170,7 +170,7 @@ class Pipeline:
         targets = targets_of(self.recipe.task) if self.recipe.kind == "examples" else None
         for number, split in enumerate(SPLITS):
             held = tuple(entries[number])
-            index = Index(self._work, split, dtype, self.recipe.kind, tokenizer.fingerprint, held, targets)
+            index = Index(self._made, split, dtype, self.recipe.kind, tokenizer.fingerprint, held, targets)
             write_index(index, self.recipe.name)
             indexes.append(index)
         self._progress.end(", ".join(f"{index.split} {index.tokens:,} tokens" for index in indexes))

@@ -1,9 +1,10 @@
 """Where a build works, who does the work, and what is left when it fails: nothing that looks like a dataset.
 
-Everything is made in `OUT/.building/KEY` and moved to its name at the end, `dataset.json` last. KEY is a digest of what
-decides the bytes (recipe, input, library versions, the code of `data`): a build that was killed leaves the folder
-behind and one with the same key goes on there; one with another key says so and starts over. A straggler of a dead
-build can't harm that one: its folder is gone.
+Everything is made in `OUT/.building/READ/MADE` and moved to its name at the end, `dataset.json` last. READ is a digest
+of what decides what is read, cleaned and kept (recipe, input, library versions, the code of `data`), MADE one of what
+decides the rest (tokenizer, size of shards). A build that was killed leaves the folders behind and one with the same
+keys goes on there; with another tokenizer it goes on from what was read; else it says so and starts over. A straggler
+of a dead build can't harm that one: its folder is gone.
 """
 
 import errno
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,30 @@ _OURS = re.compile(
 )
 _TEMPORARY = re.compile(r"\..*\.tmp|sort-.*|links")
 _HALF_WRITTEN = re.compile(rf"\.{re.escape(FILE)}\..*\.tmp")
+_KEY = re.compile(r"[0-9a-f]{16}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+@dataclass
+class Work:
+    """Where a build's files are until it is done."""
+
+    read: Path
+    """What was read and cleaned, part by part, and which of its rows stay."""
+    made: Path
+    """What was made of them: tokenizer, tokens, shards."""
+    keep: bool = False
+    """Reading is over: what was read stays also where the rest meets a user's mistake."""
+
+
 @contextmanager
-def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterator[Path]:
-    """A folder inside `out` to work in, for one build at a time; gone after success or a user's mistake, but kept where
-    input couldn't be reached for now.
+def workplace(out: Path, reads: dict[str, Any], makes: dict[str, Any], progress: Progress) -> Iterator[Work]:
+    """Folders inside `out` to work in, for one build at a time; gone after success or a user's mistake, but kept where
+    input couldn't be reached for now, and once everything is read.
 
     Args:
-        decides: everything that decides the bytes (JSON). What a build of the same left is in the folder.
+        reads: everything that decides what is read and kept (JSON). What a build of the same left is in the folder.
+        makes: what decides, with it, the bytes of the dataset.
         progress: is told when what another build left is thrown away.
 
     Raises:
@@ -63,13 +79,18 @@ def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterato
             if (out / FILE).exists():
                 shutil.rmtree(building)
                 raise UserError(f"another build has just finished in {out}. Build again to see whether it is this one.")
-            work = _journalled(building, decides, progress)
+            work = _journalled(building, reads, makes, progress)
             _clear(out, work)
             try:
                 yield work
             except UserError as error:
                 if isinstance(error.__cause__, Unreachable):
                     raise UserError(f"{error}. What is finished is kept: build again to go on.") from error.__cause__
+                if work.keep:
+                    raise UserError(
+                        f"{error} (What was read and cleaned is kept: a build that differs in `tokenizer` or "
+                        "`shard_tokens` goes on from there.)"
+                    ) from error
                 shutil.rmtree(building, ignore_errors=True)
                 raise
             shutil.rmtree(building, ignore_errors=True)
@@ -92,42 +113,54 @@ def workplace(out: Path, decides: dict[str, Any], progress: Progress) -> Iterato
             out.rmdir()
 
 
-def publish(work: Path, out: Path) -> None:
-    """Move what was made in `work` to its names in `out`; only `dataset.json` is then missing."""
-    names = sorted(path.name for path in work.iterdir() if _OURS.fullmatch(path.name))
-    write_json(work / _MOVING, {"names": names})
+def publish(work: Work, out: Path) -> None:
+    """Move what was made to its names in `out`; only `dataset.json` is then missing."""
+    names = sorted(path.name for path in work.made.iterdir() if _OURS.fullmatch(path.name))
+    write_json(work.made / _MOVING, {"names": names})
     for name in names:
-        (work / name).replace(out / name)
+        (work.made / name).replace(out / name)
     sync(out)
 
 
-def _journalled(building: Path, decides: dict[str, Any], progress: Progress) -> Path:
-    """The folder for a build that these things decide, made if it isn't there; those of other builds are removed."""
-    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    work = building / key
-    for left in building.iterdir():
-        if left.is_dir() and left.name != key:
-            progress.say(f"{left} was left by a build of another recipe, input or version: it is removed")
-            shutil.rmtree(left)
-    if (work / _JOURNAL).exists():
-        progress.say(f"going on from what an interrupted build left in {work}")
-    else:
-        work.mkdir(exist_ok=True)
-        write_json(work / _JOURNAL, decides)
-    return work
+def _journalled(building: Path, reads: dict[str, Any], makes: dict[str, Any], progress: Progress) -> Work:
+    """The folders for a build that these things decide, made if they aren't there; other builds' are removed."""
+    read = building / _key(reads)
+    made = read / _key(makes)
+    for left in _others(building, read):
+        progress.say(f"{left} was left by a build of another recipe, input or version: it is removed")
+        shutil.rmtree(left)
+    for left in _others(read, made) if read.exists() else ():
+        progress.say(f"{left} was left by a build with another tokenizer or size of shards: it is removed")
+        shutil.rmtree(left)
+    if (read / _JOURNAL).exists():
+        progress.say(f"going on from what an interrupted build left in {read}")
+    for folder, decides in ((read, reads), (made, makes)):
+        if not (folder / _JOURNAL).exists():
+            folder.mkdir(exist_ok=True)
+            write_json(folder / _JOURNAL, decides)
+    return Work(read, made)
 
 
-def _clear(out: Path, work: Path) -> None:
+def _key(decides: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _others(folder: Path, ours: Path) -> list[Path]:
+    """The folders beside ours that are named by a key."""
+    return [path for path in folder.iterdir() if path.is_dir() and path != ours and _KEY.fullmatch(path.name)]
+
+
+def _clear(out: Path, work: Work) -> None:
     """Take back what a build moved before it was killed; remove what is half made or none of ours."""
-    moving = work / _MOVING
+    moving = work.made / _MOVING
     names = json.loads(moving.read_text("utf-8"))["names"] if moving.exists() else []
     for left in out.iterdir():
         if left.name in names:
-            left.replace(work / left.name)
+            left.replace(work.made / left.name)
         elif left.name != BUILDING:
             left.unlink()
     moving.unlink(missing_ok=True)
-    for left in work.iterdir():
+    for left in (*work.read.iterdir(), *work.made.iterdir()):
         if _TEMPORARY.fullmatch(left.name):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 

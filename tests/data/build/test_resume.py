@@ -180,6 +180,30 @@ def test_a_build_of_another_recipe_does_not_use_what_one_left(recipe, tmp_path, 
     assert got == digests(build(other, tmp_path / "again").folder)
 
 
+def test_a_tokenizer_that_is_too_small_is_mended_without_reading_and_cleaning_again(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.build.pipeline._CHUNK_CHARACTERS", PART)
+    characters = "".join(chr(0x4E00 + number) for number in range(400))
+    (tmp_path / "texts" / "many.txt").write_text(f"{characters}\n" * 3)
+
+    def sized(pieces):
+        wanted = TokenizerTraining(vocab_size=pieces, character_coverage=1.0)
+        return recipe.model_copy(update={"workers": 1, "tokenizer": wanted})
+
+    out, lines = tmp_path / "out", Lines()
+    with pytest.raises(UserError, match=r"vocab_size is 512, .*\(What was read and cleaned is kept: .*`tokenizer`"):
+        build(sized(512), out)
+    read = {name: inode for name, inode in files(out).items() if name.endswith(".part") or name.startswith("after-")}
+    assert len(read) > 10
+    cleaned = []
+    with monkeypatch.context() as patched:
+        patched.setattr("data.build.chunks._kept", lambda *given: cleaned.append(given) or [])
+        got = build(sized(1000), out, progress=lines)
+    assert not cleaned
+    assert "size of shards: it is removed" in lines.said[0]
+    assert digests(got.folder) == digests(build(sized(1000), tmp_path / "again").folder)
+    assert not (out / ".building").exists()
+
+
 def test_memory_changes_nothing_in_the_result(recipe, undisturbed, tmp_path):
     tight = recipe.model_copy(update={"workers": 1, "memory": 1_000_000})
     assert digests(build(tight, tmp_path / "tight").folder) == undisturbed

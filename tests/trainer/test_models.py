@@ -116,6 +116,8 @@ def test_boundaries_of_documents():
     assert documents.cumulative.dtype == np.int32
     assert documents.runs == ((1, 3), (1, 5), (2, 8), (2, 4))
     assert documents.longest == 8
+    counted = documents.positions(torch.device("cpu")).view(4, 8).tolist()
+    assert counted == [[0, 1, 2, 0, 1, 2, 3, 4], [*range(8)], [*range(8)], [0, 1, 2, 3, 0, 1, 2, 3]]
     assert Documents.of([np.array([0, 8]), np.array([])], 8) is None
 
 

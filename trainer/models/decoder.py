@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.head import LM, Head
-from trainer.models.layers import Attention, Cache, Documents, Embedding, LMHead, RMSNorm, SwiGLU, rotary_table
+from trainer.models.layers import Attention, Cache, Documents, Embedding, LMHead, RMSNorm, SwiGLU, chosen, rotary_table
 from trainer.recipe import Model
 
 LOSS_KERNEL = "chunked cross entropy, gradients in the forward pass"
@@ -114,10 +114,7 @@ class Decoder(nn.Module):
                 x = checkpoint(block, x, rotation, documents, use_reentrant=False)
             else:
                 x = block(x, rotation, documents, cache, index)
-        if cache is not None:
-            x = x if cache.filled else x[torch.arange(len(x), device=x.device), cache.lengths - 1, None]
-            cache.advance()
-        return self.lm_head(self.model.norm(x), labels)
+        return self.lm_head(self.model.norm(chosen(x, cache)), labels)
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:
         """Standard deviation of the initial values of the matrix called `name`.

@@ -9,8 +9,10 @@ tokens (6 heads of 32, 2 key-value heads, fp32, one thread; 17, 54 and 162 docum
     one call a document, split and joined         44 / 34 / 30 ms     <- here, on a CPU and in fp32
 
 so attention gets cheaper with more documents. Splitting matters: one `split` has one backward, whereas slices would
-each add a zero-filled gradient. On a GPU in bf16 one variable-length flash attention call takes all documents.
-Positions run on through a row: rotary attention sees only differences, so a document needs no restart at 0.
+each add a zero-filled gradient. On a GPU in bf16 one variable-length flash attention call takes all documents; it knows
+no dropout, so with that there is a call a document there, too.
+Rotary positions run on through a row: they are seen only as differences, so a document needs no restart at 0. Learned
+positions do restart (`Documents.positions`).
 """
 
 import inspect
@@ -62,6 +64,15 @@ class Documents:
         if device is not None and device.type == "cuda":
             on_device = torch.from_numpy(cumulative).pin_memory().to(device, non_blocking=True)
         return cls(cumulative, int(lengths.max()), runs, on_device)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """(rows * width,) int64 on `device`: how many tokens of its document stand before each, in the same row."""
+        if self.on_device is not None:
+            index = torch.arange(int(self.cumulative[-1]), dtype=torch.int32, device=device)
+            begun = torch.searchsorted(self.on_device, index, right=True) - 1
+            return (index - self.on_device[begun]).long()
+        starts = np.repeat(self.cumulative[:-1], np.diff(self.cumulative))
+        return torch.from_numpy(np.arange(len(starts)) - starts).to(device)
 
 
 class Cache:
@@ -170,9 +181,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention (arXiv:2305.13245) with rotary positions."""
 
-    def __init__(self, hidden_size: int, heads: int, key_value_heads: int, head_size: int) -> None:
+    def __init__(
+        self, hidden_size: int, heads: int, key_value_heads: int, head_size: int, dropout: float = 0.0
+    ) -> None:
+        """`dropout`: of attention's probabilities, in training."""
         super().__init__()
         self.head_size = head_size
+        self.dropout = dropout
         self.q_proj = Linear(hidden_size, heads * self.head_size)
         self.k_proj = Linear(hidden_size, key_value_heads * self.head_size)
         self.v_proj = Linear(hidden_size, key_value_heads * self.head_size)
@@ -191,31 +206,60 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if cache is not None:
-            k, v, mask = cache.extend(layer, k, v)
-            out = attend(q, k, v, mask)
-        elif documents is None:
-            out = attend(q, k, v)
-        else:
-            out = attend_within(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents).view(q.shape)
+        out = self_attention(q, k, v, documents, cache, layer, self.dropout if self.training else 0.0)
         return self.o_proj(out.flatten(-2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of (B, T, heads, head size): where `mask` is True, or causal without one."""
+def self_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents | None = None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    dropout: float = 0.0,
+) -> Tensor:
+    """A decoder's attention of (B, T, heads, head size): with what `cache` holds, within `documents`, or causal."""
+    if cache is not None:
+        k, v, mask = cache.extend(layer, k, v)
+        return attend(q, k, v, mask, dropout)
+    if documents is None:
+        return attend(q, k, v, None, dropout)
+    return attend_within(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents, dropout).view(q.shape)
+
+
+def chosen(x: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
+    """What a head reads of a decoder's last hidden states `x` (B, T, hidden), after which `cache` holds their tokens.
+
+    (B, hidden) at the places `at` (B,); with a cache (B, 1, hidden) after each row's last real token; else all.
+    """
+    rows = torch.arange(len(x), device=x.device)
+    if at is not None:
+        return x[rows, at]
+    if cache is None:
+        return x
+    last = x if cache.filled else x[rows, cache.lengths - 1, None]
+    cache.advance()
+    return last
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of (B, T, heads, head size): where `mask` is True, or causal without one; each probability is
+    dropped with that of `dropout`."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     grouped = q.size(1) != k.size(1)
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
-def attend_within(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+def attend_within(q: Tensor, k: Tensor, v: Tensor, documents: Documents, dropout: float = 0.0) -> Tensor:
     """Causal attention of flattened tokens (B * T, heads, head size), each within its own document only."""
-    if documents.on_device is not None and q.dtype in (torch.bfloat16, torch.float16):
+    if documents.on_device is not None and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _variable_length(q, k, v, documents.on_device, documents.longest)
     sizes = [count * length for count, length in documents.runs]
     parts = zip(documents.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-    return torch.cat([attend(*(t.unflatten(0, run) for t in qkv)).flatten(0, 1) for run, *qkv in parts])
+    apart = [attend(*(t.unflatten(0, run) for t in qkv), dropout=dropout) for run, *qkv in parts]
+    return torch.cat([each.flatten(0, 1) for each in apart])
 
 
 def _variable_length(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, longest: int) -> Tensor:

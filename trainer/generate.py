@@ -132,7 +132,7 @@ def _continue(
     lockstep: bool,
 ) -> None:
     """Runs `sequences`, those of one prompt next to each other, to their ends."""
-    context, device = model.config.context, model.cos.device
+    context, device = model.config.context, next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
     cache = Cache(lengths, min(context, max(lengths) + max_new_tokens), device)

@@ -96,7 +96,7 @@ def promised(recipe: Recipe, before: Topology, after: Topology, killed_at: int, 
     if exact == "any" and before.zero_stage and after.zero_stage:
         return Promise("bitwise", "engine.exact=any")
     sizes = [Shape.of(part.applied(recipe), part.ranks).micro_batch for part in (before, after)]
-    if recipe.model.residual_dropout and sizes[0] != sizes[1]:
+    if (recipe.model.residual_dropout or recipe.model.attention_dropout) and sizes[0] != sizes[1]:
         why = f"dropout is drawn by forward, and forwards of {sizes[0]} and {sizes[1]} rows draw differently"
         return Promise("samples", f"{why}: with engine.micro_batch={min(sizes)} they would be comparable")
     return Promise("close", "the same sums in another order", "bf16" if bf16 else "fp32", killed_at)

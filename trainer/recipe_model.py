@@ -1,10 +1,11 @@
 """The recipe's `model`: a family and its sizes, named as Hugging Face names them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from data.settings import Fixed, Section
+from trainer.models.presets import filled
 
 FAMILIES = ("llama", "gpt2", "bert", "t5", "transformer")
 DECODERS = ("llama", "gpt2")
@@ -15,6 +16,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "num_key_value_heads": ("llama",),
     "head_dim": ("llama", "t5"),
     "rope_theta": ("llama",),
+    "rope_scaling": ("llama",),
     "rms_norm_eps": ("llama", "t5"),
     "layer_norm_eps": ("gpt2", "bert", "transformer"),
     "attention": DECODERS,
@@ -31,6 +33,43 @@ def _multiple_of_8(value: int) -> int:
     return value
 
 
+class RopeScaling(Section):
+    """How rotary positions are stretched beyond the length first trained on; Hugging Face's `rope_parameters`."""
+
+    rope_type: Fixed[Literal["default", "linear", "llama3"]] = "default"
+    """default: not at all; linear: all frequencies divided by factor; llama3: the low ones, as Llama 3.1 does."""
+    factor: Fixed[float] = Field(default=1.0, ge=1)
+    """linear, llama3: how many times longer."""
+    low_freq_factor: Fixed[float] = Field(default=1.0, gt=0)
+    """llama3: frequencies that turn less often than this over the original length are divided by factor."""
+    high_freq_factor: Fixed[float] = Field(default=4.0, gt=0)
+    """llama3: frequencies that turn more often than this are left alone; in between they are blended."""
+    original_max_position_embeddings: Fixed[int] = Field(default=8192, ge=1)
+    """llama3: the length first trained on, in tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_kind(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("rope_type") == "dynamic":
+            raise ValueError(
+                "rope_type dynamic would change a token's key as its text grows, and up to the context it changes "
+                "nothing: leave rope_scaling out, or take linear or llama3"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _settings_fit_kind(self) -> Self:
+        for setting, field in type(self).model_fields.items():
+            kinds = ("linear", "llama3") if setting == "factor" else ("llama3",)
+            if setting != "rope_type" and self.rope_type not in kinds and getattr(self, setting) != field.default:
+                raise ValueError(f"{setting} means something only with rope_type {' or '.join(kinds)}")
+        if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} must be below high_freq_factor {self.high_freq_factor}"
+            )
+        return self
+
+
 class Model(Section):
     """A transformer of one of five families."""
 
@@ -38,6 +77,10 @@ class Model(Section):
     """llama: a decoder with RMSNorm, rotary positions, grouped-query attention, SwiGLU; gpt2: a decoder with learned
     positions; bert: an encoder; t5: an encoder-decoder with relative positions (v1.1); transformer: the
     encoder-decoder of 2017."""
+    preset: Fixed[str | None] = None
+    """Sizes by name for what is left open here. llama: tiny, small, base, 1b, 3b, 7b, 8b, 13b, 70b; gpt2: tiny, small,
+    medium, large, xl; bert: tiny, mini, small, medium, base, large; t5: tiny, small, base, large, 3b, 11b; transformer:
+    tiny, small, base, big. null: the defaults below."""
     vocab_size: Fixed[int | None] = Field(default=None, ge=2)
     """Rows of the embedding, in tokens. null: the tokenizer's pieces, padded to a multiple of 128."""
     context: Fixed[int] = Field(default=256, ge=8)
@@ -60,6 +103,8 @@ class Model(Section):
     """llama, t5: width of one head, in features. null: hidden_size / num_attention_heads."""
     rope_theta: Fixed[float] = Field(default=10000.0, gt=0)
     """llama: base of the rotary position frequencies."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """llama: how the positions are stretched beyond the length first trained on."""
     rms_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
     """llama, t5: added to the mean square in RMSNorm."""
     layer_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
@@ -84,6 +129,12 @@ class Model(Section):
     initializer_range: Fixed[float] = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights; the projections into a decoder's residual stream get
     1/sqrt(2 layers). t5 scales by each matrix's width instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_preset(cls, given: Any) -> Any:
+        known = isinstance(given, dict) and given.get("family", "llama") in FAMILIES
+        return filled(given, given.get("family", "llama")) if known else given
 
     @model_validator(mode="after")
     def _settings_fit_family(self) -> Self:

@@ -22,7 +22,8 @@ from trainer.recipe import Model, Recipe
 
 FILE = "recipe.yaml"
 ORDER = ("data.sources", "data.stages", "data.window", "data.packing", "data.lanes")  # what fixes the order of rows
-FREE_OF_ANCESTOR = ("attention", "residual_dropout")  # settings of the model that a run may set anew
+FREE_OF_ANCESTOR = ("attention", "residual_dropout", "attention_dropout")
+"""Settings of the model that a run may set anew."""
 
 
 def home() -> Path:

@@ -6,10 +6,11 @@ from torch import nn
 
 from data.errors import UserError
 from trainer.models.decoder import Decoder
+from trainer.models.gpt2 import GPT2
 from trainer.models.head import LM, Head
 from trainer.recipe import Model
 
-CLASSES: dict[str, Any] = {"llama": Decoder}
+CLASSES: dict[str, Any] = {"llama": Decoder, "gpt2": GPT2}
 
 
 def build(config: Model, vocab_size: int, head: Head = LM, activation_checkpointing: bool = False) -> nn.Module:

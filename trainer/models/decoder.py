@@ -1,7 +1,8 @@
-"""A Llama-style decoder whose parameter names are Hugging Face's, so that export is a copy, not a conversion.
+"""Llama (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Llama 3: arXiv:2407.21783), names Hugging Face's.
 
-Our own modules rather than transformers' classes: a rank starts in 3 s instead of 17, document boundaries and the
-chunked loss fit in, and the logits agree with LlamaForCausalLM to 1e-5 (`tests/trainer/test_models.py`).
+So export is a copy, not a conversion. Our own modules rather than transformers' classes: a rank starts in 3 s instead
+of 17, document boundaries and the chunked loss fit in, and the logits agree with LlamaForCausalLM to 1e-5
+(`tests/trainer/test_decoder_hf.py`).
 """
 
 import math
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.head import LM, Head
-from trainer.models.layers import Attention, Cache, Documents, Embedding, LMHead, RMSNorm, SwiGLU, chosen, rotary_table
+from trainer.models.layers import Attention, Cache, Documents, Embedding, Linear, LMHead, RMSNorm, SwiGLU, chosen
+from trainer.models.rotary import rotary_table
 from trainer.recipe import Model
 
 LOSS_KERNEL = "chunked cross entropy, gradients in the forward pass"
@@ -27,8 +29,9 @@ class Block(nn.Module):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(
-            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_size
-        )
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_size,
+            config.attention_dropout,
+        )  # fmt: skip
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
         self.dropout = config.residual_dropout
@@ -42,11 +45,9 @@ class Block(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         """The residual stream `x` (B, T, hidden) after this block."""
-        x = x + self._dropped(self.self_attn(self.input_layernorm(x), rotation, documents, cache, layer))
-        return x + self._dropped(self.mlp(self.post_attention_layernorm(x)))
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        attended = self.self_attn(self.input_layernorm(x), rotation, documents, cache, layer)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
 class Stack(nn.Module):
@@ -60,14 +61,14 @@ class Stack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole model: token ids to logits, or with labels to the loss.
+    """The whole model: token ids to logits, or with labels to the loss; with another head to what that gives.
 
     Its weights are zero until `initialize` draws them or a checkpoint is loaded.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ("lm",)
+    heads: ClassVar[tuple[str, ...]] = ("lm", "classes", "sentence")
     """Kinds of head that it may end in."""
-    head_names: ClassVar[tuple[str, ...]] = ("lm_head.",)
+    head_names: ClassVar[tuple[str, ...]] = ("lm_head.", "score.")
     """What the names of its heads' parameters begin with."""
     cos: Tensor
     sin: Tensor
@@ -82,10 +83,13 @@ class Decoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.loss_kernel = LOSS_KERNEL
         self.model = Stack(config, vocab_size)
-        self.lm_head = LMHead(config.hidden_size, vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = cast(nn.Parameter, self.model.embed_tokens.weight)
-        cos, sin = rotary_table(config.context, config.head_size, config.rope_theta)
+        if head.kind == "lm":
+            self.lm_head = LMHead(config.hidden_size, vocab_size)
+            if config.tie_word_embeddings:
+                self.lm_head.weight = cast(nn.Parameter, self.model.embed_tokens.weight)
+        elif head.kind == "classes":
+            self.score = Linear(config.hidden_size, head.outputs)
+        cos, sin = rotary_table(config.context, config.head_size, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -95,17 +99,21 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         documents: Documents | None = None,
         cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Logits, or the sum of the token losses.
+        """Logits, or the sum of the token losses, or the numbers of another head.
 
         Args:
             input_ids: (B, T) int64, T at most the model's context.
             labels: (B, T) int64, the token that follows each input; -100 is left out.
             documents: a token sees only its own document; None: all of its row before it.
             cache: what the rows hold already: first fed the prompts, padded on the right, then one token a row.
+            at: (B,) int64, the place that the head reads in each row; None: all.
         Returns:
             With labels: the sum over all labels, a scalar in fp32 (divide by their number for the mean).
-            With a cache: (B, 1, vocabulary) logits after each row's last real token. Else (B, T, vocabulary).
+            With a cache: (B, 1, vocabulary) logits after each row's last real token. Else (B, T, vocabulary), or with
+            `at` (B, vocabulary). A head of classes gives its outputs in the vocabulary's place, one of sentences the
+            normalised hidden states.
         """
         x = self.model.embed_tokens(input_ids)
         rotation = self._rotation(input_ids.size(1), x.dtype, cache)
@@ -114,7 +122,10 @@ class Decoder(nn.Module):
                 x = checkpoint(block, x, rotation, documents, use_reentrant=False)
             else:
                 x = block(x, rotation, documents, cache, index)
-        return self.lm_head(self.model.norm(chosen(x, cache)), labels)
+        x = self.model.norm(chosen(x, cache, at))
+        if self.head.kind == "lm":
+            return self.lm_head(x, labels)
+        return self.score(x) if self.head.kind == "classes" else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:
         """Standard deviation of the initial values of the matrix called `name`.
@@ -131,6 +142,13 @@ class Decoder(nn.Module):
             places = cache.lengths
             return self.cos[places, None, None].to(dtype), self.sin[places, None, None].to(dtype)
         return self.cos[None, :length, None].to(dtype), self.sin[None, :length, None].to(dtype)
+
+
+def rope_parameters(config: Model) -> dict[str, Any]:
+    """transformers' `rope_parameters`: the kind of scaling with the settings that it reads, and the base."""
+    scaling = config.rope_scaling
+    read = {"default": set(), "linear": {"factor"}, "llama3": set(type(scaling).model_fields)}[scaling.rope_type]
+    return scaling.model_dump(include=read | {"rope_type"}) | {"rope_theta": config.rope_theta}
 
 
 def hugging_face_config(
@@ -150,10 +168,10 @@ def hugging_face_config(
         "hidden_act": "silu",
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": rope_parameters(config),
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": False,
-        "attention_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
         "mlp_bias": False,
         "initializer_range": config.initializer_range,
         "eos_token_id": eos_id,

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.models.loss import summed_cross_entropy
+from trainer.models.rotary import rotate
 
 
 @dataclass(frozen=True)
@@ -160,22 +161,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
-
-
-def rotary_table(positions: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position * theta^(-2i / head_size), each (positions, head_size / 2) (arXiv:2104.09864)."""
-    frequency = 1.0 / theta ** (torch.arange(0, head_size, 2).float() / head_size)
-    angle = torch.outer(torch.arange(positions).float(), frequency)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + head_size / 2) of `x` (B, T, heads, head_size) by its position's angle.
-
-    Pairs lie half a head apart, as in Hugging Face's Llama. `cos`, `sin`: broadcast to (B, T, 1, head_size / 2).
-    """
-    first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
 class Attention(nn.Module):

@@ -24,6 +24,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "relative_attention_num_buckets": ("t5",),
     "relative_attention_max_distance": ("t5",),
     "decoder_start_id": ENCODER_DECODERS,
+    "initializer_range": ("llama", "gpt2", "bert"),
 }
 
 
@@ -110,7 +111,7 @@ class Model(Section):
     layer_norm_eps: Fixed[float] = Field(default=1e-5, gt=0)
     """gpt2, bert, transformer: added to the variance in LayerNorm."""
     tie_word_embeddings: Fixed[bool] = True
-    """Use the embedding as the output projection too."""
+    """Use the embedding as the output projection too; transformer always does."""
     attention: Fixed[Literal["document", "full"]] = "document"
     """llama, gpt2: a token sees only its own document, or the whole row before it."""
     residual_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
@@ -127,8 +128,8 @@ class Model(Section):
     decoder_start_id: Fixed[int | None] = Field(default=None, ge=0)
     """t5, transformer: the token that the decoder begins with. null: the tokenizer's padding."""
     initializer_range: Fixed[float] = Field(default=0.02, gt=0)
-    """Standard deviation of the initial weights; the projections into a decoder's residual stream get
-    1/sqrt(2 layers). t5 scales by each matrix's width instead."""
+    """llama, gpt2, bert: standard deviation of the initial weights; the projections into a decoder's residual stream
+    get 1/sqrt(2 layers). t5 and transformer go by each matrix's widths instead."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +145,20 @@ class Model(Section):
                 raise ValueError(
                     f"{setting} means something only with family {' or '.join(families)}, not {self.family}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings_fit_family(self) -> Self:
+        if self.family == "transformer" and not self.tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings false means nothing with family transformer: it has one matrix for all"
+            )
+        exact = self.relative_attention_num_buckets // 2
+        if self.family == "t5" and self.relative_attention_max_distance <= exact:
+            raise ValueError(
+                f"relative_attention_max_distance {self.relative_attention_max_distance} must be above half of "
+                f"relative_attention_num_buckets, {exact}: so many distances have a bucket of their own"
+            )
         return self
 
     @model_validator(mode="after")

@@ -204,7 +204,7 @@ def test_loss_leaves_what_is_frozen_alone(frozen):
     inputs = {"hidden": torch.randn(8, 4, requires_grad=True), "weight": torch.randn(9, 4, requires_grad=True)}
     inputs[frozen].requires_grad_(False)
     loss: Any = summed_cross_entropy(inputs["hidden"], inputs["weight"], torch.arange(8))
-    assert [name for name, kept in zip(inputs, loss.grad_fn.saved_tensors, strict=True) if kept is None] == [frozen]
+    assert [name for name, kept in zip(inputs, loss.grad_fn.saved_tensors[:2], strict=True) if kept is None] == [frozen]
     loss.backward()
     assert all((value.grad is None) == (name == frozen) for name, value in inputs.items())
 

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.models.head import LM, Head
 from trainer.models.layers import Attention, Cache, Documents, Embedding, Linear, LMHead, RMSNorm, SwiGLU, chosen
+from trainer.models.loss import LOSS_KERNEL
 from trainer.models.rotary import rotary_table
 from trainer.recipe import Model
 
-LOSS_KERNEL = "chunked cross entropy, gradients in the forward pass"
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 

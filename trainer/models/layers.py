@@ -134,14 +134,16 @@ class Cache:
 
 
 class Linear(nn.Linear):
-    """A projection without bias, zero until `initialize` draws it: torch's own draw would cost time and move the
-    global random state."""
+    """A projection, zero until `initialize` draws it: torch's own draw would cost time and move the global random
+    state."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -282,12 +284,15 @@ class LMHead(nn.Module):
     forward and backward: reading `lm_head.weight` from outside would find an empty tensor.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, bias: nn.Parameter | None = None) -> None:
+        """`bias`: one a word, in any shape; where it also belongs to another module, ZeRO-3 fetches it for both."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(vocab_size, hidden_size))
+        self.bias = bias
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """`hidden` (B, T, hidden): logits (B, T, vocabulary), or with `labels` (B, T) the summed loss, in fp32."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        """`hidden` (..., hidden): logits (..., vocabulary), or with `labels` (...) the summed loss, in fp32."""
+        bias = None if self.bias is None else self.bias.flatten()
         if labels is None:
-            return F.linear(hidden, self.weight)
-        return summed_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten())
+            return F.linear(hidden, self.weight, bias)
+        return summed_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), bias, smoothing)

@@ -21,17 +21,23 @@ from torch import Tensor
 
 from trainer.sizes import CHUNK_LOGITS, LEAST_CHUNK_ROWS
 
+LOSS_KERNEL = "chunked cross entropy, gradients in the forward pass"
 IGNORED = -100
 """The label of a token that is not in the loss (torch's convention)."""
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Sum of -log softmax(hidden @ weight.T)[label] over the tokens whose label isn't -100.
+def summed_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Sum of -log softmax(hidden @ weight.T + bias)[label] over the tokens whose label isn't -100.
 
     Args:
         hidden: (N, hidden).
         weight: (vocabulary, hidden), of the same dtype.
         labels: (N,) int64.
+        bias: (vocabulary,), added to the logits in fp32.
+        smoothing: the share of the target that is spread over the whole vocabulary (arXiv:1512.00567, section 7; as
+            `F.cross_entropy(label_smoothing=...)` does it).
     Returns:
         An fp32 scalar; 0, with zero gradients, where every label is -100.
     """
@@ -40,32 +46,44 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         if len(used) < len(labels):
             hidden, labels = hidden.index_select(0, used), labels.index_select(0, used)
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, None, None)
-    loss = _SummedCrossEntropy.apply(hidden, weight, labels)
+        return _chunked(hidden, weight, labels, bias, smoothing, None, None, None)
+    loss = _SummedCrossEntropy.apply(hidden, weight, labels, bias, smoothing)
     assert isinstance(loss, Tensor)
     return loss
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, smoothing: float = 0.0
+    ) -> Tensor:
         wanted = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if wanted[0] else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-        loss = _chunked(hidden, weight, labels, hidden_grad, weight_grad)
-        ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[3] else None
+        loss = _chunked(hidden, weight, labels, bias, smoothing, hidden_grad, weight_grad, bias_grad)
+        summed = (None if grad is None else grad.to(weight.dtype) for grad in (weight_grad, bias_grad))
+        ctx.save_for_backward(hidden_grad, *summed)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
-        return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None
+        hidden, weight, bias = (None if grad is None else grad * scale for grad in ctx.saved_tensors)
+        return hidden, weight, None, bias, None
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor, labels: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    smoothing: float,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+    bias_grad: Tensor | None,
 ) -> Tensor:
-    """The loss; fills `hidden_grad` and adds to `weight_grad` (fp32) where they are given."""
+    """The loss; fills `hidden_grad` and adds to `weight_grad` and `bias_grad` (fp32) where they are given."""
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     rows = max(LEAST_CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
     for start in range(0, len(labels), rows):
@@ -73,14 +91,22 @@ def _chunked(
         used = (label != IGNORED).float()
         correct = torch.arange(len(label), device=label.device), label.clamp(min=0)
         z = F.linear(chunk, weight).float()
+        if bias is not None:
+            z += bias
         z -= z.amax(1, keepdim=True)
-        at_label = z[correct]
+        at_target = z[correct]
+        if smoothing:
+            at_target = (1 - smoothing) * at_target + smoothing * z.mean(1)
         total = z.exp_().sum(1)
-        loss += ((total.log() - at_label) * used).sum()
-        if hidden_grad is None and weight_grad is None:
+        loss += ((total.log() - at_target) * used).sum()
+        if hidden_grad is None and weight_grad is None and bias_grad is None:
             continue
-        z *= (used / total)[:, None]  # softmax, then minus one at the label: the gradient of the logits
-        z[correct] -= used
+        z *= (used / total)[:, None]  # softmax, then minus the target: the gradient of the logits
+        z[correct] -= (1 - smoothing) * used
+        if smoothing:
+            z -= (smoothing / len(weight)) * used[:, None]
+        if bias_grad is not None:
+            bias_grad += z.sum(0)
         z = z.to(hidden.dtype)
         if hidden_grad is not None:
             torch.mm(z, weight, out=hidden_grad[start : start + rows])

@@ -7,9 +7,13 @@ from trainer.recipe import Model
 Shapes = dict[str, tuple[int, ...]]
 
 
+LOOKED_UP = ("embed", "shared.", "relative_attention_bias")
+"""What the names of embeddings have in them: tokens', positions', and T5's of distances."""
+
+
 def decays(name: str, dimensions: int) -> bool:
     """Whether weight decay applies to a parameter: to matrices, except embeddings (`trainer/optimizer.py` says why)."""
-    return dimensions >= 2 and "embed" not in name
+    return dimensions >= 2 and not name.endswith("bias") and not any(part in name for part in LOOKED_UP)
 
 
 def group_keys(learning: Shapes, scale: Callable[[str], float] = lambda _: 1.0) -> dict[tuple[bool, float], list[str]]:

@@ -1,197 +1,144 @@
-"""Text from a model: greedy or sampled, with a key-value cache.
+"""Text from a model: greedy, sampled or by beam search, with a key-value cache.
 
-Prompts of different lengths share their forward passes without touching each other (`Cache`). Each sequence draws
-from its own generator, keyed by (seed, its prompt, the number of the sample), one number a token: its text stays the
-same in any batch, and a longer continuation begins with the shorter one. With the cache, 64 tokens after a prompt of
-192 cost 0.25 s for a 3 M parameter model on one thread, 64 such sequences at once 3.8 s; reading everything anew at
-each token costs 1.9 s for one.
+Prompts of different lengths share their forward passes without touching each other (`trainer/models/cache.py`); what a
+token is chosen by lies in `trainer/generation/`. With the cache, 64 tokens after a prompt of 192 cost 0.25 s for a 3 M
+parameter model on one thread, 64 such texts at once 3.8 s; reading everything anew at each token costs 1.9 s for one.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from data.errors import UserError
-from trainer import watchdog
-from trainer.models.decoder import Decoder
-from trainer.models.layers import Cache
+from trainer.generation.beams import beam_search
+from trainer.generation.passes import Passes
+from trainer.generation.sampling import sample
+from trainer.generation.settings import Decoding
 
-TOGETHER = 64  # sequences in one forward pass; bounds the cache's memory
+TOGETHER = 64  # texts, or beams, in one forward pass; bounds the cache's memory
+
+Ends = int | Sequence[int] | None
 
 
 def generate(
-    model: Decoder,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    eos_id: int | None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    num_samples: int = 1,
+    eos_id: Ends,
+    start_id: int | None = None,
     lockstep: bool = False,
 ) -> list[list[list[int]]]:
-    """`num_samples` continuations of each prompt: new tokens only, without `eos_id`.
+    """`num_return_sequences` continuations of each prompt: new tokens only, without the one that ended them.
 
-    A continuation ends at `eos_id`, after `max_new_tokens`, or when prompt and continuation fill the model's context.
-    Every rank that holds a shard of `model` must call this alike. The model's training mode is restored and the
-    global random state left alone.
+    A continuation ends at `eos_id` or after `max_new_tokens`. Every rank that holds a shard of `model` must call this
+    alike. The model's training mode is restored and the global random state left alone.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest token (greedy).
-        top_k: sample among the k likeliest tokens; 0: all.
-        top_p: sample among the likeliest tokens whose probabilities add up to p (arXiv:1904.09751); 1: all.
-        seed: with the same one, a prompt's nth sample is the same. Equal prompts in `prompts` get equal samples.
-        lockstep: run on after all sequences have ended, so that the number of forward passes depends on the prompts'
+        model: a decoder, or an encoder-decoder, whose encoder reads the prompt.
+        prompts: tokens. Equal prompts get equal samples.
+        eos_id: ends a text; several may, or none.
+        start_id: an encoder-decoder's first decoder token; None: the model's `decoder_start_id`.
+        lockstep: run on after all texts have ended, so that the number of forward passes depends on the prompts'
             lengths alone; ranks of unlike processors then can't part ways over a rounding.
 
     Raises:
-        UserError: a prompt is empty, leaves no room in the context, or has ids beyond the vocabulary; or a setting
-            is out of range.
+        UserError: a prompt is empty, has ids beyond the vocabulary, or leaves no room in the context for
+            `max_new_tokens`.
     """
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p, num_samples)
-    together = max(1, TOGETHER // num_samples)
+    start, ends = _checked(model, prompts, eos_id, start_id)
+    limits = decoding.limits([len(prompt) if start is None else 1 for prompt in prompts], _context(model))
+    together = max(1, TOGETHER // max(decoding.num_beams, decoding.num_return_sequences))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # of like lengths: little padding
+    texts: list[list[list[int]]] = [[]] * len(prompts)
+    with _still(model):
+        for first in range(0, len(order), together):
+            chosen = order[first : first + together]
+            batch, most = [prompts[index] for index in chosen], [limits[index] for index in chosen]
+            passes = Passes(model, batch, most, start)
+            if decoding.num_beams > 1:
+                made = beam_search(passes, decoding, most, ends, lockstep)
+            else:
+                made = _drained(sample(passes, batch, decoding, most, ends, lockstep), len(batch), decoding)
+            for index, alternatives in zip(chosen, made, strict=True):
+                texts[index] = alternatives
+    return texts
+
+
+def stream(
+    model: nn.Module, prompt: Sequence[int], decoding: Decoding, *, eos_id: Ends, start_id: int | None = None
+) -> Iterator[int]:
+    """The tokens of one continuation as they are made; whoever takes no more of them ends it.
+
+    Raises:
+        UserError: as `generate`; also where there is no one text that grows: beam search, or several samples.
+    """
+    if decoding.num_beams > 1:
+        raise UserError("beam search knows its text only at the end: it can't be streamed; set num_beams to 1")
+    if decoding.num_return_sequences > 1:
+        raise UserError(f"one text can be streamed, not num_return_sequences {decoding.num_return_sequences}")
+    start, ends = _checked(model, [prompt], eos_id, start_id)
+    limits = decoding.limits([len(prompt) if start is None else 1], _context(model))
+    with _still(model):
+        for said in sample(Passes(model, [prompt], limits, start), [prompt], decoding, limits, ends, lockstep=False):
+            yield from (token for _, token in said)
+
+
+def _drained(said: Iterator[list[tuple[int, int]]], prompts: int, decoding: Decoding) -> list[list[list[int]]]:
+    """Each prompt's texts."""
+    copies = decoding.num_return_sequences
+    texts: list[list[int]] = [[] for _ in range(prompts * copies)]
+    for tokens in said:
+        for text, token in tokens:
+            texts[text].append(token)
+    return [texts[first : first + copies] for first in range(0, len(texts), copies)]
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        texts = []
-        for start in range(0, len(prompts), together):
-            batch = prompts[start : start + together]
-            sequences = [_Sequence(prompt, seed, sample) for prompt in batch for sample in range(num_samples)]
-            with torch.no_grad():
-                _continue(model, batch, sequences, max_new_tokens, eos_id, (temperature, top_k, top_p), lockstep)
-            texts += [sequence.tokens for sequence in sequences]
+        yield
     finally:
         model.train(training)
-    return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
 
-def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """What a token is drawn from: `logits` (rows, vocabulary) fp32 to (rows, vocabulary), rows adding up to 1.
+def _context(model: Any) -> int:
+    return model.config.context
 
-    In this order, as in transformers: temperature, the `top_k` likeliest (exactly k: of equals, lower ids), then of
-    those the fewest whose probabilities reach `top_p` together.
+
+def _checked(
+    model: Any, prompts: Sequence[Sequence[int]], eos_id: Ends, start_id: int | None
+) -> tuple[int | None, tuple[int, ...]]:
+    """The decoder's first token, None where that is the prompt's; and the ids that end a text.
+
+    Raises:
+        UserError: naming each prompt that the model can't take.
     """
-    logits = logits / temperature
-    if not top_k and top_p == 1:
-        return logits.softmax(-1)
-    ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-    if top_k:
-        ranked[:, top_k:] = -torch.inf
-    chance = ranked.softmax(-1)
-    before = chance.cumsum(-1) - chance
-    chance = torch.where(before < top_p, chance, 0.0)
-    chance /= chance.sum(-1, keepdim=True)
-    return torch.zeros_like(chance).scatter_(-1, order, chance)
-
-
-def draw(chances: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which each row's cumulated `chances` (rows, vocabulary) pass `uniform` (rows,) in [0, 1).
-
-    Added in fp64, so that a token of chance 0 is never drawn.
-    """
-    edges = chances.double().cumsum(-1)
-    found = torch.searchsorted(edges, uniform[:, None] * edges[:, -1:], right=True)[:, 0]
-    return found.clamp(max=chances.size(-1) - 1)
-
-
-class _Sequence:
-    """One continuation under way."""
-
-    def __init__(self, prompt: Sequence[int], seed: int, sample: int) -> None:
-        key = hashlib.sha256(f"{seed}/{sample}/{','.join(map(str, prompt))}".encode()).digest()
-        self.generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        self.prompt_length = len(prompt)
-        self.tokens: list[int] = []
-        self.ended = False
-
-    def uniform(self) -> Tensor:
-        return torch.rand((), generator=self.generator, dtype=torch.float64)
-
-    def take(self, token: int, limit: int, eos_id: int | None) -> None:
-        """Adds `token`, unless it ends the text; `limit` is the most new tokens."""
-        if self.ended:
-            return
-        if token == eos_id:
-            self.ended = True
-            return
-        self.tokens.append(token)
-        self.ended = len(self.tokens) == limit
-
-
-def _continue(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    sequences: list[_Sequence],
-    max_new_tokens: int,
-    eos_id: int | None,
-    sampling: tuple[float, int, float],
-    lockstep: bool,
-) -> None:
-    """Runs `sequences`, those of one prompt next to each other, to their ends."""
-    context, device = model.config.context, next(model.parameters()).device
-    lengths = [len(prompt) for prompt in prompts]
-    padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
-    cache = Cache(lengths, min(context, max(lengths) + max_new_tokens), device)
-    logits = model(torch.tensor(padded, device=device), cache=cache)
-    copies = len(sequences) // len(prompts)
-    cache.repeat(copies)
-    logits = logits.repeat_interleave(copies, 0)
-    forwards = min(max_new_tokens, context - min(lengths))
-    while True:
-        watchdog.enter("sampling")
-        tokens = _next(logits[:, 0].float().cpu(), sequences, sampling)
-        for sequence, token in zip(sequences, tokens.tolist(), strict=True):
-            sequence.take(token, min(max_new_tokens, context - sequence.prompt_length), eos_id)
-        forwards -= 1
-        if not forwards or (not lockstep and all(sequence.ended for sequence in sequences)):
-            return
-        logits = model(tokens[:, None].to(device), cache=cache)
-
-
-def _next(logits: Tensor, sequences: list[_Sequence], sampling: tuple[float, int, float]) -> Tensor:
-    """(rows,) next tokens for `logits` (rows, vocabulary) in fp32 on the CPU."""
-    temperature, top_k, top_p = sampling
-    if not temperature:
-        return logits.argmax(-1)
-    uniform = torch.stack([sequence.uniform() for sequence in sequences])
-    return draw(probabilities(logits, temperature, top_k, top_p), uniform)
-
-
-def _check(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    num_samples: int,
-) -> None:
-    context, known = model.config.context, model.vocab_size
+    config, known = model.config, model.vocab_size
     problems = []
     for index, prompt in enumerate(prompts):
+        longest = config.context if config.is_encoder_decoder else config.context - 1
         if not prompt:
             problems.append(f"prompt {index} is empty: it needs at least one token to continue")
-        elif len(prompt) >= context:
+        elif len(prompt) > longest:
             problems.append(
-                f"prompt {index} has {len(prompt)} tokens; a context of {context} fits {context - 1} at most"
+                f"prompt {index} has {len(prompt)} tokens; a context of {config.context} fits {longest} at most"
             )
         elif not 0 <= min(prompt) <= max(prompt) < known:
             problems.append(
                 f"prompt {index} holds token {max(prompt)}; the model knows {known}: is the tokenizer its own?"
             )
-    if max_new_tokens < 1:
-        problems.append(f"max_new_tokens must be at least 1 (got {max_new_tokens})")
-    if not temperature >= 0:
-        problems.append(f"temperature must be 0 or more (got {temperature})")
-    if top_k < 0:
-        problems.append(f"top_k must be 0 or more (got {top_k})")
-    if not 0 < top_p <= 1:
-        problems.append(f"top_p must be above 0 and at most 1 (got {top_p})")
-    if num_samples < 1:
-        problems.append(f"num_samples must be at least 1 (got {num_samples})")
+    start = None
+    if config.is_encoder_decoder:
+        start = config.decoder_start_id if start_id is None else start_id
+        if start is None:
+            problems.append("an encoder-decoder needs the token that its decoder begins with: set start_id")
     if problems:
         raise UserError("\n".join(problems))
+    ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    return start, ends

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.decoder import LOSS_KERNEL
 from trainer.models.head import LM, Head
 from trainer.models.layers import Cache, Documents, Embedding, Linear, LMHead, chosen, self_attention
+from trainer.models.loss import LOSS_KERNEL
 from trainer.recipe import Model
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.models.cache import Cache
 from trainer.models.loss import summed_cross_entropy
 from trainer.models.rotary import rotate
 
@@ -74,63 +75,6 @@ class Documents:
             return (index - self.on_device[begun]).long()
         starts = np.repeat(self.cumulative[:-1], np.diff(self.cumulative))
         return torch.from_numpy(np.arange(len(starts)) - starts).to(device)
-
-
-class Cache:
-    """Keys and values of the tokens seen so far by each row, for generation.
-
-    Rows of different lengths share a batch: prompts are padded on the right, where causal attention lets no real
-    token see the padding; a row's next token is then written over its padding, and a row attends only to its own
-    first `lengths` places. So no row's text depends on how long its neighbours are.
-    """
-
-    def __init__(self, lengths: Sequence[int], capacity: int, device: torch.device) -> None:
-        """For prompts of `lengths` tokens, to grow to at most `capacity` tokens a row."""
-        self.lengths = torch.tensor(lengths, device=device)
-        """(rows,) int64: tokens each row holds, which is also the position of its next one."""
-        self.width = max(lengths)
-        """Tokens of the longest row, known to the host."""
-        self.capacity = capacity
-        self.filled = False
-        """Whether the prompts are in."""
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores `key` and `value` (rows, tokens, heads, head size); gives back all that the new tokens attend to.
-
-        The third is a mask (rows, 1, 1, places), True where a row may look; None for the prompts (causal).
-        """
-        if not self.filled:
-            shape = (key.size(0), self.capacity, *key.shape[2:])
-            # Zeros, not empty: a place nobody attends to still takes part, times 0, and 0 x NaN is NaN.
-            self.layers[layer] = stored = (key.new_zeros(shape), value.new_zeros(shape))
-            for place, new in zip(stored, (key, value), strict=True):
-                place[:, : self.width] = new
-            return key, value, None
-        rows = torch.arange(len(self.lengths), device=key.device)
-        for place, new in zip(self.layers[layer], (key, value), strict=True):
-            place[rows, self.lengths] = new[:, 0]
-        seen = torch.arange(self.width + 1, device=key.device) <= self.lengths[:, None]
-        keys, values = (place[:, : self.width + 1] for place in self.layers[layer])
-        return keys, values, seen[:, None, None]
-
-    def advance(self) -> None:
-        """After a forward pass: the prompts are in, or each row is one token longer.
-
-        A row that is full stays so: what is still fed to it, beside rows that go on, is written over its last place.
-        """
-        if self.filled:
-            self.lengths = (self.lengths + 1).clamp(max=self.capacity - 1)
-            self.width = min(self.width + 1, self.capacity - 1)
-        self.filled = True
-
-    def repeat(self, times: int) -> None:
-        """Makes `times` rows of each row, next to each other: several continuations of one prompt."""
-        self.lengths = self.lengths.repeat_interleave(times)
-        self.layers = {
-            layer: (key.repeat_interleave(times, 0), value.repeat_interleave(times, 0))
-            for layer, (key, value) in self.layers.items()
-        }
 
 
 class Linear(nn.Linear):
@@ -231,11 +175,16 @@ def chosen(x: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> T
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Softmax attention of (B, T, heads, head size): where `mask` is True, or causal without one; each probability is
-    dropped with that of `dropout`."""
+    """Softmax attention of (B, T, heads, head size): where `mask` is True; without one causal, or, for one token that
+    has others before it, everywhere. Each probability is dropped with that of `dropout`."""
+    grouped = q.size(2) != k.size(2)
+    if q.size(1) == 1 < k.size(1) and grouped:
+        # Heads that share keys are so many queries of one head: half the time, as no key is copied.
+        shared = q.unflatten(2, (k.size(2), -1))[:, 0]
+        return F.scaled_dot_product_attention(shared, k.transpose(1, 2), v.transpose(1, 2), mask).flatten(1, 2)[:, None]
+    causal = mask is None and q.size(1) == k.size(1)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    grouped = q.size(1) != k.size(1)
-    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 

@@ -1,0 +1,99 @@
+"""A batch of prompts going through a model: all of it once, then a forward pass a token.
+
+The one place that knows of model families: a decoder is fed the prompt, an encoder-decoder encodes it and its decoder
+begins with a start token.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.cache import Cache
+
+
+class Passes:
+    """The forward passes of one batch, and the tokens that it holds."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], start_id: int | None):
+        """For `limits` new tokens after each of `prompts`; `start_id` is an encoder-decoder's first decoder token."""
+        self._model: Any = model
+        self._device = next(tensor.device for held in (model.buffers(), model.parameters()) for tensor in held)
+        self._prompts = prompts
+        self._memory: Tensor | None = None
+        self._padding: Tensor | None = None
+        held = prompts if start_id is None else [[start_id]] * len(prompts)
+        lengths = [len(each) for each in held]
+        self.begun = max(lengths)
+        """Columns of `history` before the first new token."""
+        room = min(self._model.config.context, self.begun + max(limits))
+        self._cache = Cache(lengths, room, self._device)
+        empty = self._model.vocab_size
+        self._history = torch.full((len(prompts), self.begun + max(limits)), empty, device=self._device)
+        for row, each in enumerate(held):
+            self._history[row, self.begun - len(each) : self.begun] = torch.tensor(each, device=self._device)
+        self._filled = self.begun
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def history(self) -> Tensor:
+        """(rows, tokens) int64: what each row holds, aligned at its end; in front of shorter rows the vocabulary's
+        size."""
+        return self._history[:, : self._filled]
+
+    def begin(self) -> Tensor:
+        """Reads the prompts: (rows, vocabulary) fp32 logits of each one's next token."""
+        if self._model.config.is_encoder_decoder:
+            source, self._padding = self._padded(self._prompts, 0)
+            self._memory = self._model.encode(source, self._padding)
+            return self._scores(self.history)
+        return self._scores(self._padded(self._prompts, 0)[0])
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Feeds each row its next token (rows,) int64: (rows, vocabulary) fp32 logits of the one after it."""
+        self.take(tokens)
+        return self._scores(tokens[:, None])
+
+    def take(self, tokens: Tensor) -> None:
+        """Puts each row's next token (rows,) into `history` alone: no pass follows."""
+        self._history[:, self._filled] = tokens
+        self._filled += 1
+
+    def repeat(self, times: int) -> None:
+        """`times` rows of each, next to each other."""
+        self._cache.repeat(times)
+        if times > 1:
+            self._history = self._history.repeat_interleave(times, 0)
+            self._memory, self._padding = (
+                None if held is None else held.repeat_interleave(times, 0) for held in (self._memory, self._padding)
+            )
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i goes on from row `rows[i]`, which continues the same prompt."""
+        self._cache.reorder(rows)
+        self._history = self._history[rows]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Goes on with `rows` only."""
+        self._cache.select(rows)
+        chosen = torch.tensor(rows, device=self._device)
+        self._history = self._history[chosen]
+        self._memory, self._padding = (None if held is None else held[chosen] for held in (self._memory, self._padding))
+
+    def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+        """(rows, longest) int64, padded on the right, and True where a token is real."""
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = int(lengths.max())
+        padded = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+        return padded.to(self._device), (torch.arange(longest) < lengths[:, None]).to(self._device)
+
+    def _scores(self, tokens: Tensor) -> Tensor:
+        if self._memory is not None:
+            logits = self._model.decode(tokens, self._memory, self._padding, cache=self._cache)
+        else:
+            logits = self._model(tokens, cache=self._cache)
+        return logits[:, -1].float()

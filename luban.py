@@ -308,29 +308,47 @@ def evaluate(
 @app.command()
 def generate(
     run: PointArgument,
-    prompt: Annotated[list[str], typer.Argument(help="Texts to continue.", show_default=False)],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Texts to continue.", show_default=False)] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of prompts (-: stdin), one a line or JSONL with a prompt each; JSONL with texts comes."
+        ),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with a model that was fine-tuned on chats.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: instead of the dataset's system prompt.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a continuation.")] = 64,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Fewest tokens of a continuation.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among the K likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this mass.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample among tokens this times as likely as the likeliest; 0: all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens said already get less likely.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No N tokens come twice in a row; 0: may.")] = 0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search with so many.")] = 1,
+    early_stopping: Annotated[
+        str, typer.Option(help="When beam search ends: false, true or never, as in transformers.")
+    ] = "false",
+    length_penalty: Annotated[float, typer.Option(help="With beams: above 0 favours longer texts.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Continue prompts with a run's model."""
-    from data.errors import UserError
-    from trainer.scores import generate_texts
-    from trainer.units import printable
+    """Continue prompts with a run's model, or talk with it.
 
-    if any("\udc80" <= character <= "\udcff" for text in prompt for character in text):
-        raise UserError("a prompt is not valid UTF-8")
-    for text, alternatives in zip(
-        prompt, generate_texts(run, prompt, tokens, samples, temperature, top_k, top_p, seed), strict=True
-    ):
-        for alternative in alternatives:
-            shown = f"{text}{alternative}" if samples == 1 else f"--- {text}{alternative}"
-            typer.echo(printable(shown) if sys.stdout.isatty() else shown)  # a model may utter terminal commands
+    A continuation by itself is printed as it is made.
+    """
+    from trainer.generation.console import generate_text
+    from trainer.generation.settings import Decoding, early_stopping_of
+
+    decoding = Decoding(
+        tokens, min_tokens, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
+        early_stopping_of(early_stopping), length_penalty, samples, seed,
+    )  # fmt: skip
+    generate_text(run, decoding, prompt or [], prompts, chat, system)
 
 
 @app.command()

@@ -5,7 +5,7 @@ token is chosen by lies in `trainer/generation/`. With the cache, 64 tokens afte
 parameter model on one thread, 64 such texts at once 3.8 s; reading everything anew at each token costs 1.9 s for one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,7 +69,7 @@ def generate(
 
 def stream(
     model: nn.Module, prompt: Sequence[int], decoding: Decoding, *, eos_id: Ends, start_id: int | None = None
-) -> Iterator[int]:
+) -> Generator[int]:
     """The tokens of one continuation as they are made; whoever takes no more of them ends it.
 
     Raises:
@@ -117,9 +117,11 @@ def _checked(
     """The decoder's first token, None where that is the prompt's; and the ids that end a text.
 
     Raises:
-        UserError: naming each prompt that the model can't take.
+        UserError: the model makes no text; else naming each prompt that it can't take.
     """
     config, known = model.config, model.vocab_size
+    if model.head.kind != "lm" or not (config.is_decoder or config.is_encoder_decoder):
+        raise UserError(f"a {config.family} model with a head for {model.head.kind} makes no text")
     problems = []
     for index, prompt in enumerate(prompts):
         longest = config.context if config.is_encoder_decoder else config.context - 1

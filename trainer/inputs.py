@@ -15,10 +15,10 @@ from data.remote.remote import Remote
 from data.remote.streaming import reader_of, refuse_small_cache
 from data.shards import Index
 from data.tasks.task import Task
-from data.tasks.template import encode_prompt
+from data.tasks.template import answer_end, encode_prompt
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.objectives.rows import kind_of, text_row
-from trainer.recipe import Recipe
+from trainer.recipe import Model, Recipe
 
 VALID = "valid"
 Packing = Literal["chop", "best_fit"]
@@ -91,11 +91,29 @@ class Inputs:
     def _remotes(self) -> list[Remote | None]:
         return [dataset.remote for dataset in self.datasets.values()]
 
+    @property
+    def task(self) -> Task | None:
+        """What the examples are; None where the dataset is plain text."""
+        return Task(**self.dataset.info["recipe"]["task"]) if self.dataset.kind == "examples" else None
+
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a text to be continued, as the dataset's own rows would begin."""
-        if self.dataset.kind == "examples":
-            return encode_prompt(self.tokenizer, text, Task(**self.dataset.info["recipe"]["task"])).tolist()
+        if self.task is not None:
+            return encode_prompt(self.tokenizer, text, self.task).tolist()
         return self.tokenizer.encode(text).tolist() or [self.tokenizer.eos_id]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a continuation: EOS, and in a chat what ends the assistant's turn."""
+        if self.task is not None and self.task.kind == "chat":
+            return answer_end(self.tokenizer, self.task)[0]
+        return (self.tokenizer.eos_id,)
+
+    def start_id(self, model: Model) -> int | None:
+        """The token that an encoder-decoder's decoder begins with; None for other models."""
+        if not model.is_encoder_decoder:
+            return None
+        return self.tokenizer.pad_id if model.decoder_start_id is None else model.decoder_start_id
 
     @cached_property
     def fixed(self) -> dict[str, tuple[LocalReader, int]]:
@@ -146,6 +164,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
             _refuse_long(dataset, recipe.model.context)
+    if recipe.evaluate.prompts and not (recipe.model.is_decoder or recipe.model.is_encoder_decoder):
+        raise UserError(f"evaluate.prompts are continued, which a {recipe.model.family} can't: set it to []")
     for prompt in recipe.evaluate.prompts:
         length = len(inputs.encode_prompt(prompt))
         if length >= recipe.model.context:

@@ -10,6 +10,7 @@ from data.order.permutation import key
 from trainer import checkpoint, watchdog
 from trainer.evaluate import mixed
 from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.mirror import send_record
 from trainer.place import Store
 from trainer.saver import Saver
@@ -195,9 +196,13 @@ class Evaluations:
         if not recipe.prompts:
             return []
         prompts = [s.inputs.encode_prompt(text) for text in recipe.prompts]
+        decoding = Decoding(
+            recipe.sample_tokens, temperature=recipe.temperature, seed=key(s.recipe.seed, SAMPLES) >> 1,
+            at_context="stop",
+        )  # fmt: skip
         made = generate(
-            s.engine.module, prompts, max_new_tokens=recipe.sample_tokens, eos_id=s.inputs.tokenizer.eos_id,
-            temperature=recipe.temperature, seed=key(s.recipe.seed, SAMPLES) >> 1, lockstep=True,
+            s.engine.module, prompts, decoding, eos_id=s.inputs.ends, start_id=s.inputs.start_id(s.recipe.model),
+            lockstep=True,
         )  # fmt: skip
         texts = [s.inputs.tokenizer.decode(alternatives[0]) for alternatives in made]
         return [{"prompt": prompt, "text": text} for prompt, text in zip(recipe.prompts, texts, strict=True)]

@@ -12,6 +12,7 @@ from data.errors import UserError
 from data.order.deal import deal
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
 from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.inputs import Inputs, open_inputs
 from trainer.models.build import build
 from trainer.objectives.base import Objective
@@ -104,7 +105,8 @@ def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple
             if len(answer) and answer[0] + 1 < loaded.recipe.model.context:
                 prompts.append(tokens[: answer[0]].tolist())
                 references.append(tokenizer.decode(tokens[answer]))
-    made = generate(loaded.model, prompts, max_new_tokens=COMPLETION_TOKENS, eos_id=tokenizer.eos_id)
+    decoding = Decoding(COMPLETION_TOKENS, at_context="stop")
+    made = generate(loaded.model, prompts, decoding, eos_id=loaded.inputs.ends)
     texts = [tokenizer.decode(alternatives[0]) for alternatives in made]
     score = sacrebleu.corpus_bleu(texts, [references]).score
     return score, list(zip(map(tokenizer.decode, prompts), references, texts, strict=True))
@@ -137,22 +139,3 @@ def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: 
         score, made = bleu(loaded, fixed, generations)
         lines.append(f"  BLEU {score:.2f} over {len(made)} greedy completions (sacrebleu, 13a)")
     return lines
-
-
-def generate_texts(
-    point: str, prompts: list[str], tokens: int, samples: int, temperature: float, top_k: int, top_p: float, seed: int
-) -> list[list[str]]:
-    """Continuations of `prompts` by the model of RUN[@STEP]: `samples` of each."""
-    loaded = load_model(point)
-    made = generate(
-        loaded.model,
-        [loaded.inputs.encode_prompt(text) for text in prompts],
-        max_new_tokens=tokens,
-        eos_id=loaded.inputs.tokenizer.eos_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        num_samples=samples,
-    )
-    return [[loaded.inputs.tokenizer.decode(each) for each in alternatives] for alternatives in made]

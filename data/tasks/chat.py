@@ -98,15 +98,25 @@ def chat_parts(turns: list[tuple[str, str]], task: Task, tokenizer: Tokenizer) -
     return [*parts, Part(last, control="eos", in_loss=last == "assistant")]
 
 
-def asked_parts(text: str, task: Task, tokenizer: Tokenizer) -> list[Part]:
-    """One message of a user's, and the mark that asks the assistant for its turn."""
-    turns = [*([("system", task.system)] if task.system else []), ("user", text)]
+def asked_parts(turns: list[tuple[str, str]], task: Task, tokenizer: Tokenizer) -> list[Part]:
+    """A conversation so far, the user's turn last, and the mark that asks the assistant for its own."""
     if task.layout == "jinja":
         return jinja_asked_parts(turns, task.chat_template, _names(tokenizer))
     parts = chat_parts(turns, task, tokenizer)[:-1]
     if task.layout == "chatml":
         return [*parts, Part("assistant", f"{START}assistant\n")]
     return [*parts, Part("assistant", control="assistant")]
+
+
+def closing_part(task: Task, tokenizer: Tokenizer) -> Part | None:
+    """What the template writes right behind an assistant's text; None where it writes nothing."""
+    if task.layout == "luban":
+        return Part("assistant", control="end")
+    if task.layout == "chatml":
+        return Part("assistant", f"{END}\n")
+    parts = jinja_parts([("user", "?"), ("assistant", "!")], task.chat_template, _names(tokenizer))
+    behind = parts[next(number for number, part in enumerate(parts) if part.text == "!" and not part.markup) + 1 :]
+    return behind[0] if behind else None
 
 
 def _names(tokenizer: Tokenizer) -> dict[str, str]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from data.errors import UserError
-from data.tasks.chat import asked_parts, chat_parts
+from data.tasks.chat import asked_parts, chat_parts, closing_part
 from data.tasks.example import Example
 from data.tasks.part import Part, control_id
 from data.tasks.task import Task
@@ -74,17 +74,39 @@ def _classified(example: Example, task: Task) -> list[Part]:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, task: Task) -> np.ndarray:
-    """What a model is given to complete (int32): the example of `text`, up to where its answer would begin.
+    """What a model is given to complete (int32): the example of `text`, up to where its answer would begin; for an
+    encoder-decoder, what its encoder reads.
 
     Raises:
         UserError: the task's model answers by a head, not with text.
     """
+    if task.kind == "chat":
+        turns = [*([("system", task.system)] if task.system else []), ("user", text)]
+        return encode_chat(tokenizer, turns, task)
+    source = Part("prompt", (task.prefix if task.kind == "seq2seq" else "") + text)
+    if task.layout == "encoder_decoder":
+        return encode_parts(tokenizer, [source, Part("prompt", control="eos")])
     if not is_causal(task):
         raise UserError(f"examples of kind {task.kind} with template {task.layout} are not made to be continued")
-    if task.kind == "chat":
-        return encode_parts(tokenizer, asked_parts(text, task, tokenizer))
-    prefix = task.prefix if task.kind == "seq2seq" else ""
-    return encode_parts(tokenizer, [Part("prompt", prefix + text), Part("prompt", control="completion")])
+    return encode_parts(tokenizer, [source, Part("prompt", control="completion")])
+
+
+def encode_chat(tokenizer: Tokenizer, turns: list[tuple[str, str]], task: Task) -> np.ndarray:
+    """The tokens (int32) of a conversation, (role, text) a turn and the user's last, up to where the assistant's
+    answer would begin."""
+    return encode_parts(tokenizer, asked_parts(turns, task, tokenizer))
+
+
+def answer_end(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], str]:
+    """What ends an answer in a chat: ids that do, and text that does, empty where the template's mark is an id."""
+    ends, part = [tokenizer.eos_id], closing_part(task, tokenizer)
+    if part is None:
+        return tuple(ends), ""
+    tokens = encode_parts(tokenizer, [part]).tolist()
+    mark = next((token for token in tokens if tokenizer.is_control[token]), None)
+    if mark is None or tokenizer.decode(tokens[: tokens.index(mark)]).strip():
+        return tuple(ends), part.text.strip() or part.text
+    return tuple(dict.fromkeys([mark, *ends])), ""
 
 
 def encode_parts(tokenizer: Tokenizer, parts: list[Part]) -> np.ndarray:

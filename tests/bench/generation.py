@@ -29,7 +29,7 @@ BATCHES = {"a prompt of 192": (192,), "8 of 64 to 256": (64, 96, 128, 144, 176, 
 def pair() -> tuple[Decoder, Any]:
     """Ours and theirs, with the same weights."""
     ours = Decoder(CONFIG, VOCABULARY)
-    initialize(ours, 1, CONFIG)
+    initialize(ours, 1)
     config = LlamaConfig(**hugging_face_config(CONFIG, VOCABULARY, eos_id=2, pad_id=0))
     theirs: Any = LlamaForCausalLM(config).eval()
     theirs.load_state_dict(ours.state_dict(), strict=False)

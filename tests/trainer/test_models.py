@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.models import loss as loss_module
 from trainer.models.decoder import Decoder, hugging_face_config
 from trainer.models.initialize import draw, initialize
@@ -64,7 +65,7 @@ def test_logits_and_greedy_text_are_those_of_hugging_face():
             prompts = ids[:, :9]
             whole = torch.ones_like(prompts)  # else it takes prompt tokens that equal the padding's id for padding
             expected = theirs.generate(prompts, attention_mask=whole, max_new_tokens=30, do_sample=False)
-        ours = generate(model, prompts.tolist(), max_new_tokens=30, eos_id=2)
+        ours = generate(model, prompts.tolist(), Decoding(30), eos_id=2)
         texts = [row[9:] for row in expected.tolist()]
         assert ours == [[text[: text.index(2)] if 2 in text else text] for text in texts]
 

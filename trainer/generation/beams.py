@@ -83,7 +83,7 @@ def beam_search(
         for process in apply:
             chances = process(chances, passes.history)
         summed = (chances.view(len(prompts), beams, -1) + scores[..., None]).flatten(1)
-        candidates, places = summed.topk(max(2, 1 + len(ends)) * beams)
+        candidates, places = summed.topk(min(max(2, 1 + len(ends)) * beams, summed.size(1)))
         parents, tokens = places // logits.size(1), places % logits.size(1)
         hits = torch.isin(tokens, end_ids) | (limit == count)
 

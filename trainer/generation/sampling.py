@@ -89,13 +89,12 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
         logits = logits.masked_fill(~_likeliest(logits, top_k), -torch.inf)
     chances = logits.softmax(-1)
     if top_p < 1:
-        ranked, order = (
-            chances.topk(top_k, sorted=True)
-            if 0 < top_k < logits.size(1)
-            else chances.sort(-1, descending=True, stable=True)
-        )
+        order = torch.arange(logits.size(1), device=logits.device).expand_as(logits)
+        if 0 < top_k < logits.size(1):
+            order = chances.topk(top_k).indices.sort(-1).values
+        ranked, places = chances.gather(1, order).sort(dim=-1, descending=True, stable=True)
         enough = ranked.cumsum(-1) - ranked >= top_p
-        chances = chances.scatter(1, order, ranked.masked_fill(enough, 0.0))
+        chances = chances.scatter(1, order.gather(1, places), ranked.masked_fill(enough, 0.0))
     if min_p:
         chances = chances.where(chances >= min_p * chances.amax(-1, keepdim=True), 0.0)
     return chances / chances.sum(-1, keepdim=True)

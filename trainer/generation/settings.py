@@ -135,3 +135,15 @@ class Decoding:
                 "tokens at most, or shorten the prompt"
             )
         return [min(self.max_new_tokens, each) for each in room]
+
+
+def early_stopping_of(word: str) -> EarlyStopping:
+    """`early_stopping` as it is written on a command line: false, true or never.
+
+    Raises:
+        UserError: another word.
+    """
+    known: dict[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}
+    if word not in known:
+        raise UserError(f"early_stopping must be false, true or never (got {word!r})")
+    return known[word]

@@ -68,9 +68,8 @@ class Passes:
         self._cache.repeat(times)
         if times > 1:
             self._history = self._history.repeat_interleave(times, 0)
-            self._memory, self._padding = (
-                None if held is None else held.repeat_interleave(times, 0) for held in (self._memory, self._padding)
-            )
+            if self._padding is not None:
+                self._padding = self._padding.repeat_interleave(times, 0)
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on from row `rows[i]`, which continues the same prompt."""
@@ -82,7 +81,8 @@ class Passes:
         self._cache.select(rows)
         chosen = torch.tensor(rows, device=self._device)
         self._history = self._history[chosen]
-        self._memory, self._padding = (None if held is None else held[chosen] for held in (self._memory, self._padding))
+        if self._padding is not None:
+            self._padding = self._padding[chosen]
 
     def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
         """(rows, longest) int64, padded on the right, and True where a token is real."""
@@ -93,6 +93,7 @@ class Passes:
 
     def _scores(self, tokens: Tensor) -> Tensor:
         if self._memory is not None:
+            # After the first pass the memory is in the cache, row by row, and isn't looked at any more.
             logits = self._model.decode(tokens, self._memory, self._padding, cache=self._cache)
         else:
             logits = self._model(tokens, cache=self._cache)

@@ -47,13 +47,23 @@ class Attention(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         """`x` (B, T, hidden) looks at itself, or at `memory` (B, S, hidden) if there is one."""
-        source = x if memory is None else memory
         q = self.q_proj(x).unflatten(-1, (self.heads, -1))
-        k, v = (project(source).unflatten(-1, (self.heads, -1)) for project in (self.k_proj, self.v_proj))
-        if cache is not None and memory is None:
-            k, v, mask = cache.extend(layer, k, v)
+        if cache is None:
+            k, v = self._keys(x if memory is None else memory)
+        elif memory is None:
+            k, v, mask = cache.extend(layer, *self._keys(x))
+            causal = causal and x.size(1) == k.size(1)  # a token after others sees them all
+        else:
+            k, v = cache.cross(layer, lambda: self._keys(memory))
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(multi_head(q, k, v, mask, causal and mask is None, dropout))
+
+    def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of `source` (B, S, hidden), each (B, S, heads, head size)."""
+        return (
+            self.k_proj(source).unflatten(-1, (self.heads, -1)),
+            self.v_proj(source).unflatten(-1, (self.heads, -1)),
+        )
 
 
 class Layer(nn.Module):

@@ -147,7 +147,8 @@ def test_every_parameter_learns(family):
             loss = model(SOURCE, None, REAL).square().sum()
         found = gradients(model, loss)
         assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(grad.any() for grad in found.values())
+        keys = ("key.bias", "k_proj.bias")  # a softmax doesn't see what all keys have in common
+        assert all(grad.any() for name, grad in found.items() if not name.endswith(keys))
 
 
 def test_masked_tokens_are_told_apart_from_the_others_before_the_head():

@@ -131,3 +131,15 @@ def test_every_family_trains_at_every_stage_as_plain_pytorch(stage: int, tmp_pat
         model = new_model(family)
         model.load_state_dict({name: each.view_as(parameters[name]) for name, each in weights.items()}, strict=False)
         assert torch.allclose(read, _read(model.eval(), family), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_family_is_bitwise_the_same_at_any_topology(tmp_path: Path) -> None:
+    found = []
+    for stage, size in ((1, 1), (3, 2)):
+        chosen = toy.recipe(engine__zero_stage=stage, engine__exact="any", **RECIPE)
+        found.append(launch(sharded, size, chosen, FAMILIES, folder=tmp_path)[0])
+    for family in FAMILIES:
+        (alone, weights, _), (shared, others, _) = (run[family] for run in found)
+        assert [norm for _, norm in alone] == [norm for _, norm in shared]
+        assert all(torch.equal(weights[name], others[name]) for name in weights), family

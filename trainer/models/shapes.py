@@ -7,7 +7,7 @@ from trainer.recipe import Model
 Shapes = dict[str, tuple[int, ...]]
 
 
-LOOKED_UP = ("embed", "shared.", "relative_attention_bias")
+LOOKED_UP = ("embed", ".wte.", ".wpe.", "shared.", "relative_attention_bias")
 """What the names of embeddings have in them: tokens', positions', and T5's of distances."""
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.models.build import build
 from trainer.models.decoder import rope_parameters
 from trainer.models.head import LM, Head
@@ -121,7 +122,7 @@ def test_greedy_text_with_a_cache_is_that_of_transformers_without_one(pairs, var
     )
     texts = [row[9:] for row in expected.tolist()]
     cut = [[text[: text.index(2)] if 2 in text else text] for text in texts]
-    assert generate(model, prompts.tolist(), max_new_tokens=24, eos_id=2) == cut
+    assert generate(model, prompts.tolist(), Decoding(max_new_tokens=24), eos_id=2) == cut
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2"])

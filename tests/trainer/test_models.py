@@ -15,7 +15,7 @@ from trainer.models.build import build
 from trainer.models.decoder import Decoder
 from trainer.models.head import Head
 from trainer.models.initialize import draw, initialize
-from trainer.models.layers import Documents, attend
+from trainer.models.layers import Cache, Documents, attend
 from trainer.models.loss import summed_cross_entropy
 from trainer.recipe import Model
 
@@ -107,6 +107,19 @@ def test_no_token_sees_a_later_one(family):
             ours, theirs = model(ids, None, documents), model(other, None, documents)
         assert torch.equal(ours[:, :20], theirs[:, :20])
         assert not torch.allclose(ours[:, 20:], theirs[:, 20:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_gives_the_logits_of_reading_everything_anew(family):
+    model, ids, lengths = built(small(family=family)), tokens(3, 20), torch.tensor([3, 9, 1])
+    cache = Cache(lengths.tolist(), 40, ids.device)
+    with torch.no_grad():
+        found = [model(ids[:, : lengths.max()], cache=cache)]
+        rows = torch.arange(3)
+        found += [model(ids[rows, lengths + step, None], cache=cache) for step in range(10)]
+        for row, length in enumerate(lengths.tolist()):
+            anew = model(ids[row : row + 1, : length + 10])[0, length - 1 :]
+            assert torch.allclose(torch.cat([each[row] for each in found]), anew, atol=2e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

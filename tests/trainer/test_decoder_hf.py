@@ -122,7 +122,7 @@ def test_greedy_text_with_a_cache_is_that_of_transformers_without_one(pairs, var
     )
     texts = [row[9:] for row in expected.tolist()]
     cut = [[text[: text.index(2)] if 2 in text else text] for text in texts]
-    assert generate(model, prompts.tolist(), Decoding(24), eos_id=2) == cut
+    assert generate(model, prompts.tolist(), Decoding(max_new_tokens=24), eos_id=2) == cut
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2"])

@@ -1,4 +1,4 @@
-"""The decoder: parity with Hugging Face, documents, loss, initial weights."""
+"""The decoders: documents, dropout, loss, initial weights; parity with Hugging Face is in `test_decoder_hf.py`."""
 
 from itertools import pairwise
 from typing import Any
@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.generate import generate
-from trainer.generation.settings import Decoding
 from trainer.models import loss as loss_module
-from trainer.models.decoder import Decoder, hugging_face_config
+from trainer.models.build import build
+from trainer.models.decoder import Decoder
+from trainer.models.head import Head
 from trainer.models.initialize import draw, initialize
-from trainer.models.layers import Documents
+from trainer.models.layers import Cache, Documents, attend
 from trainer.models.loss import summed_cross_entropy
 from trainer.recipe import Model
 
 VOCABULARY = 96
+FAMILIES = ("llama", "gpt2")
 
 
 def small(**changes) -> Model:
@@ -27,8 +28,8 @@ def small(**changes) -> Model:
     return Model.model_validate(sizes | {"num_key_value_heads": 2, "initializer_range": 0.2} | changes)
 
 
-def built(config: Model, seed: int = 1, **options) -> Decoder:
-    model = Decoder(config, VOCABULARY, **options)
+def built(config: Model, seed: int = 1, **options) -> Any:
+    model: Any = build(config, VOCABULARY, **options)
     initialize(model, seed)
     return model
 
@@ -37,37 +38,10 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(model: Decoder, *inputs) -> dict[str, torch.Tensor]:
+def gradients(model: Any, *inputs) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(*inputs).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-@pytest.mark.slow
-def test_logits_and_greedy_text_are_those_of_hugging_face():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    for changes in ({}, {"tie_word_embeddings": False, "num_key_value_heads": 6, "rope_theta": 500.0}):
-        config = small(**changes)
-        model = built(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    parameter.uniform_(0.5, 1.5)
-        exported = LlamaConfig(**hugging_face_config(config, VOCABULARY, eos_id=2, pad_id=0))
-        theirs: Any = LlamaForCausalLM(exported).eval()
-        missing, unexpected = theirs.load_state_dict(model.state_dict(), strict=False)
-        assert not missing
-        assert not unexpected
-        ids = tokens(3, 48)
-        with torch.no_grad():
-            assert (model(ids) - theirs(ids).logits).abs().max() <= 1e-5
-            prompts = ids[:, :9]
-            whole = torch.ones_like(prompts)  # else it takes prompt tokens that equal the padding's id for padding
-            expected = theirs.generate(prompts, attention_mask=whole, max_new_tokens=30, do_sample=False)
-        ours = generate(model, prompts.tolist(), Decoding(30), eos_id=2)
-        texts = [row[9:] for row in expected.tolist()]
-        assert ours == [[text[: text.index(2)] if 2 in text else text] for text in texts]
 
 
 def test_parameter_names_are_hugging_face_names_and_a_tied_head_is_named_once():
@@ -80,10 +54,10 @@ def test_parameter_names_are_hugging_face_names_and_a_tied_head_is_named_once():
     assert {name for name, _ in untied.named_parameters()} == expected | {"lm_head.weight"}
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.sets(st.integers(1, 31), max_size=6), min_size=1, max_size=4))
-def test_a_document_in_a_row_is_as_it_would_be_alone(inner):
-    model, ids = built(small()), tokens(len(inner), 32)
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(FAMILIES), st.lists(st.sets(st.integers(1, 31), max_size=6), min_size=1, max_size=4))
+def test_a_document_in_a_row_is_as_it_would_be_alone(family, inner):
+    model, ids = built(small(family=family)), tokens(len(inner), 32)
     starts = [np.array([0, *sorted(row)]) for row in inner]
     documents = Documents.of(starts, 32)
     assert (documents is None) == (not any(inner))
@@ -95,10 +69,11 @@ def test_a_document_in_a_row_is_as_it_would_be_alone(inner):
                 assert torch.allclose(together[row, begin:end], alone, atol=2e-5)
 
 
-def test_gradients_within_documents_are_those_of_a_mask():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_within_documents_are_those_of_a_mask(family):
     ids, starts = tokens(3, 32), [np.array([0, 5, 20]), np.array([0]), np.array([0, 31])]
     documents = Documents.of(starts, 32)
-    model = built(small())
+    model = built(small(family=family))
     ours = gradients(model, ids, ids.roll(-1, 1), documents)
     apart: dict[str, torch.Tensor] = {}
     for row, begins in enumerate(starts):
@@ -122,8 +97,9 @@ def test_boundaries_of_documents():
     assert Documents.of([np.array([0, 8]), np.array([])], 8) is None
 
 
-def test_no_token_sees_a_later_one():
-    model, ids = built(small()), tokens(2, 32)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_token_sees_a_later_one(family):
+    model, ids = built(small(family=family)), tokens(2, 32)
     other = ids.clone()
     other[:, 20:] = (other[:, 20:] + 1) % VOCABULARY
     for documents in (None, Documents.of([np.array([0, 10]), np.array([0, 25])], 32)):
@@ -131,6 +107,19 @@ def test_no_token_sees_a_later_one():
             ours, theirs = model(ids, None, documents), model(other, None, documents)
         assert torch.equal(ours[:, :20], theirs[:, :20])
         assert not torch.allclose(ours[:, 20:], theirs[:, 20:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_gives_the_logits_of_reading_everything_anew(family):
+    model, ids, lengths = built(small(family=family)), tokens(3, 20), torch.tensor([3, 9, 1])
+    cache = Cache(lengths.tolist(), 40, ids.device)
+    with torch.no_grad():
+        found = [model(ids[:, : lengths.max()], cache=cache)]
+        rows = torch.arange(3)
+        found += [model(ids[rows, lengths + step, None], cache=cache) for step in range(10)]
+        for row, length in enumerate(lengths.tolist()):
+            anew = model(ids[row : row + 1, : length + 10])[0, length - 1 :]
+            assert torch.allclose(torch.cat([each[row] for each in found]), anew, atol=2e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -210,13 +199,15 @@ def test_loss_leaves_what_is_frozen_alone(frozen):
     assert all((value.grad is None) == (name == frozen) for name, value in inputs.items())
 
 
-def test_initial_weights_depend_on_seed_and_name_alone():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_weights_depend_on_seed_and_name_alone(family):
     state = torch.random.get_rng_state()
-    shallow, deep = built(small()), built(small(num_hidden_layers=3))
+    shallow, deep = built(small(family=family)), built(small(family=family, num_hidden_layers=3))
     assert torch.equal(torch.random.get_rng_state(), state)
     deeper = dict(deep.named_parameters())
     for name, parameter in shallow.named_parameters():
-        scale = (3 / 2) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        into = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
+        scale = (3 / 2) ** 0.5 if into else 1
         assert torch.allclose(parameter, deeper[name] * scale, rtol=1e-6), name
     first, again, other = (dict(built(small(), seed).named_parameters()) for seed in (1, 1, 2))
     matrices = [name for name, parameter in first.items() if parameter.dim() == 2]
@@ -245,8 +236,9 @@ def test_a_partitioned_parameter_is_not_passed_over():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_changes_nothing(dropout):
-    config, ids = small(residual_dropout=dropout), tokens(2, 32)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_changes_nothing(family, dropout):
+    config, ids = small(family=family, residual_dropout=dropout, attention_dropout=dropout), tokens(2, 32)
     documents = Documents.of([np.array([0, 9]), np.array([0])], 32)
     results = []
     for option in (False, True):
@@ -255,10 +247,11 @@ def test_activation_checkpointing_changes_nothing(dropout):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_two_runs_are_bitwise_equal():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_runs_are_bitwise_equal(family):
     def run() -> list[torch.Tensor]:
         torch.manual_seed(3)
-        model = built(small(residual_dropout=0.1))
+        model = built(small(family=family, residual_dropout=0.1, attention_dropout=0.1))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
         for step in range(3):
             ids = tokens(4, 32, step)
@@ -270,8 +263,43 @@ def test_two_runs_are_bitwise_equal():
     assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
 
 
-def test_dropout_acts_in_training_only():
-    model, ids = built(small(residual_dropout=0.5)), tokens(1, 8)
-    assert not torch.equal(model(ids), model(ids))
-    model.eval()
-    assert torch.equal(model(ids), model(ids))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["residual_dropout", "attention_dropout"])
+def test_dropout_acts_in_training_only(family, kind):
+    model, ids = built(small(family=family, **{kind: 0.5})), tokens(2, 8)
+    documents = Documents.of([np.array([0, 3]), np.array([0])], 8)
+    for each in (None, documents):
+        model.train()
+        assert not torch.equal(model(ids, None, each), model(ids, None, each))
+        model.eval()
+        assert torch.equal(model(ids, None, each), model(ids, None, each))
+
+
+def test_dropped_attention_is_right_on_average():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 6, 2, 4).repeat(2000, 1, 1, 1) for _ in range(3))
+    whole, dropped = attend(q, k, v), attend(q, k, v, None, 0.4)
+    assert not torch.allclose(whole, dropped, atol=0.1)
+    assert (dropped.reshape(2000, -1).mean(0) - whole.reshape(2000, -1)[0]).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_with_full_attention_numbers_its_positions_through(family):
+    model, ids = built(small(family=family)), tokens(1, 32)
+    documents = Documents.of([np.array([0, 10])], 32)
+    with torch.no_grad():
+        assert not torch.allclose(model(ids)[0, 10:], model(ids, None, documents)[0, 10:], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_of_classes_reads_one_place_and_has_no_vocabulary(family):
+    model, ids = built(small(family=family), head=Head("classes", 3)), tokens(2, 16)
+    names = {name for name, _ in model.named_parameters()}
+    assert "score.weight" in names and "lm_head.weight" not in names
+    bare = built(small(family=family), head=Head("sentence"))
+    bare.load_state_dict({name: each for name, each in model.state_dict().items() if name != "score.weight"})
+    at = torch.tensor([15, 4])
+    found = model(ids, at=at)
+    assert found.shape == (2, 3)
+    assert torch.allclose(found, bare(ids)[[0, 1], at] @ model.score.weight.T, atol=1e-6)
+    assert torch.allclose(found[1], model(ids[1:, :5], at=at[1:])[0], atol=1e-6)

@@ -38,22 +38,38 @@ def parameter_groups(
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Lets only the parameters learn whose name matches one of the shell `patterns` (`train.trainable`).
 
-    A tied parameter answers to each of its names.
+    A tied parameter answers to each of its names. `head` stands for the parameters of the model's head, and a pattern
+    after a `!` freezes what it matches.
 
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to learn.
     """
     names = dict(model.named_parameters(remove_duplicate=False))
-    lost = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    heads: tuple[str, ...] = getattr(model, "head_names", ())
+    found = {pattern: matching(pattern, names, heads) for pattern in patterns}
+    lost = [pattern for pattern, matched in found.items() if not matched]
     if lost:
         raise UserError("\n".join(_unmatched(pattern, list(names)) for pattern in lost))
-    if not patterns:
-        raise UserError('train.trainable is empty, so nothing would learn; ["*"] trains every parameter')
     for parameter in names.values():
         parameter.requires_grad_(False)
-    for name, parameter in names.items():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(True)
+    for freezes in (False, True):
+        for pattern, matched in found.items():
+            for name in matched if pattern.startswith("!") == freezes else ():
+                names[name].requires_grad_(not freezes)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise UserError(f'train.trainable {list(patterns)} lets nothing learn; ["*"] trains every parameter')
+
+
+def matching(pattern: str, names: Iterable[str], heads: tuple[str, ...]) -> list[str]:
+    """The parameters that an entry of `train.trainable` means, or freezes.
+
+    Args:
+        heads: what the names of the head's parameters begin with.
+    """
+    plain = pattern.removeprefix("!")
+    if plain == "head":
+        return [name for name in names if name.startswith(heads)]
+    return [name for name in names if fnmatchcase(name, plain)]
 
 
 def _unmatched(pattern: str, names: list[str]) -> str:

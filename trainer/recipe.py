@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data.settings import Branch, Fixed, Free, Section
+from trainer.recipe_adapter import Adapter
 from trainer.recipe_data import Data
 from trainer.recipe_model import Model
 from trainer.recipe_objective import Objective
@@ -31,7 +32,9 @@ class Train(Section):
     batch_rows: Branch[int] = Field(default=32, ge=1)
     """Rows of one update, over all ranks and accumulation, in rows."""
     trainable: Fixed[tuple[str, ...]] = ("*",)
-    """Parameters that learn, as shell patterns over their names, such as `model.layers.5.*`; the rest is frozen."""
+    """Parameters that learn, as shell patterns over their names, such as `model.layers.5.*`; the rest is frozen. `head`
+    means the model's head, and a pattern after a `!` freezes: ["*", "!model.embed_tokens.*"]. With an adapter, what
+    learns beside it; ["*"]: nothing does."""
     patience: Branch[int] = Field(default=0, ge=0)
     """Stop after this many evaluations in a row without a better validation loss; 0: never."""
 
@@ -228,6 +231,8 @@ class Recipe(Section):
     """The dataset."""
     model: Model = Model()
     """The network."""
+    adapter: Adapter = Adapter()
+    """Few new weights that learn in place of the network's."""
     objective: Objective = Objective()
     """What it is asked to predict."""
     train: Train = Train()

@@ -24,13 +24,12 @@ from data.errors import UserError
 from data.publish import published
 from data.trace import Traced, documents_at
 from trainer import checkpoint, claim, goodput, record
+from trainer.adapters.adapt import model_of
 from trainer.adopt import Offer, adopt, agree, candidates, place_of, span_by_span
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, CorruptCheckpoint, SpanReader
 from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
-from trainer.models.build import build
 from trainer.models.head import Head
-from trainer.optimizer import freeze
 from trainer.recipe import Recipe
 from trainer.session import Progress, Session, give_weights
 from trainer.world import World
@@ -198,8 +197,7 @@ def initial(run: Path, recipe: Recipe, vocab_size: int, head: Head, world: World
     Raises:
         UserError: the run has an ancestor, and that is gone.
     """
-    model = build(recipe.model, vocab_size, head)
-    freeze(model, recipe.train.trainable)
+    model = model_of(recipe, vocab_size, head)
     give_weights(run, recipe, model, None, world, [])
     weights = {name: parameter.detach().view(-1) for name, parameter in model.named_parameters()}
 

@@ -19,6 +19,7 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
+from trainer.recipe_adapter import Adapter, refuse_other
 
 FILE = "recipe.yaml"
 ORDER = ("data.sources", "data.stages", "data.window", "data.packing", "data.lanes")  # what fixes the order of rows
@@ -181,7 +182,12 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
     if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
         _check_ancestor(recipe, inputs.tokenizer.fingerprint)
-    if recipe.train.trainable != ("*",):
+    if recipe.adapter.kind != "none" and recipe.ancestor is None:
+        raise UserError(
+            f"adapter.kind={recipe.adapter.kind} leaves the model's weights as they are, and this run starts from "
+            "random ones: start it --from a run that has learned"
+        )
+    if recipe.train.trainable != ("*",) or recipe.adapter.kind != "none":
         _check_trainable(recipe, inputs)
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -235,13 +241,11 @@ def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
     """Raise UserError where a pattern of `train.trainable` matches nothing; torch is loaded for these runs alone."""
     import torch
 
-    from trainer.models.build import build
+    from trainer.adapters.adapt import model_of
     from trainer.objectives.choose import objective_of
-    from trainer.optimizer import freeze
 
     with torch.device("meta"):
-        model = build(recipe.model, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
-        freeze(model, recipe.train.trainable)
+        model_of(recipe, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
 
 
 def _has_begun(run: Path) -> bool:
@@ -281,13 +285,17 @@ def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]
     if begun is not None and begun.ancestor is not None:
         origin, _, step = begun.ancestor.rpartition("@")
         if source in (None, begun.ancestor) or _names(source or "", Path(origin), step):
-            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun.model, given)
+            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun, begun.adapter, given)
     if source is None:
         return recipe
     parsed = Source.parse(source)
     point = (parsed.point and f"@{parsed.point}") if later else f"@{parsed.checkpoint().step}"
     origin = f"{parsed.run.absolute()}{point or ''}"
-    return _of_ancestor(recipe, origin, parsed.run.name, read_recipe(parsed.run).model, given)
+    before = read_recipe(parsed.run)
+    adapter = before.adapter.model_copy(update={"source": None})
+    made = _of_ancestor(recipe, origin, parsed.run.name, before, adapter, given)
+    refuse_other(before.adapter, made.adapter, parsed.run.name)
+    return made
 
 
 def pin_ancestor(run: Path) -> None:
@@ -314,7 +322,11 @@ def _names(source: str, run: Path, step: str) -> bool:
     return Path(name).name == run.name and point in ("", "best", step)
 
 
-def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, given: set[str]) -> Recipe:
+def _of_ancestor(recipe: Recipe, origin: str, name: str, before: Recipe, adapter: Adapter, given: set[str]) -> Recipe:
+    """`recipe` with an ancestor's model, and unless it asks for another one by hand, its adapter."""
+    model = before.model
+    if any(setting.startswith("adapter.") for setting in given):
+        adapter = recipe.adapter
     other = sorted(
         name
         for name in Model.model_fields
@@ -328,7 +340,7 @@ def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, given: se
             f"{getattr(recipe.model, other[0])!r}: leave the model's settings out, --from brings them"
         )
     free = {name: getattr(recipe.model, name) for name in FREE_OF_ANCESTOR if f"model.{name}" in given}
-    return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free)})
+    return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free), "adapter": adapter})
 
 
 def _check_ancestor(recipe: Recipe, tokenizer: str) -> None:

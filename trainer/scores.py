@@ -10,11 +10,11 @@ import torch
 
 from data.errors import UserError
 from data.order.deal import deal
+from trainer.adapters.adapt import model_of
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
 from trainer.inputs import Inputs, open_inputs
-from trainer.models.build import build
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
 from trainer.recipe import Recipe
@@ -54,7 +54,7 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: its figures mean nothing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objective_of(recipe, inputs.dataset)
-    model = build(recipe.model, found.state["vocab_size"], objective.head)
+    model = model_of(recipe, found.state["vocab_size"], objective.head)
     parameters, weights = dict(model.named_parameters()), found.weights()
     odd = sorted(n for n in parameters.keys() | weights.keys() if _shape(parameters, n) != _shape(weights, n))
     if odd:

@@ -19,6 +19,8 @@ from data.order.deal import reading_groups
 from data.order.departure import departure
 from data.order.permutation import key
 from trainer import checkpoint, claim, goodput, record
+from trainer.adapters.adapt import begin_adapter, inherited, model_of
+from trainer.adapters.peft import is_own
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
@@ -30,12 +32,11 @@ from trainer.guard import Avoid
 from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.mirror import Mirror, root_of, store_of
-from trainer.models.build import build
 from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
-from trainer.optimizer import freeze, parameter_groups
+from trainer.optimizer import parameter_groups
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.run import Source, read_recipe
@@ -150,8 +151,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     rows, lanes = recipe.train.batch_rows, recipe.data.lanes
     world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
     inputs.refuse_small_cache(world.lanes(lanes))
-    model = build(recipe.model, inputs.vocab_size, objective.head, recipe.engine.activation_checkpointing)
-    freeze(model, recipe.train.trainable)
+    model = model_of(recipe, inputs.vocab_size, objective.head, recipe.engine.activation_checkpointing)
     frozen = give_weights(run, recipe, model, found, world, notes)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
@@ -218,7 +218,7 @@ def give_weights(
     out, and `notes` gets a line of each.
     """
     if recipe.ancestor:
-        weights = Source.parse(recipe.ancestor).checkpoint().weights() if not found else found.frozen()
+        weights = _of_ancestor(recipe, recipe.ancestor) if not found else found.frozen()
     else:
         weights = found.frozen() if found else {}
     if not found and not recipe.ancestor:
@@ -233,11 +233,19 @@ def give_weights(
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
+    if not found and not any(map(is_own, weights)):
+        begin_adapter(model, recipe, notes)
     if found and found.base is None:
         return None
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.told(name)
+
+
+def _of_ancestor(recipe: Recipe, origin: str) -> dict[str, torch.Tensor]:
+    """The ancestor's weights; those of an adapter that doesn't go on are merged into them."""
+    source = Source.parse(origin)
+    return inherited(recipe, read_recipe(source.run), source.checkpoint().weights(), origin)
 
 
 def _of_this_head(
@@ -250,6 +258,7 @@ def _of_this_head(
     """
     parameters = dict(model.named_parameters())
     new, left = parameters.keys() - weights.keys(), weights.keys() - parameters.keys()
+    new = {name for name in new if not is_own(name)}
     other = sorted(name for name in new | left if not name.startswith(model.head_names))
     if other:
         raise UserError(f"{recipe.ancestor} is of another model: it and this one don't share {other[0]}")

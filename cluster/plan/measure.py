@@ -91,13 +91,13 @@ def rank(asked: dict[str, Any]) -> None:
     """One rank: train a little, and as rank 0 write down what was seen."""
     import torch
 
+    from trainer.adapters.adapt import model_of
     from trainer.engine import Engine
     from trainer.meters import peak_memory_gib
-    from trainer.models.build import build
     from trainer.models.depth import rate_scales
     from trainer.models.head import LM
     from trainer.models.initialize import initialize
-    from trainer.optimizer import freeze, parameter_groups
+    from trainer.optimizer import parameter_groups
     from trainer.world import join, leave
 
     recipe = settings.load(Recipe, Path(asked["recipe"]))
@@ -109,8 +109,7 @@ def rank(asked: dict[str, Any]) -> None:
     cuda = world.device.type == "cuda"
     before = 0 if cuda else round(peak_memory_gib("cpu") * 2**30)
     rows, accumulation, context = asked["micro_batch"], asked["accumulation"], recipe.model.context
-    model = build(recipe.model, asked["vocab_size"], LM, recipe.engine.activation_checkpointing)
-    freeze(model, recipe.train.trainable)
+    model = model_of(recipe, asked["vocab_size"], LM, recipe.engine.activation_checkpointing)
     initialize(model, recipe.seed)
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay, rate_scales(recipe))
     bf16 = recipe.engine.bf16(cuda)

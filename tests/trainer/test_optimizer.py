@@ -65,5 +65,5 @@ def test_a_pattern_that_matches_nothing_names_those_near_it():
 
 
 def test_nothing_to_train_is_refused():
-    with pytest.raises(UserError, match="nothing would learn"):
+    with pytest.raises(UserError, match="lets nothing learn"):
         freeze(decoder(), [])

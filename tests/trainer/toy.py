@@ -1,5 +1,6 @@
 """A model of 30 thousand parameters with batches of unequal label counts, for tests of the engine."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,9 +73,15 @@ class Training:
     """An engine on the toy, driven as the loop drives it."""
 
     def __init__(
-        self, world: World, chosen: Recipe, micro_batch: int, model: Decoder | None = None, bf16: bool = False
+        self,
+        world: World,
+        chosen: Recipe,
+        micro_batch: int,
+        model: Decoder | None = None,
+        bf16: bool = False,
+        prepare: Callable[[Batch], Batch] = lambda batch: batch,
     ):
-        self.world, self.recipe, self.micro_batch = world, chosen, micro_batch
+        self.world, self.recipe, self.micro_batch, self.prepare = world, chosen, micro_batch, prepare
         accumulation = -(-ROWS // (micro_batch * world.size))
         model = model or new_model(chosen)
         groups = parameter_groups(model.named_parameters(), chosen.optimizer.weight_decay, rate_scales(chosen))
@@ -85,7 +92,7 @@ class Training:
         total = torch.zeros((), dtype=torch.float64)
         count = label_tokens(number)
         batches = micro_batches(number, self.micro_batch, self.world)
-        for index, batch in enumerate(batches, 1):
+        for index, batch in enumerate(map(self.prepare, batches), 1):
             torch.manual_seed(1000 * number + (index - 1) * self.world.size + self.world.rank)  # its number in the step
             loss = self.engine.model(batch.input_ids, batch.labels, batch.documents)
             self.engine.backward(loss * (poison if self.world.rank == 0 else 1.0), count, last=index == len(batches))

@@ -39,9 +39,9 @@ def rate_scale(name: str, model: Model, decay: float) -> float:
     if decay == 1:
         return 1.0
     blocks, decoder_from = model.num_hidden_layers, None
-    if getattr(model, "is_encoder_decoder", False):
+    if model.is_encoder_decoder:
         decoder_from = blocks
-        blocks += model.num_decoder_layers or model.num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue]
+        blocks += model.decoder_layers
     return decay ** (blocks + 1 - depth(name, blocks, decoder_from))
 
 

@@ -37,6 +37,10 @@ def draw(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
     """
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    return torch.empty(shape).normal_(0.0, std, generator=generator(name, seed))
+
+
+def generator(name: str, seed: int) -> torch.Generator:
+    """That of the parameter called `name`."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.dataset import Dataset
+from trainer.adapters.adapt import prompted
 from trainer.objectives.base import Objective
 from trainer.objectives.causal import Causal
 from trainer.objectives.rows import kind_of
@@ -16,4 +17,6 @@ def objective_of(recipe: Recipe, dataset: Dataset) -> Objective:
         UserError: the family, the objective and the dataset don't go together.
     """
     kind_of(recipe, dataset)
-    return Causal(recipe.model.attention, np.asarray(dataset.tokenizer().piece_bytes))
+    tokenizer = dataset.tokenizer()
+    made = Causal(recipe.model.attention, np.asarray(tokenizer.piece_bytes))
+    return prompted(made, recipe, recipe.model.vocab_size or tokenizer.padded_vocab_size)

@@ -27,6 +27,9 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, such as optimizer.lr=3e-4.", show_default=False)
 ]
+DatasetOverrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, such as split.valid=0.05.", show_default=False)
+]
 Show = Annotated[bool, typer.Option("--show", help="Print the resolved recipe, each setting documented, and stop.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")]
 On = Annotated[str, typer.Option("--on", help="Where to run: local, slurm[=SITE.yaml] or ray[=ADDRESS].")]
@@ -53,7 +56,7 @@ PointArgument = Annotated[
 @data_app.command("build")
 def data_build(
     recipe: RecipeArgument = None,
-    overrides: Overrides = None,
+    overrides: DatasetOverrides = None,
     out: Annotated[Path | None, typer.Option(help="The dataset's folder; default: datasets/NAME.")] = None,
     on: Annotated[str, typer.Option(help="local, or ray[=ADDRESS]: the cluster whose dashboard that is.")] = "local",
     show: Show = False,
@@ -151,7 +154,7 @@ def data_trace(
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument = None,
-    overrides: Overrides = None,
+    overrides: DatasetOverrides = None,
     out: Annotated[Path | None, typer.Option(help="The tokenizer's folder; default: tokenizers/NAME.")] = None,
 ) -> None:
     """Train a SentencePiece tokenizer on a dataset recipe's sources, without building the dataset."""

@@ -57,7 +57,7 @@ def faults(dataset: Dataset, progress: Progress | None = None) -> list[str]:
                 found += _table_faults(dataset, index, number)
         for index in indexes:
             found += _plan_faults(dataset, index, damaged)
-    progress.end(f"{total:,} bytes, {len(found)} faults")
+    progress.end(f"{total:,} bytes, {len(found)} fault{'' if len(found) == 1 else 's'}")
     return found
 
 

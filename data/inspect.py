@@ -255,7 +255,8 @@ def _packing_lines(split: str, said: dict[str, Any]) -> Iterator[str]:
         if "fault" in each:
             yield f"{split}: plans for a context of {each['context']:,} can't be used: {each['fault']}"
             continue
-        yield f"{split}, context {each['context']:,}: {each['plans']:,} packing plans, {each['bytes']:,} bytes"
+        of = f"plans of {each['plans']:,} shard(s), {each['bytes']:,} bytes"
+        yield f"{split}, context {each['context']:,}: packing {of}"
         for name in ("best_fit", "chop", "unpacked"):
             if name in each:
                 figures = {key: value for key, value in each[name].items() if key != "utilisation"}

@@ -24,9 +24,11 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def _bytes(value: Any) -> Any:
     """A number of bytes, also as `500MB` or `1.5 GB`."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
-    if match is None or match[2].upper() not in _UNITS:
+    if not isinstance(value, str):
         return value
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("it is a number of bytes, such as 500MB or 2GB")
     return round(float(match[1]) * _UNITS[match[2].upper()])
 
 

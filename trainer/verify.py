@@ -143,7 +143,8 @@ def check_run(run: Path) -> Iterator[Check]:
     yield Check("dataset", f"{held}: every shard re-read", not damaged, detail="; ".join(damaged[:3]))
     lost = sum(last - first + 1 for _, first, last in history.lost)
     attempts = len(history.attempts)
-    yield Check("record", f"{attempts} attempts, {len(lineage)} updates kept, {lost} lost and redone", True)
+    said = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+    yield Check("record", f"{said}, {len(lineage)} updates kept, {lost} lost and redone", True)
 
 
 def compare(run: Path, other: Path) -> Iterator[Check]:

@@ -143,7 +143,7 @@ class Source(Section):
         if self.into and self.kind == "dataset":
             raise ValueError("a source of kind dataset takes no `into`: its documents keep their own sources' names")
         if not self.name and self.path is not None and self.several:
-            raise ValueError(f"a source of several files needs a name: {self.path}")
+            raise ValueError(f"a source of several files needs a name, such as name: mine: {self.path}")
         if "\n" in self.label or self.label.strip("/.") == "":
             raise ValueError(f"a source can't be called {self.label!r}; give it a name")
         return self

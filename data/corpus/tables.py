@@ -90,11 +90,11 @@ def aligned_rows(source: Source, files: Mapping[str, InputFile]) -> Iterator[Row
 
 
 def missing(field: str, known: Iterable[str]) -> str:
-    """That a field isn't there, those that are, and the likeliest one."""
+    """That a field isn't there, those that are, and the likeliest one; without the sentence's end."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(field, names, 1, 0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"has no field {field!r}. Its fields: {', '.join(names) or 'none'}.{hint}"
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"has no field {field!r}{hint}. Its fields: {', '.join(names) or 'none'}"
 
 
 def _json_lines(source: Source, file: InputFile, columns: Sequence[str]) -> Iterator[Row]:
@@ -276,4 +276,4 @@ def _need(source: Source, file: InputFile, names: Sequence[str], columns: Sequen
     """A file that names its columns has those that are needed."""
     for column in columns:
         if column not in names:
-            raise UserError(f"source {source.label}: {file.shown} {missing(column, names)}")
+            raise UserError(f"source {source.label}: {file.shown} {missing(column, names)}.")

@@ -28,6 +28,7 @@ from data.sums import CHUNK, Sums, sums_name
 FILE = "dataset.json"
 ORIGINS = "origins"
 POLL_S = 0.05
+MOST = 1 << 30  # bytes of a file that isn't a shard: the index of 100,000 shards has 70 MB
 NO_ROOM_S = 60.0  # for somebody to let go of a shard
 _OF_A_SHARD = re.compile(r"(?:train|valid|heldout)-\d+\.")
 _PLAIN = re.compile(r"\w[\w.-]*")
@@ -174,7 +175,7 @@ class Remote:
             try:
                 with path.open("rb", buffering=0) as file:
                     data = os.pread(file.fileno(), stop - start, start)
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 continue
             if len(data) == stop - start:
                 return data
@@ -271,11 +272,17 @@ def known_info(url: str, cache: Path) -> dict[str, Any] | None:
 
 
 def read_whole(origin: Origin, name: str) -> bytes:
-    """A whole file of an origin."""
-    incoming, parts = origin.open(name), []
+    """A whole file of an origin, other than a shard. Raises UserError where it is larger than any such file can be."""
+    incoming, parts, held = origin.open(name), [], 0
     try:
-        while piece := incoming.read():
+        while held <= MOST and (incoming.size or 0) <= MOST and (piece := incoming.read()):
             parts.append(piece)
+            held += len(piece)
+        if held > MOST or (incoming.size or 0) > MOST:
+            raise UserError(
+                f"{name} from {origin.name} has {incoming.size or held:,} bytes and goes on: it isn't the file of a "
+                f"dataset, which has {MOST:,} at most. Look at the URL"
+            )
     finally:
         incoming.close()
     return b"".join(parts)

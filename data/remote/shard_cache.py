@@ -118,7 +118,7 @@ class ShardCache:
                 continue
             for found in os.scandir(dataset):
                 part = _PART.match(found.name)
-                if found.name.endswith(".tar") or part:
+                if (found.name.endswith(".tar") or part) and found.is_file():
                     with suppress(FileNotFoundError):
                         stat = found.stat()
                         yield _File(Path(found.path), int(part[2]) if part else stat.st_size, stat.st_mtime)
@@ -141,8 +141,16 @@ def part_of(dataset: Path, entry: ShardEntry) -> Path:
 
 
 def _locked(path: Path, flags: int, lock: int) -> Held | None:
-    """`path` opened and locked without waiting; None where it isn't there or somebody else holds it."""
+    """`path` opened and locked without waiting; None where it isn't there or somebody else holds it.
+
+    Raises:
+        UserError: it is a folder.
+    """
     while True:
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a folder, and in the cache that name is a shard's: remove it, or set data.cache"
+            )
         try:
             descriptor = os.open(path, flags, 0o644)
         except FileNotFoundError:

@@ -26,6 +26,7 @@ _LINE_CHARACTERS = 4096
 _LINE_LIMIT = 4 * _LINE_CHARACTERS  # bytes: SentencePiece's own limit, never reached
 _RESERVED = "\u2585"  # SentencePiece passes over a line that holds it
 _ROUND_TRIPS = 256
+_BYTES_A_PIECE = 500  # of text: at 210, 62 % of the pieces are seen fewer than ten times; at 420, 11 %; at 850, 3 %
 _TOO_SMALL = re.compile(r"required_chars\. (\d+) vs (\d+)")
 
 
@@ -63,6 +64,9 @@ def obtain(wanted: TokenizerTraining, sample: Iterable[str], threads: int) -> Ob
         trained = train(sample, wanted.vocab_size, wanted.character_coverage, threads, fed)
         cut = f", {fed.cut_lines:,} long lines in parts" if fed.cut_lines else ""
         said = f"{trained.vocab_size:,} pieces, trained on {fed.documents:,} documents, {fed.bytes:,} bytes{cut}"
+        if fed.bytes < _BYTES_A_PIECE * trained.vocab_size:
+            fitting = max(512, 1 << (fed.bytes // _BYTES_A_PIECE).bit_length() - 1)
+            said += f": few for so many pieces, many will be rare (tokenizer.vocab_size={fitting} would suit)"
         return Obtained(trained, {"trained_on": asdict(fed)}, said)
     taken = Tokenizer.load(wanted.reuse.expanduser(), wanted.special)
     account: dict[str, Any] = {}

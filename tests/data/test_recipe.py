@@ -33,6 +33,11 @@ def test_every_mistake_is_named_with_its_path_at_once():
     ("tree", "match"),
     [
         ({"sources": []}, "at least one source"),
+        ({"memory": "lots"}, r"memory: it is a number of bytes, such as 500MB or 2GB \(got 'lots'\)"),
+        (
+            {"sources": [{"kind": "jsonl", "path": "x-*"}]},
+            "several files needs a name",
+        ),
         ({"sources": [{"kind": "jsonl"}]}, "sources.0: a source of kind jsonl needs a path"),
         ({"sources": [{"kind": "stdlib", "path": "x"}]}, "takes no path"),
         ({"sources": [{"kind": "text", "path": "x", "glob": ["*"]}]}, "takes no glob"),

@@ -86,7 +86,7 @@ def test_json_lines_are_read_by_field(tmp_path, suffix):
     [
         ("{bad", r"x\.jsonl:2 is not a JSON line"),
         ("[1]", r"x\.jsonl:2 should hold a JSON object, not list"),
-        ('{"txt": "x"}', r"x\.jsonl:2 has no field 'text'. Its fields: txt. Did you mean 'txt'\?"),
+        ('{"txt": "x"}', r"x\.jsonl:2 has no field 'text' \(did you mean 'txt'\?\)\. Its fields: txt\. Mend it, or"),
         ('{"text": 3}', r"x\.jsonl:2 has no text in 'text': it is int"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.data.corpus.conftest import TABLES, read, tar
 def test_a_wrong_column_names_the_file_the_column_and_those_there_are(kind, tmp_path):
     (tmp_path / "x").write_bytes(TABLES[kind](["one", "two"]))
     for policy in ("error", "drop"):
-        with pytest.raises(UserError, match=r"/x has no field 'txt'\. Its fields: n, text.*Did you mean 'text'\?"):
+        with pytest.raises(UserError, match=r"/x has no field 'txt' \(did you mean 'text'\?\)\. Its fields: n, text"):
             read(kind=kind, path=tmp_path / "x", text_field="txt", on_bad_row=policy)
 
 
@@ -25,7 +25,7 @@ def test_a_column_without_text_is_named_with_what_it_holds(tmp_path):
 BAD_LINES = {
     "not JSON": ('{"text": ', "x:2 is not a JSON line"),
     "not an object": ("[1]", "x:2 should hold a JSON object, not list"),
-    "no such field": ('{"texts": "x"}', r"x:2 has no field 'text'. Its fields: texts. Did you mean 'texts'\?"),
+    "no such field": ('{"texts": "x"}', r"x:2 has no field 'text' \(did you mean 'texts'\?\). Its fields: texts"),
     "null": ('{"text": null}', "x:2 has no text in 'text': it is null"),
     "a number": ('{"text": 3}', "x:2 has no text in 'text': it is int"),
     "deeply nested": ("[" * 100_000, "x:2 is not a JSON line"),

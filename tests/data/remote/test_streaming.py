@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,7 @@ def test_faults_that_pass_change_no_row(folder, server, tmp_path, fault):
 
 CLOSING = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +313,28 @@ def test_a_url_without_a_dataset_is_said(server, tmp_path):
         load_dataset(server.url.replace("/data", "/data/sub") + "?x={file}x", quick(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("name", ["dataset.json", "train.index.json"])
+def test_a_small_file_that_is_too_large_is_refused_before_it_fills_the_memory(
+    server, tmp_path, monkeypatch, name, told
+):
+    monkeypatch.setattr("data.remote.remote.MOST", 100_000)
+
+    def endless(handler, content):
+        handler.send_response(200)
+        if told:
+            handler.send_header("Content-Length", str(10**12))
+        handler.end_headers()
+        with suppress(ConnectionError):
+            for _ in range(10_000):
+                handler.wfile.write(bytes(1 << 16))
+        handler.close_connection = True
+
+    server.faults[re.escape(name)] = endless
+    with pytest.raises(UserError, match=rf"{re.escape(name)} from http.* it isn't the file of a dataset"):
+        load_dataset(server.url, quick(tmp_path / "cache"))
+
+
 # -- the cache -------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +359,18 @@ def test_a_cached_shard_that_the_disk_has_changed_is_said_and_fetched_again(fold
     with Streaming(server.url, tmp_path / "cache") as reader:
         read_an_epoch(reader, local(folder))
     assert "train-000003.tar has other bytes than when it was fetched" in capsys.readouterr().err
+
+
+def test_a_folder_under_a_shards_name_in_the_cache_is_named(folder, server, tmp_path):
+    dataset = load_dataset(server.url, quick(tmp_path / "cache"))
+    assert dataset.remote
+    shard = dataset.remote.folder / dataset.index("train").shards[3].url
+    shard.mkdir()
+    with (
+        Streaming(server.url, tmp_path / "cache") as reader,
+        pytest.raises(UserError, match=rf"{shard.name} is a folder, .*: remove it"),
+    ):
+        read_an_epoch(reader, local(folder))
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
+from data.recipe import TokenizerTraining
 from data.tokenizer.tokenizer import BOS, CONTROL_PIECES, EOS, PAD, SPACE, Tokenizer
-from data.tokenizer.training import Fed, train
+from data.tokenizer.training import Fed, obtain, train
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,10 @@ def test_training_counts_what_it_was_fed(code_texts):
     assert fed.bytes == sum(len(text.encode()) for text in code_texts[:3]) + len(line) + 7 + 10_000
     short = sum(1 for text in code_texts[:3] for line in text.split("\n") if line)
     assert fed.lines == short + -(-len(line) // 4095) + 1 + 3  # a part ends before a space
+
+
+def test_a_vocabulary_that_is_large_for_its_text_is_said_to_be(code_texts):
+    few = "word salad of seven different words again " * 10
+    said = obtain(TokenizerTraining(vocab_size=1024), [*code_texts[:1], few], 1).said
+    assert "few for so many pieces, many will be rare (tokenizer.vocab_size=512 would suit)" in said
+    assert "few" not in obtain(TokenizerTraining(vocab_size=512), ["a bc def " * 60_000], 1).said

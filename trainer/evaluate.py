@@ -5,6 +5,7 @@ exact for completions too and compares models with different tokenizers. The yar
 the training split's token frequencies, with one added to each count.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ def mixed(figures: Mapping[str, dict[str, float]], weights: Mapping[str, float])
         if name in COUNTS:
             held[name] = sum(each[name] for each in figures.values())
         elif name == "perplexity":
-            held[name] = perplexity(held["loss"])
+            logs = (share * math.log(figures[source][name]) for source, share in shares.items() if share)
+            held[name] = perplexity(sum(logs) / total)
         else:
             held[name] = sum(share * figures[source][name] for source, share in shares.items() if share) / total
     return held

@@ -17,7 +17,8 @@ from data.shards import Index
 from data.tasks.task import Task
 from data.tasks.template import answer_end, encode_prompt
 from data.tokenizer.tokenizer import Tokenizer
-from trainer.objectives.rows import kind_of, text_row
+from trainer.objectives.pieces import refuse_missing_pieces
+from trainer.objectives.rows import kind_of, row_labels, text_row
 from trainer.recipe import Model, Recipe
 
 VALID = "valid"
@@ -39,6 +40,8 @@ class Inputs:
     """Rows of the model's embedding."""
     row: tuple[int, int]
     """Tokens of a row of text, and from one row's start to the next one's."""
+    row_labels: float
+    """Labels of a full row of text."""
 
     @property
     def dataset(self) -> Dataset:
@@ -66,17 +69,32 @@ class Inputs:
         """Label tokens of one pass over the corpus; None where rows aren't all of one text and length."""
         if self.dataset.kind != "text" or len(self.order.walks) > 1:
             return None
-        return next(iter(self.fills.values())).labels
+        found = next(iter(self.fills.values()))
+        return found.labels if self.causal_text else round(found.rows * self.row_labels)
+
+    def read_tokens(self, rows: int, labels: int) -> int:
+        """Tokens that so many rows put before the model, of which so many are labels: what speed is counted in.
+
+        Where every token is a label once, the labels.
+        """
+        return labels if self.causal_text or self.dataset.kind != "text" else rows * self.row[1]
+
+    @property
+    def causal_text(self) -> bool:
+        """Whether rows are of text and overlap, so that each token is a label once."""
+        return self.dataset.kind == "text" and self.row[0] != self.row[1]
 
     @cached_property
     def fills(self) -> dict[str, Fill]:
         """How documents fill the rows of an epoch, by source and context where rows have several lengths."""
         found = {}
         for walk in self.order.walks:
-            context = walk.layout.stride or walk.layout.row_length(self.context + 1) - 1
-            name = walk.name if context in (self.context, self.row[1]) else f"{walk.name}, context {context}"
-            index = self.trains[walk.name]
-            found[name] = fill(index, context, self.packing, here=self.datasets[walk.name].remote is None)
+            length = walk.layout.row_length(self.context + 1)
+            stride = walk.layout.stride or length - 1
+            alike = length in (self.context + 1, self.row[0])
+            name = walk.name if alike else f"{walk.name}, rows of {length} tokens"
+            here = self.datasets[walk.name].remote is None
+            found[name] = fill(self.trains[walk.name], stride, self.packing, here, walk.layout.overlap)
         return found
 
     def reader(self, lanes: Collection[int] | None = None) -> LocalReader:
@@ -157,9 +175,13 @@ def open_inputs(recipe: Recipe) -> Inputs:
         )
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
     for dataset in datasets.values():
-        kind_of(recipe, dataset)
+        kind = kind_of(recipe, dataset)
+        refuse_missing_pieces(recipe, kind, dataset.tokenizer())
     row = text_row(recipe, recipe.model.context)
-    inputs = Inputs(datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size, row)
+    inputs = Inputs(
+        datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size, row,
+        row_labels(recipe, row[0]),
+    )  # fmt: skip
     inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
@@ -217,9 +239,11 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] =
 def _laid(index: Index, context: int, row: tuple[int, int], packing: Packing, here: bool) -> Layout:
     """As `layout`, for rows of text that an objective asks for."""
     length, stride = row
-    if packing == "chop" and index.kind == "text":
+    if index.kind != "text":
+        return layout(index, context, packing, here)
+    if packing == "chop":
         return layout(index, stride, packing, here, length - stride)
-    return layout(index, context, packing, here)
+    return layout(index, length - 1, packing, here)
 
 
 def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:

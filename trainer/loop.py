@@ -145,7 +145,7 @@ class Loop:
             loss = self.forward_backward(rows, agreed.label_tokens)
             norms = self.diagnostics.norms(progress.step + 1)
             self.update(rows, agreed, loss, norms)
-            self.s.meter.step(agreed.label_tokens)
+            self.s.meter.step(self.s.inputs.read_tokens(rows.stop - rows.start, agreed.label_tokens))
             self.after_update(agreed)
         if self.out_of_patience():
             outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"

@@ -162,7 +162,7 @@ class Meter:
         self._tokens = self._counted = self._all_counted = 0
 
     def step(self, tokens: int) -> None:
-        """One update was launched, of so many label tokens over all ranks."""
+        """One update was launched, of so many tokens over all ranks."""
         trained, waited = self._at
         self._at = self._clock.running("compute", "data_wait"), self._clock.running("data_wait")
         self._last = self._clock.running()

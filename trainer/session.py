@@ -314,7 +314,7 @@ def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: Worl
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
-        tokens_per_byte=inputs.tokens_per_byte if inputs.dataset.kind == "text" else None,
+        tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text else None,
         epoch_tokens=inputs.epoch_tokens,
         flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1]),
         device=world.device.type,

@@ -74,8 +74,9 @@ def best_fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
     return row
 
 
-def chopped(starts: np.ndarray, tokens: int, row_length: int) -> int:
-    """How many of a shard's documents chopping cuts: rows of `row_length` overlapping by one, the first at token 0."""
-    stride = row_length - 1
-    ends = np.append(starts[1:], tokens) - 1
-    return int((ends > (starts // stride + 1) * stride).sum())
+def chopped(starts: np.ndarray, tokens: int, row_length: int, overlap: int = 1) -> int:
+    """How many of a shard's documents chopping cuts: rows of `row_length` that share `overlap` tokens with the next,
+    the first at token 0."""
+    stride = row_length - overlap
+    ends = np.append(starts[1:], tokens)
+    return int((ends > starts // stride * stride + row_length).sum())

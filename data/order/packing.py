@@ -386,14 +386,17 @@ def pack_dataset(
     return Dataset(dataset.folder, info)
 
 
-def fill(index: Index, context: int, packing: Literal["chop", "best_fit"], here: bool = True) -> Fill:
+def fill(index: Index, context: int, packing: Literal["chop", "best_fit"], here: bool = True,
+         overlap: int = 1) -> Fill:  # fmt: skip
     """How an epoch's rows are filled.
 
     For chopped text, documents are looked at in 16 shards at most, spread over the split, and the cut ones scaled up
     from those; which ones are cut changes from epoch to epoch.
 
     Args:
+        context: tokens from one row of chopped text to the next; those of a plan hold one more.
         here: shards can be looked at; else it isn't known how many documents chopping cuts.
+        overlap: tokens of chopped text that a row shares with the next.
 
     Raises:
         UserError: as `load_packing`.
@@ -403,22 +406,23 @@ def fill(index: Index, context: int, packing: Literal["chop", "best_fit"], here:
     if index.kind == "examples":
         slots = index.documents * (context + 1)
         return Fill(index.documents, slots, index.tokens, index.tokens - index.documents, index.documents, 0, 0)
-    rows = sum(max(0, shard.tokens - 1) // context for shard in index.shards)
+    length = context + overlap
+    rows = sum(max(0, shard.tokens - overlap) // context for shard in index.shards)
     count = len(index.shards)
     cut = seen = 0
     for number in spread(count, _LOOKED_AT) if here else ():
         shard = index.shards[number]
         starts = MappedShard(index.folder, shard, index.dtype).document_starts()
-        cut += best_fit.chopped(starts, shard.tokens, context + 1)
+        cut += best_fit.chopped(starts, shard.tokens, length, overlap)
         seen += len(starts)
     return Fill(
         rows=rows,
-        slots=rows * (context + 1),
-        tokens=rows * (context + 1),
-        labels=rows * context,
+        slots=rows * length,
+        tokens=rows * length,
+        labels=rows * (length - 1),
         documents=index.documents,
         cut=round(cut / seen * index.documents) if seen else None,
-        unread=sum(max(0, shard.tokens - 1) for shard in index.shards) - rows * context,
+        unread=sum(max(0, shard.tokens - overlap) for shard in index.shards) - rows * context,
     )
 
 

@@ -3,10 +3,15 @@
 import numpy as np
 
 from data.dataset import Dataset
+from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.adapt import prompted
 from trainer.objectives.base import Objective
 from trainer.objectives.causal import Causal
-from trainer.objectives.rows import kind_of
+from trainer.objectives.masked import Masked, Vocabulary
+from trainer.objectives.pieces import ordinary, sentinels, word_starts
+from trainer.objectives.prefix import Prefix
+from trainer.objectives.rows import kind_of, row_labels, text_row
+from trainer.objectives.span import Span
 from trainer.recipe import Recipe
 
 
@@ -14,9 +19,41 @@ def objective_of(recipe: Recipe, dataset: Dataset) -> Objective:
     """The objective of `recipe` on `dataset`, the first of its sources; all have its kind and tokenizer.
 
     Raises:
-        UserError: the family, the objective and the dataset don't go together.
+        UserError: the family, the objective and the dataset don't go together, or the tokenizer lacks a piece.
     """
-    kind_of(recipe, dataset)
-    tokenizer = dataset.tokenizer()
-    made = Causal(recipe.model.attention, np.asarray(tokenizer.piece_bytes))
+    kind, tokenizer = kind_of(recipe, dataset), dataset.tokenizer()
+    made = _made(recipe, kind, tokenizer, np.asarray(tokenizer.piece_bytes))
     return prompted(made, recipe, recipe.model.vocab_size or tokenizer.padded_vocab_size)
+
+
+def _made(recipe: Recipe, kind: str, tokenizer: Tokenizer, piece_bytes: np.ndarray) -> Objective:
+    match kind:
+        case "masked":
+            return _masked(recipe, tokenizer, piece_bytes)
+        case "span":
+            length, _ = text_row(recipe, recipe.model.context)
+            told = recipe.objective
+            return Span(
+                recipe.seed, sentinels(recipe, length, tokenizer), tokenizer.eos_id, tokenizer.pad_id,
+                _start(recipe, tokenizer), told.noise_density, told.mean_span, piece_bytes,
+            )  # fmt: skip
+        case "prefix":
+            return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes)
+        case _:
+            return Causal(recipe.model.attention, piece_bytes)
+
+
+def _masked(recipe: Recipe, tokenizer: Tokenizer, piece_bytes: np.ndarray) -> Masked:
+    mask, cls, sep, pad = (tokenizer.piece_id(f"<|{role}|>") for role in ("mask", "cls", "sep", "pad"))
+    told = recipe.objective
+    words = word_starts(tokenizer) if told.whole_word else None
+    vocabulary = Vocabulary(mask, cls, sep, pad, np.asarray(tokenizer.is_control), ordinary(tokenizer), words)
+    length, _ = text_row(recipe, recipe.model.context)
+    weight = told.next_sentence_weight * row_labels(recipe, length) if told.next_sentence else 0.0
+    return Masked(recipe.seed, vocabulary, told.mask_rate, told.next_sentence, weight, recipe.data.lanes, piece_bytes)
+
+
+def _start(recipe: Recipe, tokenizer: Tokenizer) -> int:
+    """What an encoder-decoder's decoder begins with."""
+    chosen = recipe.model.decoder_start_id
+    return tokenizer.pad_id if chosen is None else chosen

@@ -4,27 +4,134 @@ from data.dataset import Dataset
 from data.errors import UserError
 from trainer.recipe import Recipe
 
+TEXT = ("masked", "span", "prefix")
+"""Objectives of text alone."""
+
 
 def kind_of(recipe: Recipe, dataset: Dataset) -> str:
     """The objective's kind, "auto" resolved.
 
     Raises:
-        UserError: the family, the objective and the dataset don't go together.
+        UserError: the family, the objective, the dataset and the recipe's other settings don't go together.
     """
-    if not recipe.model.is_decoder:
-        raise UserError(f"no objective for a model of family {recipe.model.family} and {dataset.place}")
-    if dataset.kind == "examples" and not dataset.info["task"]["causal"]:
+    kind, family = recipe.objective.kind, recipe.model.family
+    if kind == "auto" and dataset.kind != "text" and not recipe.model.is_decoder:
+        raise UserError(f"no objective for a model of family {family} and {dataset.place}")
+    kind = text_kind(recipe)
+    if not _learns(recipe, kind):
+        raise UserError(f"a model of family {family} has no use for objective.kind {kind}: leave it at auto")
+    if kind in TEXT and dataset.kind != "text":
+        raise UserError(f"objective.kind {kind} learns from text, and {dataset.place} holds {dataset.kind}")
+    if kind == "causal" and dataset.kind == "examples" and not dataset.info["task"]["causal"]:
         task = dataset.info["task"]
         raise UserError(
             f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}, whose "
             "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
         )
-    return "causal"
+    recipe.objective.refuse_unused(kind)
+    if recipe.objective.next_sentence:
+        _refuse_pairs(recipe)
+    return kind
+
+
+def text_kind(recipe: Recipe) -> str:
+    """The objective's kind, where "auto" is what the family suggests for text."""
+    if recipe.objective.kind != "auto":
+        return recipe.objective.kind
+    if recipe.model.is_decoder:
+        return "causal"
+    return "span" if recipe.model.is_encoder_decoder else "masked"
+
+
+def _learns(recipe: Recipe, kind: str) -> bool:
+    match kind:
+        case "causal":
+            return recipe.model.is_decoder
+        case "masked":
+            return recipe.model.family == "bert"
+        case _:
+            return recipe.model.is_encoder_decoder
+
+
+def _refuse_pairs(recipe: Recipe) -> None:
+    """Raise UserError where rows can't trade their second parts in pairs (`masked.py`)."""
+    if recipe.data.packing == "best_fit":
+        raise UserError(
+            "objective.next_sentence cuts a row into two parts of one text, and with data.packing best_fit a row is "
+            "of many: set data.packing to chop"
+        )
+    if recipe.model.type_vocab_size < 2:
+        raise UserError(
+            f"objective.next_sentence needs two token types, and model.type_vocab_size is "
+            f"{recipe.model.type_vocab_size}: set it to 2"
+        )
+    unit, rows = 2 * recipe.data.lanes, recipe.train.batch_rows
+    if rows % unit:
+        raise UserError(
+            f"objective.next_sentence pairs the rows of an update, lane by lane, so train.batch_rows ({rows}) must be "
+            f"a multiple of twice the lanes ({unit}): take {max(unit, rows // unit * unit)} or "
+            f"{-(-rows // unit) * unit}"
+        )
 
 
 def text_row(recipe: Recipe, context: int) -> tuple[int, int]:
     """Tokens of a row of text for a model that reads `context` tokens, and from one row's start to the next one's.
 
-    causal: context + 1, and context: the last token of a row is only a label, and the next row's first input.
+    causal: context + 1, and context: the last token of a row is only a label, and the next row's first input. masked:
+    what `<|cls|>` and each `<|sep|>` leave. span: as many as become `context` when spans are cut out. prefix: context.
     """
-    return context + 1, context
+    match text_kind(recipe):
+        case "causal":
+            return context + 1, context
+        case "masked":
+            length = context - (3 if recipe.objective.next_sentence else 2)
+        case "span":
+            length = span_row(context, recipe.objective.noise_density, recipe.objective.mean_span)
+        case _:
+            length = context
+    return length, length
+
+
+def row_labels(recipe: Recipe, length: int) -> float:
+    """Labels of a full row of `length` tokens of text; prefix: on average; whole words: at most."""
+    match text_kind(recipe):
+        case "causal":
+            return length - 1
+        case "masked":
+            return masks(length, recipe.objective.mask_rate)
+        case "span":
+            noise, spans = span_counts(length, recipe.objective.noise_density, recipe.objective.mean_span)
+            return noise + spans + 1
+        case _:
+            return length / 2
+
+
+def masks(tokens: int, rate: float) -> int:
+    """Tokens that are predicted of a row of so many (BERT's create_pretraining_data.py)."""
+    return max(1, round(tokens * rate))
+
+
+def span_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """(tokens cut out, spans) of a row of `length` tokens, at least 2.
+
+    T5's `random_spans_noise_mask`; there are never more spans than tokens left to keep them apart.
+    """
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), length - noise)
+
+
+def span_row(inputs: int, density: float, mean_span: float) -> int:
+    """The longest row that becomes at most `inputs` tokens when each span is one sentinel and an end is added.
+
+    T5's `random_spans_helper` (arXiv:1910.10683): 568 tokens for 512 inputs, with 114 targets.
+    """
+
+    def lengths(row: int) -> tuple[int, int]:
+        noise, spans = span_counts(row, density, mean_span)
+        return row - noise + spans + 1, noise + spans + 1
+
+    row = max(2, inputs - 2)
+    while lengths(row + 1)[0] <= inputs:
+        row += 1
+    left, targets = lengths(row)
+    return row - 1 if density == 0.5 and targets > left else row

@@ -215,7 +215,8 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
 
 def _inputs() -> Any:
     order = SimpleNamespace(describe=lambda: {"fingerprint": "toy"})
-    return SimpleNamespace(order=order, tokenizer=SimpleNamespace(fingerprint="toy"), vocab_size=2)
+    tokenizer = SimpleNamespace(fingerprint="toy")
+    return SimpleNamespace(order=order, tokenizer=tokenizer, vocab_size=2, read_tokens=lambda rows, labels: labels)
 
 
 def _objective() -> Any:

@@ -14,9 +14,9 @@ from data.errors import UserError
 from tests.trainer.families import ENCODER_DECODERS, VOCABULARY, built, config, gradients, real, tokens
 from trainer.models.attention import real_keys
 from trainer.models.build import build
+from trainer.models.cache import Cache
 from trainer.models.head import Head
 from trainer.models.initialize import initialize
-from trainer.models.layers import Cache
 from trainer.models.shapes import decays
 from trainer.models.t5 import bucket
 from trainer.models.transformer import sinusoids
@@ -104,14 +104,16 @@ def test_a_decoder_sees_no_later_token_and_all_of_the_source(family):
             assert not torch.allclose(model(changed, TARGET)[0, 0], model(SOURCE, TARGET)[0, 0])
 
 
+@pytest.mark.parametrize("lengths", [[2, 1, 4], [1, 1, 1]])
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
-def test_decoding_token_by_token_gives_the_logits_of_the_whole(family):
-    model, lengths = built(family, num_decoder_layers=3).eval(), [2, 1, 4]
+def test_decoding_token_by_token_gives_the_logits_of_the_whole(family, lengths):
+    model = built(family, num_decoder_layers=3).eval()
     with torch.no_grad():
         memory = model.encode(SOURCE, REAL)
         whole = model.decode(TARGET, memory, REAL)
         cache = Cache(lengths, 16, torch.device("cpu"))
-        fed = TARGET[:, :4].masked_fill(~real(lengths, 4), 7)
+        width = max(lengths)
+        fed = TARGET[:, :width].masked_fill(~real(lengths, width), 7)
         logits = model.decode(fed, memory, REAL, cache)
         for step in range(10):
             at = [length + step for length in lengths]

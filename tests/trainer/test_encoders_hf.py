@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.trainer.families import VOCABULARY, built, gradients, real, scatter, tokens
+from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.models.head import LM, Head
 
 SOURCE, REAL = tokens(3, 40), real([40, 23, 7], 40)
@@ -164,3 +166,22 @@ def test_weights_go_back_to_hugging_face_by_name(hf: Any) -> None:
                 assert (theirs(SOURCE).prediction_logits - ours(SOURCE)[0]).abs().max() <= 1e-5
             else:
                 assert (theirs(SOURCE, decoder_input_ids=TARGET).logits - ours(SOURCE, TARGET)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("family", ["t5", "transformer"])
+def test_generated_text_is_that_of_hugging_face(hf: Any, family: str, beams: int) -> None:
+    if family == "t5":
+        theirs = t5(hf, tied=False, eos_token_id=95)
+        ours = built("t5", num_decoder_layers=3, head_dim=10, tie_word_embeddings=False)
+    else:
+        theirs, ours = marian(hf), built("transformer", num_decoder_layers=3)
+    shared(theirs, ours, {"final_logits_bias": theirs.final_logits_bias} if family == "transformer" else None)
+    expected = theirs.generate(
+        SOURCE, attention_mask=REAL.long(), max_new_tokens=20, num_beams=beams, do_sample=False,
+        use_cache=False,  # theirs has as many layers as T5's encoder, not its decoder
+    )  # fmt: skip
+    prompts = [row[: int(count)] for row, count in zip(SOURCE.tolist(), REAL.sum(1), strict=True)]
+    texts = generate(ours, prompts, Decoding(max_new_tokens=20, num_beams=beams), eos_id=95, start_id=1)
+    wanted = [row[1:].tolist() for row in expected]  # without the start token
+    assert texts == [[row[: row.index(95)] if 95 in row else row] for row in wanted]

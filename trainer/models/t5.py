@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.attention import multi_head, real_keys
+from trainer.models.cache import Cache
 from trainer.models.head import LM, Head
-from trainer.models.layers import Cache, Embedding, Linear, LMHead, RMSNorm
+from trainer.models.layers import Embedding, Linear, LMHead, RMSNorm, chosen
 from trainer.models.loss import LOSS_KERNEL
 from trainer.recipe import Model
 
@@ -60,16 +61,15 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`x` (B, T, hidden) looks at itself, or at `memory` (B, S, hidden) if there is one."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
-        if cache is None:
-            k, v = self._keys(x if memory is None else memory)
-        elif memory is None:
-            k, v, _ = cache.extend(layer, *self._keys(x))  # its mask is in the bias of positions already
-        else:
-            k, v = cache.cross(layer, lambda: self._keys(memory))
+        k, v = (
+            project(x if memory is None else memory).unflatten(-1, (self.heads, -1)) for project in (self.k, self.v)
+        )
+        if cache is not None and memory is None:
+            k, v, _ = cache.extend(layer, k, v)  # its mask is in the bias of positions already
         return self.o(multi_head(q, k, v, mask, dropout=self.dropout if self.training else 0.0, scale=1.0))
 
     def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `source` (B, S, hidden), each (B, S, heads, head size)."""
+        """Keys and values (B, S, heads, head size) of what is looked at."""
         return self.k(source).unflatten(-1, (self.heads, -1)), self.v(source).unflatten(-1, (self.heads, -1))
 
 
@@ -247,10 +247,7 @@ class T5(nn.Module):
         return self.lm_head(self._decoded(decoder_input_ids, memory, padding, cache))
 
     def _decoded(self, input_ids: Tensor, memory: Tensor, padding: Tensor | None, cache: Cache | None) -> Tensor:
-        x = self.decoder(input_ids, None, memory, real_keys(padding), cache)
-        if cache is not None:
-            x = x if cache.filled else x[torch.arange(len(x), device=x.device), cache.lengths - 1, None]
-            cache.advance()
+        x = chosen(self.decoder(input_ids, None, memory, real_keys(padding), cache), cache)
         return x * self.config.hidden_size**-0.5 if self.config.tie_word_embeddings else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:

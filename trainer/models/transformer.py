@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.attention import multi_head, real_keys
+from trainer.models.cache import Cache
 from trainer.models.head import LM, Head
-from trainer.models.layers import Cache, Embedding, Linear, LMHead
+from trainer.models.layers import Embedding, Linear, LMHead, chosen
 from trainer.models.loss import LOSS_KERNEL
 from trainer.recipe import Model
 
@@ -52,18 +53,14 @@ class Attention(nn.Module):
             k, v = self._keys(x if memory is None else memory)
         elif memory is None:
             k, v, mask = cache.extend(layer, *self._keys(x))
-            causal = causal and x.size(1) == k.size(1)  # a token after others sees them all
+            causal = mask is None and not cache.filled
         else:
             k, v = cache.cross(layer, lambda: self._keys(memory))
-        dropout = self.dropout if self.training else 0.0
-        return self.out_proj(multi_head(q, k, v, mask, causal and mask is None, dropout))
+        return self.out_proj(multi_head(q, k, v, mask, causal, self.dropout if self.training else 0.0))
 
     def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `source` (B, S, hidden), each (B, S, heads, head size)."""
-        return (
-            self.k_proj(source).unflatten(-1, (self.heads, -1)),
-            self.v_proj(source).unflatten(-1, (self.heads, -1)),
-        )
+        """Keys and values (B, S, heads, head size) of what is looked at."""
+        return self.k_proj(source).unflatten(-1, (self.heads, -1)), self.v_proj(source).unflatten(-1, (self.heads, -1))
 
 
 class Layer(nn.Module):
@@ -207,11 +204,7 @@ class Transformer(nn.Module):
         return self.lm_head(self._decoded(decoder_input_ids, memory, padding, cache))
 
     def _decoded(self, input_ids: Tensor, memory: Tensor, padding: Tensor | None, cache: Cache | None) -> Tensor:
-        x = self.model.decoder(input_ids, None, memory, real_keys(padding), cache)
-        if cache is not None:
-            x = x if cache.filled else x[torch.arange(len(x), device=x.device), cache.lengths - 1, None]
-            cache.advance()
-        return x
+        return chosen(self.model.decoder(input_ids, None, memory, real_keys(padding), cache), cache)
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:
         """Embeddings hidden ** -0.5, so that they begin at 1 when scaled (tensor2tensor, the paper's code); else

@@ -12,9 +12,11 @@ is not shown but said to be wrong.
 import math
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from trainer.clock import Clock
+from trainer.models.shapes import block_of, looked_up, parameter_shapes, reads
 from trainer.recipe import Model
 
 LN2 = math.log(2)
@@ -57,13 +59,17 @@ class Flops:
     """Attention counted as if there were no mask, as PaLM and most published figures do."""
 
 
-def flops_per_token(model: Model, parameters: int, vocab_size: int, trainable: int | None = None) -> Flops:
-    """6 * (parameters - input embedding) + attention, after Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B).
+def flops_per_token(
+    model: Model, parameters: int, vocab_size: int, trainable: int | None = None, labels: float = 1.0
+) -> Flops:
+    """6 * (parameters - embeddings) + attention, after Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B).
 
-    6: two operations (multiply, add) in the forward pass and four in the backward pass for each weight. The input
-    embedding is a look-up and is left out; a tied one is multiplied as the output projection and stays. Attention is
+    6: two operations (multiply, add) in the forward pass and four in the backward pass for each weight. Embeddings are
+    looked up and are left out; a tied one is multiplied as the output projection and stays. Attention is
     12 * layers * context * width without a mask and half of that with a causal one; where a row holds several
     documents that can't see each other, this is an upper bound. Recomputed activations don't count.
+    An encoder's output projection counts for labels only. Of an encoder-decoder's tokens the labels are the decoder's,
+    the others its encoder's, and each is multiplied by the weights of its own side.
 
     Args:
         model: Its layers, widths and context.
@@ -71,13 +77,29 @@ def flops_per_token(model: Model, parameters: int, vocab_size: int, trainable: i
         vocab_size: Rows of the embedding.
         trainable: How many of them learn; None: all. Frozen weights count for their forward pass only (2), and so
             does attention next to any: the figure may then be too small, never too large.
+        labels: Of encoders and encoder-decoders, the share of a row's tokens that are predicted, above 0, at most 1.
     """
-    table = 0 if model.tie_word_embeddings else vocab_size * model.hidden_size
-    multiplied = parameters - table
+    sizes = {name: prod(shape) for name, shape in parameter_shapes(model, vocab_size).items()}
+    head = vocab_size * model.hidden_size
+    if model.is_encoder_decoder:
+        read = sum(size for name, size in sizes.items() if not looked_up(name) and block_of(name) and reads(name))
+        written = sum(size for name, size in sizes.items() if not looked_up(name) and block_of(name)) - read
+        multiplied = (1 - labels) * read + labels * (written + head)
+    else:
+        tables = sum(size for name, size in sizes.items() if looked_up(name))
+        untied = 0 if model.tie_word_embeddings else head
+        multiplied = parameters - tables - untied + (head if model.is_decoder else labels * head)
     frozen = 0 if trainable is None else min(parameters - trainable, multiplied)
     weights = 6 * (multiplied - frozen) + 2 * frozen
-    attention = (4 if frozen else 12) * model.num_hidden_layers * model.context * model.hidden_size
-    return Flops(causal=weights + attention / 2, full=weights + attention)
+    each = 4 if frozen else 12
+    width = model.num_attention_heads * model.head_size
+    if not model.is_encoder_decoder:
+        attention = each * model.num_hidden_layers * model.context * width
+        return Flops(causal=weights + (attention / 2 if model.is_decoder else attention), full=weights + attention)
+    source, target = (model.context * share / max(labels, 1 - labels) for share in (1 - labels, labels))
+    seen = (1 - labels) * model.num_hidden_layers * source + labels * model.decoder_layers * source
+    own = labels * model.decoder_layers * target
+    return Flops(causal=weights + each * width * (seen + own / 2), full=weights + each * width * (seen + own))
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -7,12 +7,14 @@ slow or is worth a look, and refuses nothing, for a probe that shares its cores 
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import prod
 from typing import Any
 
 from cluster.doctor import mutual_checks as mutual
 from cluster.doctor import node_checks as node
 from cluster.doctor.verdict import Check, Facts, Needs, Verdict
-from trainer.recipe import Model, Recipe
+from trainer.models.shapes import parameter_shapes
+from trainer.recipe import Recipe
 from trainer.units import printable
 
 FORMAT, VERSION = "luban-doctor", 1
@@ -31,12 +33,14 @@ def needs(recipe: Recipe) -> Needs:
     """Of a recipe; the disk is for the checkpoints that are kept, the best, and the one being written."""
     launch, kept = recipe.launch, recipe.checkpoint.keep_last + recipe.checkpoint.keep_best + 1
     here = recipe.checkpoint.store_role == "mirror"
+    shapes = parameter_shapes(recipe.model, recipe.model.vocab_size or VOCABULARY)
+    parameters = sum(prod(shape) for shape in shapes.values())
     return Needs(
         ranks=launch.ranks,
         gpus_per_rank=launch.gpus_per_rank,
         threads=launch.threads,
         memory=launch.memory_gb * 1e9,
-        disk=_parameters(recipe.model) * STATE_BYTES * kept if here else 0.0,
+        disk=parameters * STATE_BYTES * kept if here else 0.0,
     )
 
 
@@ -81,11 +85,3 @@ def document(verdicts: Sequence[Verdict], facts: Sequence[Facts], seconds: float
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "ranks": list(facts),
     }
-
-
-def _parameters(model: Model) -> int:
-    """About as many as the decoder has, norms left out."""
-    heads = model.head_size * (2 * model.num_attention_heads + 2 * model.num_key_value_heads)
-    layer = model.hidden_size * (heads + 3 * model.mlp_size)
-    tables = (model.vocab_size or VOCABULARY) * model.hidden_size * (1 if model.tie_word_embeddings else 2)
-    return model.num_hidden_layers * layer + tables

@@ -66,6 +66,46 @@ def test_flops_agree_with_torch_counting_the_same_products():
     assert flops_per_token(model, parameters, vocab).full - attention == counter.get_total_flops() / rows
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "transformer"])
+def test_the_weights_of_every_family_are_multiplied_as_often_as_torch_counts(family):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from trainer.models.build import build
+    from trainer.models.initialize import initialize
+
+    sizes = {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "context": 16,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+    }
+    model = Model.model_validate(sizes | {"family": family})
+    real, rows, both = build(model, 640), 4, model.is_encoder_decoder
+    initialize(real, 1)
+    ids = torch.zeros(rows, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        (real(ids, ids) if both else real(ids)).sum().backward()
+    products = ("aten.mm", "aten.addmm")  # attention counts in some of torch's kernels only
+    counted = sum(
+        flops for each, flops in counter.get_flop_counts()["Global"].items() if str(each).startswith(products)
+    )
+    tokens = rows * 16 * (1 + both)
+    parameters = sum(each.numel() for each in real.parameters())
+    said = flops_per_token(model, parameters, 640, labels=0.5 if both else 1.0)
+    scores = 12 * 16 * 96 * 3 * (1.5 if both else 1)
+    assert said.full - scores == pytest.approx(counted / tokens, rel=0.02)  # norms and biases count as weights
+    hidden_by_masks = {"llama": 1 / 2, "gpt2": 1 / 2, "bert": 0, "t5": 1 / 6, "transformer": 1 / 6}[family]
+    assert said.full - said.causal == pytest.approx(hidden_by_masks * scores)
+
+
+def test_an_encoder_s_output_projection_counts_for_labels_only():
+    model = Model(family="bert")
+    every, few = (flops_per_token(model, 5_000_000, 8192, labels=share).full for share in (1.0, 0.15))
+    assert every - few == pytest.approx(6 * 0.85 * 8192 * model.hidden_size)
+
+
 def test_frozen_weights_never_raise_the_figure():
     model = Model()
     whole = flops_per_token(model, 3_000_000, 8192)

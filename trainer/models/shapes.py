@@ -34,6 +34,12 @@ def looked_up(name: str) -> bool:
     return any(part in name for part in LOOKED_UP)
 
 
+def reads(name: str) -> bool:
+    """Whether a parameter of an encoder-decoder works on what the encoder reads; else on what the decoder writes."""
+    memory = ("EncDecAttention.k.", "EncDecAttention.v.", "encoder_attn.k_proj.", "encoder_attn.v_proj.")
+    return name.startswith(("encoder.", "model.encoder.")) or any(part in name for part in memory)
+
+
 def block_of(name: str) -> str | None:
     """The block that a parameter belongs to, such as `model.layers.3.`; None outside of all."""
     found = BLOCK.search(name)

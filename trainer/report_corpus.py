@@ -1,4 +1,4 @@
-"""The report's chapter on the corpus: what came in, what each stage dropped and why, what was left."""
+"""The report's chapter on the corpus: of each dataset, what came in, what each stage dropped and why, what was left."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,9 +10,17 @@ from trainer.units import short, size
 
 
 def chapter(story: Story) -> Html:
-    info = story.dataset
-    if info is None:
-        return section("Corpus", tag("p", f"There is no dataset at {story.recipe.data.label} now.", class_="note"))
+    several = len(story.datasets) > 1
+    parts: list[Html | None] = []
+    for name, info in story.datasets.items():
+        parts.append(tag("h3", name, style="margin-top:28px") if several else None)
+        place = story.recipe.data.places[name]
+        gone = tag("p", f"There is no dataset at {place} now.", class_="note")
+        parts += [gone] if info is None else _dataset(info)
+    return section("Corpus", *parts)
+
+
+def _dataset(info: Mapping[str, Any]) -> list[Html | None]:
     held = f"{info['documents']:,} documents, {size(info['text_bytes'])} of text, {short(info['tokens'])} tokens"
     tokenizer = info.get("tokenizer", {})
     shape = f"{info['bytes_per_token']:.2f} bytes a token, {tokenizer.get('vocab_size', 0):,} pieces"
@@ -30,8 +38,7 @@ def chapter(story: Story) -> Html:
         [name, f"{each['documents']:,}", size(each["text_bytes"]), short(each["tokens"])]
         for name, each in info.get("languages", {}).items()
     ]
-    return section(
-        "Corpus",
+    return [
         tag("p", about),
         table(["stage", "documents in", "text in", "documents out", "text out", "dropped"], _stages(info)),
         tag("h3", "Changed and dropped, and why", style="margin-top:18px"),
@@ -39,7 +46,7 @@ def chapter(story: Story) -> Html:
         details("Languages", table(["language", "documents", "text", "tokens"], languages)) if languages else None,
         details("Sources and splits", table(["source", "documents", "text", "tokens", "licence"], sources),
                 table(["split", "documents", "text", "tokens", "shards"], splits)),
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _stages(info: Mapping[str, Any]) -> Iterator[list[object]]:

@@ -31,8 +31,8 @@ class Story:
     history: record.History
     lines: list[dict[str, Any]]
     """Of metrics.jsonl."""
-    dataset: dict[str, Any] | None
-    """dataset.json, where the dataset is still in its place."""
+    datasets: dict[str, dict[str, Any] | None]
+    """dataset.json of each of the run's sources, by name; None where the dataset isn't in its place any more."""
     proof: dict[str, Any] | None
     """proof.json."""
 
@@ -46,7 +46,7 @@ class Story:
             (run / FILE).read_text("utf-8", "replace"),
             history,
             history.metrics(),
-            _info(next(iter(recipe.data.places.values())), recipe),
+            {name: _info(place, recipe) for name, place in recipe.data.places.items()},
             _json(run / "proof.json"),
         )
 

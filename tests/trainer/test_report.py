@@ -1,8 +1,10 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import yaml
 
 from data.errors import UserError
 from trainer.report import write
@@ -150,6 +152,22 @@ def test_the_corpus_chapter_tells_what_was_dropped_and_why(killed_run):
         "75 documents",
     ):
         assert word in words
+
+
+def test_the_corpus_chapter_tells_of_every_source(killed_run):
+    counts = {"documents": 75, "tokens": 1000, "text_bytes": 3 << 20, "bytes_per_token": 3.1}
+    places = {name: str(killed_run.folder.parent / name) for name in ("web", "code", "gone")}
+    for name, licence in (("web", "CC-BY-4.0"), ("code", "MIT")):
+        Path(places[name]).mkdir()
+        info = counts | {"name": f"set-{name}", "sources": {"mine": counts}, "licences": {"mine": licence}}
+        (Path(places[name]) / "dataset.json").write_text(json.dumps(info))
+    recipe = yaml.safe_load((killed_run.folder / "recipe.yaml").read_text("utf-8"))
+    recipe["data"] |= {"dataset": None, "sources": {name: {"dataset": place} for name, place in places.items()},
+                       "stages": [{"weights": dict.fromkeys(places, 1.0)}]}  # fmt: skip
+    (killed_run.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = " ".join(parsed(write([killed_run.folder], killed_run.folder / "report.html").read_text("utf-8")).text)
+    for word in ("set-web", "CC-BY-4.0", "set-code", "MIT", f"There is no dataset at {places['gone']} now"):
+        assert word in text
 
 
 def test_the_corpus_chapter_reads_a_dataset_that_was_really_built(killed_run, tmp_path):

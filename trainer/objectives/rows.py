@@ -2,6 +2,7 @@
 
 from data.dataset import Dataset
 from data.errors import UserError
+from trainer.objectives.tasks import task_kind
 from trainer.recipe import Recipe
 
 
@@ -11,14 +12,16 @@ def kind_of(recipe: Recipe, dataset: Dataset) -> str:
     Raises:
         UserError: the family, the objective and the dataset don't go together.
     """
+    if dataset.kind == "examples":
+        return task_kind(recipe, dataset)
     if not recipe.model.is_decoder:
         raise UserError(f"no objective for a model of family {recipe.model.family} and {dataset.place}")
-    if dataset.kind == "examples" and not dataset.info["task"]["causal"]:
-        task = dataset.info["task"]
+    if recipe.objective.kind not in ("auto", "causal"):
         raise UserError(
-            f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}, whose "
-            "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
+            f"objective.kind {recipe.objective.kind} learns from examples, and {dataset.place} holds text: leave it at "
+            "auto, or build a dataset with kind=examples"
         )
+    recipe.objective.refuse_unused("causal")
     return "causal"
 
 

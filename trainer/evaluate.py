@@ -26,7 +26,7 @@ from trainer.objectives.causal import token_figures
 from trainer.sizes import EVALUATION_LOGITS
 from trainer.world import World
 
-COUNTS = ("tokens", "examples")
+COUNTS = ("tokens", "examples", "windows")
 """Figures that add up over sources."""
 
 
@@ -43,6 +43,10 @@ class FixedSet:
 
     def measure(self, model: nn.Module, world: World) -> dict[str, float]:
         """The objective's figures, "loss" among them. Collective; rows divided by rank."""
+        return self.objective.figures(self.sums(model, world))
+
+    def sums(self, model: nn.Module, world: World) -> dict[str, float]:
+        """What the objective's figures are made of, over all rows. Collective."""
         totals = [0.0] * len(self.objective.sums)
         was_training = model.training
         model.eval()
@@ -52,7 +56,7 @@ class FixedSet:
                 measured = self.objective.measure(model, self.batch(positions, world.device))
                 totals = [total + part for total, part in zip(totals, measured, strict=True)]
         model.train(was_training)
-        return self.objective.figures(dict(zip(self.objective.sums, world.total_floats(totals), strict=True)))
+        return dict(zip(self.objective.sums, world.total_floats(totals), strict=True))
 
     def batch(self, positions: np.ndarray, device: torch.device) -> Batch:
         """The rows at `positions` of the set, as the model takes them."""
@@ -83,9 +87,10 @@ def mixed(figures: Mapping[str, dict[str, float]], weights: Mapping[str, float])
     return held
 
 
-def forward_rows(micro_batch: int, context: int, vocab_size: int) -> int:
-    """Rows of one evaluation forward, so that its logits stay within bounds."""
-    return max(1, min(micro_batch, EVALUATION_LOGITS // (context * vocab_size)))
+def forward_rows(micro_batch: int, context: int, vocab_size: int, together: int = 1) -> int:
+    """Rows of one evaluation forward, so that its logits stay within bounds; a multiple of `together`."""
+    rows = max(1, min(micro_batch, EVALUATION_LOGITS // (context * vocab_size)))
+    return max(together, rows // together * together)
 
 
 def unigram_baseline(datasets: Sequence[Dataset], fixed: FixedSet) -> dict[str, float]:

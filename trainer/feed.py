@@ -11,7 +11,7 @@ from data.order.deal import deal
 from data.order.permutation import WORD
 from data.reader import LocalReader, Prefetch, Rows
 from trainer.guard import Avoid
-from trainer.objectives.base import Batch, Objective
+from trainer.objectives.base import Batch, BatchMaker
 from trainer.recipe import Recipe
 from trainer.shape import Shape
 
@@ -37,7 +37,7 @@ class Step:
 class Feed:
     """The updates of an attempt, in order, from a position on. Iterate it; `close` it."""
 
-    def __init__(self, reader: LocalReader, objective: Objective, recipe: Recipe, shape: Shape, rank: int, ranks: int,
+    def __init__(self, reader: LocalReader, objective: BatchMaker, recipe: Recipe, shape: Shape, rank: int, ranks: int,
                  device: torch.device, consumed: int, avoid: Sequence[Avoid] = (), groups: int = 1):  # fmt: skip
         self._reader, self._objective, self._device = reader, objective, device
         self._shape, self._rank, self._ranks = shape, rank, ranks
@@ -67,7 +67,7 @@ class Feed:
 
 
 def read_batch(
-    reader: LocalReader, objective: Objective, positions: np.ndarray, device: torch.device
+    reader: LocalReader, objective: BatchMaker, positions: np.ndarray, device: torch.device
 ) -> tuple[Rows, Batch]:
     """The rows at `positions`, and what `objective` makes of them on `device`."""
     rows = reader.rows(positions)

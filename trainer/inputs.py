@@ -10,7 +10,7 @@ from data.errors import UserError
 from data.order.layout import Layout
 from data.order.order import Order, Source, Stage
 from data.order.packing import Fill, fill
-from data.reader import LocalReader, layout, longest_document
+from data.reader import LocalReader, layout
 from data.remote.remote import Remote
 from data.remote.streaming import reader_of, refuse_small_cache
 from data.shards import Index
@@ -19,6 +19,7 @@ from data.tasks.template import answer_end, encode_prompt
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.objectives.pieces import refuse_missing_pieces
 from trainer.objectives.rows import kind_of, row_labels, text_row
+from trainer.objectives.tasks import example_room, like, refuse_long
 from trainer.recipe import Model, Recipe
 
 VALID = "valid"
@@ -42,6 +43,8 @@ class Inputs:
     """Tokens of a row of text, and from one row's start to the next one's."""
     row_labels: float
     """Labels of a full row of text."""
+    longest: int
+    """Tokens of the longest row, whatever it holds."""
 
     @property
     def dataset(self) -> Dataset:
@@ -99,7 +102,7 @@ class Inputs:
 
     def reader(self, lanes: Collection[int] | None = None) -> LocalReader:
         """A reader of the training rows, for one thread; of remote sources it fetches `lanes` only (None: all)."""
-        return reader_of(list(self.trains.values()), self.order, self.context, self._remotes, lanes)
+        return reader_of(list(self.trains.values()), self.order, self.longest - 1, self._remotes, lanes)
 
     def refuse_small_cache(self, lanes: Collection[int]) -> None:
         """Raise UserError where the cache can't hold what a node that reads `lanes` has open at once."""
@@ -148,7 +151,7 @@ class Inputs:
                 if self.packing == "best_fit":  # no plan, or a damaged one
                     raise
                 continue  # fewer tokens than one row
-            reader = reader_of([index], order, self.context, [dataset.remote], ahead=False)
+            reader = reader_of([index], order, self.longest - 1, [dataset.remote], ahead=False)
             found[name] = reader, order.rows_per_epoch
         return found
 
@@ -174,18 +177,21 @@ def open_inputs(recipe: Recipe) -> Inputs:
             "set it to null, or to at least that"
         )
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
-    for dataset in datasets.values():
-        kind = kind_of(recipe, dataset)
-        refuse_missing_pieces(recipe, kind, dataset.tokenizer())
-    row = text_row(recipe, recipe.model.context)
+    (kind,) = {kind_of(recipe, dataset) for dataset in datasets.values()}
+    refuse_missing_pieces(recipe, kind, first.tokenizer())
+    context = recipe.model.context
+    if recipe.objective.augment.on and first.kind == "text":
+        raise UserError(f"objective.augment changes examples, and {first.place} holds text: leave it out")
+    row = text_row(recipe, context)
+    longest = example_room(kind, context) if first.kind == "examples" else context + 1
     inputs = Inputs(
-        datasets, recipe.model.context, trains, order_of(recipe, trains, far), packing, vocab_size, row,
-        row_labels(recipe, row[0]),
+        datasets, context, trains, order_of(recipe, trains, far), packing, vocab_size, row,
+        row_labels(recipe, row[0]), longest,
     )  # fmt: skip
     inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
     if first.kind == "examples" and packing == "chop":
         for dataset in datasets.values():
-            _refuse_long(dataset, recipe.model.context)
+            refuse_long(dataset, kind, context)
     if recipe.evaluate.prompts and not (recipe.model.is_decoder or recipe.model.is_encoder_decoder):
         raise UserError(f"evaluate.prompts are continued, which a {recipe.model.family} can't: set it to []")
     for prompt in recipe.evaluate.prompts:
@@ -253,6 +259,8 @@ def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:
     for other, dataset in list(datasets.items())[1:]:
         if dataset.kind != first.kind:
             raise UserError(f"source {name} is a dataset of {first.kind}, and {other} one of {dataset.kind}")
+        if first.kind == "examples" and like(first.info["task"]) != like(dataset.info["task"]):
+            raise UserError(f"source {name} holds examples of another task, template or set of classes than {other}")
         mine, theirs = (each.info["tokenizer"]["fingerprint"] for each in (first, dataset))
         if mine != theirs:
             raise UserError(
@@ -266,13 +274,3 @@ def _refuse_unlike(datasets: Mapping[str, Dataset]) -> None:
                 "be read by both. Name it once, with the sum of the weights"
             )
         shards[fingerprint] = other
-
-
-def _refuse_long(dataset: Dataset, context: int) -> None:
-    longest = max(longest_document(dataset.index(split)) for split in ("train", VALID))
-    room = context + 1
-    if longest > room:
-        raise UserError(
-            f"the longest example of {dataset.place} has {longest} tokens, and a context of "
-            f"{context} takes {room}: build it with task.max_tokens={room}"
-        )

@@ -5,6 +5,7 @@ Every setting is marked with what may become of it once the run has begun: [fixe
 that starts from this one (`--from`), [free] at any start. Names of the model's settings are Hugging Face's.
 """
 
+from collections.abc import Iterator
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -275,6 +276,7 @@ class Recipe(Section):
             problems.append(
                 f"log.profile {list(self.log.profile)} must be [from, to] with 0 <= from < to <= train.steps"
             )
+        problems += self._apart()
         unit = lcm(self.train.batch_rows, self.data.lanes)
         for stage in self.data.stages:
             if stage.start % unit:
@@ -294,3 +296,22 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _apart(self) -> Iterator[str]:
+        """What would tear apart the rows that are each other's negatives."""
+        objective, engine = self.objective, self.engine
+        if objective.together == 1:
+            return
+        for name, rows in (("train.batch_rows", self.train.batch_rows), ("engine.micro_batch", engine.micro_batch)):
+            if rows is not None and rows % objective.group:
+                below = rows // objective.group * objective.group
+                yield (
+                    f"{name} {rows} does not divide by objective.group {objective.group}, whose rows are each other's "
+                    f"negatives: take {below or objective.group} or {below + objective.group}"
+                )
+        if self.data.lanes > 1:
+            yield f"data.lanes {self.data.lanes} deals consecutive rows apart: objective.kind contrastive takes 1"
+        if objective.gather and engine.exact == "any":
+            yield "objective.gather makes the loss depend on the ranks, and engine.exact any promises that it doesn't"
+        if objective.gather and 0 < self.launch.min_ranks < self.launch.ranks:
+            yield (f"objective.gather fixes the number of ranks: set launch.min_ranks {self.launch.min_ranks} to 0")

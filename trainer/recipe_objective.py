@@ -14,18 +14,51 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "next_sentence_weight": ("masked",),
     "noise_density": ("span",),
     "mean_span": ("span",),
+    "label_smoothing": ("causal", "seq2seq", "classification"),
+    "positives": ("contrastive",),
+    "positive_class": ("contrastive",),
+    "pooling": ("contrastive",),
+    "temperature": ("contrastive",),
+    "group": ("contrastive",),
+    "gather": ("contrastive",),
 }
 """The objectives that have a use for a setting."""
+
+
+class Augment(Section):
+    """Changes to the texts of examples, new ones at each epoch; never to control pieces or to what is a label.
+
+    Each row's are a function of (seed, position). Paraphrases, such as back-translations, are a dataset of their own
+    (same task and tokenizer.reuse), mixed in by data.sources and data.stages: which rows are paraphrases is then a
+    function of (seed, position) as well, and their share is a weight.
+    """
+
+    drop: Fixed[float] = Field(default=0.0, ge=0, lt=1)
+    """Probability that a token is left out; each text keeps one."""
+    swap: Fixed[float] = Field(default=0.0, ge=0, le=1)
+    """Probability that a token is among those of its text that change places with each other."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything changes."""
+        return bool(self.drop or self.swap)
 
 
 class Objective(Section):
     """What is predicted, and how the loss counts it."""
 
-    kind: Fixed[Literal["auto", "causal", "masked", "span", "prefix"]] = "auto"
+    kind: Fixed[
+        Literal[
+            "auto", "causal", "masked", "span", "prefix",
+            "seq2seq", "classification", "regression", "qa", "contrastive",
+        ]
+    ] = "auto"  # fmt: skip
     """causal: the next token; in a dataset of examples only their marked tokens count. masked: the tokens that were
     hidden, from both sides (BERT). span: the spans that were cut out, each after its sentinel (T5). prefix: the rest of
-    a row from its beginning (encoder-decoders). auto: what the dataset and the family suggest; of text a decoder learns
-    the next token, bert masked tokens, t5 and transformer spans."""
+    a row from its beginning (encoder-decoders). seq2seq: a target after its source (encoder-decoders). classification,
+    regression: a class, or a number, for a text or a pair. qa: where an answer begins and ends (bert). contrastive:
+    sentence vectors, near for what is alike (InfoNCE). auto: what the dataset and the family suggest, never
+    contrastive; of text a decoder learns the next token, bert masked tokens, t5 and transformer spans."""
     mask_rate: Fixed[float] = Field(default=0.15, gt=0, lt=1)
     """masked: share of a row's tokens that are predicted. Of these 80 % are hidden behind the mask, 10 % are another
     token, 10 % stay as they are, so that the model can trust no token it sees (BERT)."""
@@ -41,6 +74,31 @@ class Objective(Section):
     """span: share of a row's tokens that are cut out."""
     mean_span: Fixed[float] = Field(default=3.0, ge=1)
     """span: mean length of what is cut out at one place, in tokens."""
+    label_smoothing: Fixed[float] = Field(default=0.0, ge=0, lt=1)
+    """causal, seq2seq, classification: the share of a label that is spread over all (arXiv:1512.00567, section 7), in
+    training; validation measures without it."""
+    positives: Fixed[Literal["auto", "dropout", "pair"]] = "auto"
+    """contrastive: what is alike. dropout: a text read twice under different dropout (SimCSE, arXiv:2104.08821); pair:
+    the two texts of a pair of `positive_class`. auto: pair where the dataset holds labelled pairs."""
+    positive_class: Fixed[str] = ""
+    """contrastive, positives pair: the class of pairs that are alike; the texts of other pairs are negatives only."""
+    pooling: Fixed[Literal["mean", "cls"]] = "mean"
+    """contrastive: a sentence's vector is the mean of its tokens' last hidden states, or that of <|cls|>."""
+    temperature: Fixed[float] = Field(default=0.05, gt=0)
+    """contrastive: cosines are divided by it."""
+    group: Fixed[int] = Field(default=8, ge=2)
+    """contrastive: so many consecutive rows are each other's negatives. train.batch_rows and engine.micro_batch must
+    divide by it; the loss is then the same at any number of ranks."""
+    gather: Fixed[bool] = False
+    """contrastive: the negatives are all rows that the ranks read at once. The loss then depends on ranks and
+    micro-batch, which the run can't change any more."""
+    augment: Augment = Augment()
+    """Fine-tuning on examples: seeded changes to their texts."""
+
+    @property
+    def together(self) -> int:
+        """Rows that must share a micro-batch."""
+        return self.group if self.kind == "contrastive" else 1
 
     def refuse_unused(self, kind: str) -> None:
         """Raise UserError where a setting is given that the objective `kind` has no use for."""

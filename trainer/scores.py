@@ -82,7 +82,9 @@ def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[d
     if not found:
         raise UserError(f"{loaded.recipe.data.label} has no validation row of {loaded.recipe.model.context} tokens")
     reader, held = found[source or next(iter(found))]
-    forward = forward_rows(MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size)
+    forward = forward_rows(
+        MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size, loaded.recipe.objective.together
+    )
     chosen = FixedSet(reader, min(rows or held, held), loaded.objective, loaded.inputs.tokenizer, forward)
     return chosen.measure(loaded.model, World(0, 1, loaded.device)), chosen
 

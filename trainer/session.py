@@ -35,7 +35,7 @@ from trainer.mirror import Mirror, root_of, store_of
 from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
-from trainer.objectives.choose import objective_of
+from trainer.objectives.choose import for_training, objective_of
 from trainer.optimizer import parameter_groups
 from trainer.place import Place
 from trainer.recipe import Recipe
@@ -155,6 +155,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     frozen = give_weights(run, recipe, model, found, world, notes)
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
+    if recipe.objective.gather and found:
+        before = history.attempt(checkpoint.attempt_of(found.name)).start if history else None
+        agree(world, lambda: _refuse_other_topology(before, world.size, shape))
     groups = parameter_groups(model.named_parameters(), recipe.optimizer.weight_decay, rate_scales(recipe))
     engine = Engine(model.to(world.device), groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
     progress = Progress()
@@ -166,8 +169,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         progress = Progress(**found.state["progress"])
     newest = history.attempts[-1].start if history and history.attempts else {}
     progress.avoid = world.told(newest.get("avoid", []))  # a rollback since the checkpoint added to it
+    maker = for_training(recipe, objective, inputs.dataset)
     feed = Feed(
-        inputs.reader(world.lanes(lanes)), objective, recipe, shape, world.rank, world.size, world.device,
+        inputs.reader(world.lanes(lanes)), maker, recipe, shape, world.rank, world.size, world.device,
         progress.consumed, progress.avoid, world.groups,
     )  # fmt: skip
     session = Session(
@@ -205,8 +209,24 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "life": life,
     }
     notes += _order_notes(session, nodes)
+    if recipe.objective.gather:
+        notes.append(
+            f"objective.gather: each loss is over the {world.size} x {shape.micro_batch} rows that the ranks read at "
+            "once, so this run can go on only with as many ranks and as large a micro-batch"
+        )
     _open_record(session, start, writer, notes)
     return session
+
+
+def _refuse_other_topology(before: dict[str, Any] | None, ranks: int, shape: Shape) -> None:
+    """Raise UserError where a loss over what ranks read at once would be over other rows than before; on rank 0."""
+    was = (before["world"], before["micro_batch"]) if before else (ranks, shape.micro_batch)
+    if was != (ranks, shape.micro_batch):
+        raise UserError(
+            f"objective.gather fixes the topology: this run's checkpoint was made on {was[0]} rank(s) with a "
+            f"micro-batch of {was[1]}, and this start has {ranks} with {shape.micro_batch}; set launch.ranks={was[0]} "
+            f"and engine.micro_batch={was[1]}"
+        )
 
 
 def give_weights(
@@ -296,7 +316,7 @@ def _ancestry(ancestor: str) -> dict[str, Any]:
 
 
 def _fixed_sets(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> dict[str, FixedSet]:
-    forward = forward_rows(shape.micro_batch, recipe.model.context, inputs.vocab_size)
+    forward = forward_rows(shape.micro_batch, recipe.model.context, inputs.vocab_size, recipe.objective.together)
     return {
         name: FixedSet(reader, min(rows, recipe.evaluate.rows or rows), objective, inputs.tokenizer, forward)
         for name, (reader, rows) in inputs.fixed.items()

@@ -22,11 +22,17 @@ class Shape:
         """The recipe's batch on so many ranks; a micro-batch is never larger than a rank's share.
 
         Under `exact: any` it doesn't depend on the ranks: by itself a quarter of the batch, so that four share it.
+        Rows that must lie together do: it is a multiple of `objective.together`, which divides the batch.
         """
-        rows = recipe.train.batch_rows
+        rows, unit = recipe.train.batch_rows, recipe.objective.together
+        most = max(unit, MOST_ROWS // unit * unit)
+
+        def share(parts: int) -> int:
+            return -(-rows // (parts * unit)) * unit
+
         if recipe.engine.exact == "any":
-            micro_batch = min(recipe.engine.micro_batch or min(MOST_ROWS, -(-rows // 4)), rows)
+            micro_batch = min(recipe.engine.micro_batch or min(most, share(4)), rows)
         else:
-            micro_batch = min(recipe.engine.micro_batch or MOST_ROWS, -(-rows // ranks))
+            micro_batch = min(recipe.engine.micro_batch or most, share(ranks))
         accumulation = -(-rows // (micro_batch * ranks))
         return cls(micro_batch, accumulation, accumulation * micro_batch * ranks - rows)

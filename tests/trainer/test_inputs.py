@@ -126,6 +126,8 @@ def test_examples_for_a_head_are_no_rows_for_a_decoder(tmp_path: Path) -> None:
             tokenizer=TokenizerTraining(vocab_size=600), dedup=Dedup(near=False), split=Split(valid=0.2), workers=1,
         )  # fmt: skip
         made[template] = build(wanted, tmp_path / template).folder
-    with pytest.raises(UserError, match="kind classification with template encoder, whose answer isn't the next token"):
+    with pytest.raises(
+        UserError, match="kind classification with template encoder, for a model of family bert, not llama: build"
+    ):
         open_inputs(recipe(f"data.dataset={made['encoder']}"))
     open_inputs(recipe(f"data.dataset={made['generate']}"))

@@ -87,6 +87,8 @@ def prefixed(batch: Batch, prefix: Sequence[int]) -> Batch:
         longer["padding"] = F.pad(batch.padding, (count, 0), value=True)
     if batch.token_types is not None:
         longer["token_types"] = F.pad(batch.token_types, (count, 0))
+    if batch.at is not None:
+        longer["at"] = batch.at + count
     return replace(batch, **longer)
 
 

@@ -23,7 +23,8 @@ class Batch:
     input_ids: Tensor
     """(B, T) int64."""
     labels: Tensor
-    """(B, T or U) int64: what is asked at each token; -100 where nothing is."""
+    """(B, T or U) int64: what is asked at each token; of whole rows (B,), a class, or (B, 2), first and last token of
+    an answer. -100 where nothing is asked."""
     documents: Documents | None
     """Where documents begin; None: each row is one."""
     label_tokens: int
@@ -37,10 +38,26 @@ class Batch:
     decoder_input_ids: Tensor | None = None
     """(B, U) int64: what an encoder-decoder's decoder reads."""
     targets: Tensor | None = None
-    """(B, columns): what a row is to predict beside tokens."""
+    """(B,) fp32: the number that a row is to predict."""
+    at: Tensor | None = None
+    """(B,) int64: the place that a decoder's head reads."""
+    allowed: Tensor | None = None
+    """(B, T) bool: where an answer may begin or end; contrastive: (B,), the rows that a text may be taken for."""
 
 
-class Objective(Protocol):
+class BatchMaker(Protocol):
+    """How rows become a batch."""
+
+    def partners(self, positions: np.ndarray) -> np.ndarray | None:
+        """Positions (rows,) of other rows that these rows' batch needs, one each; None: it needs none."""
+        ...
+
+    def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
+        """The batch of `rows`, on `device`; on a GPU the copy doesn't block."""
+        ...
+
+
+class Objective(BatchMaker, Protocol):
     """How rows become a loss."""
 
     @property
@@ -61,14 +78,6 @@ class Objective(Protocol):
     @property
     def token_labels(self) -> bool:
         """Whether `Batch.labels` are tokens, so that token frequencies are a yardstick."""
-        ...
-
-    def partners(self, positions: np.ndarray) -> np.ndarray | None:
-        """Positions (rows,) of other rows that these rows' batch needs, one each; None: it needs none."""
-        ...
-
-    def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
-        """The batch of `rows`, on `device`; on a GPU the copy doesn't block."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

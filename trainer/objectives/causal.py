@@ -23,8 +23,7 @@ from trainer.models.head import LM, Head
 from trainer.models.layers import Documents
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch, sent
-
-WIDTH = 32  # examples are padded to a multiple of this many tokens
+from trainer.objectives.examples import rounded
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Causal:
     attention: Literal["document", "full"] = "document"
     piece_bytes: np.ndarray | None = field(default=None, compare=False)
     """UTF-8 bytes that each token stands for; None: no bits per byte."""
+    smoothing: float = 0.0
+    """Label smoothing, in training."""
     name: str = "causal"
     head: Head = LM
     sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
@@ -46,8 +47,7 @@ class Causal:
         """Inputs are a row's tokens but the last, labels its tokens but the first; filler and padding count nothing."""
         width = rows.tokens.shape[1] - 1
         if rows.use is not None:
-            longest = int(rows.lengths.max(initial=0)) - 1
-            width = min(width, max(WIDTH, -(-longest // WIDTH) * WIDTH))
+            width = rounded(int(rows.lengths.max(initial=0)) - 1, width)
         asked = np.arange(1, width + 1) < rows.lengths[:, None]
         if rows.use is not None:
             asked &= (rows.use[:, 1 : width + 1] & 1).astype(bool)
@@ -66,7 +66,7 @@ class Causal:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the batch's labels."""
-        return model(batch.input_ids, batch.labels, batch.documents)
+        return model(batch.input_ids, batch.labels, batch.documents, smoothing=self.smoothing)
 
     def measure(self, model: nn.Module, batch: Batch) -> list[float]:
         """Loss, labels, how many are the likeliest token, and their bytes."""

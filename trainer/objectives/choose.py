@@ -3,15 +3,22 @@
 import numpy as np
 
 from data.dataset import Dataset
+from data.tasks.part import control_id
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.adapt import prompted
-from trainer.objectives.base import Objective
+from trainer.objectives.augment import Augmented
+from trainer.objectives.base import BatchMaker, Objective
 from trainer.objectives.causal import Causal
+from trainer.objectives.classification import Classification, Regression, Texts
+from trainer.objectives.contrastive import Contrastive
 from trainer.objectives.masked import Masked, Vocabulary
 from trainer.objectives.pieces import ordinary, sentinels, word_starts
 from trainer.objectives.prefix import Prefix
+from trainer.objectives.qa import QuestionAnswering
 from trainer.objectives.rows import kind_of, row_labels, text_row
+from trainer.objectives.seq2seq import Seq2Seq
 from trainer.objectives.span import Span
+from trainer.objectives.tasks import positives_of
 from trainer.recipe import Recipe
 
 
@@ -22,11 +29,12 @@ def objective_of(recipe: Recipe, dataset: Dataset) -> Objective:
         UserError: the family, the objective and the dataset don't go together, or the tokenizer lacks a piece.
     """
     kind, tokenizer = kind_of(recipe, dataset), dataset.tokenizer()
-    made = _made(recipe, kind, tokenizer, np.asarray(tokenizer.piece_bytes))
+    made = _made(kind, recipe, dataset, np.asarray(tokenizer.piece_bytes))
     return prompted(made, recipe, recipe.model.vocab_size or tokenizer.padded_vocab_size)
 
 
-def _made(recipe: Recipe, kind: str, tokenizer: Tokenizer, piece_bytes: np.ndarray) -> Objective:
+def _made(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) -> Objective:
+    tokenizer = dataset.tokenizer()
     match kind:
         case "masked":
             return _masked(recipe, tokenizer, piece_bytes)
@@ -39,8 +47,10 @@ def _made(recipe: Recipe, kind: str, tokenizer: Tokenizer, piece_bytes: np.ndarr
             )  # fmt: skip
         case "prefix":
             return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes)
+        case "causal":
+            return Causal(recipe.model.attention, piece_bytes, recipe.objective.label_smoothing)
         case _:
-            return Causal(recipe.model.attention, piece_bytes)
+            return _of_examples(kind, recipe, dataset, piece_bytes)
 
 
 def _masked(recipe: Recipe, tokenizer: Tokenizer, piece_bytes: np.ndarray) -> Masked:
@@ -57,3 +67,36 @@ def _start(recipe: Recipe, tokenizer: Tokenizer) -> int:
     """What an encoder-decoder's decoder begins with."""
     chosen = recipe.model.decoder_start_id
     return tokenizer.pad_id if chosen is None else chosen
+
+
+def for_training(recipe: Recipe, objective: Objective, dataset: Dataset) -> BatchMaker:
+    """What makes the training batches of `objective`: itself, or around it the augmentation of the recipe."""
+    augment = recipe.objective.augment
+    if not augment.on:
+        return objective
+    is_control = np.asarray(dataset.tokenizer().is_control)
+    return Augmented(objective, recipe.seed, augment.drop, augment.swap, is_control)
+
+
+def _of_examples(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) -> Objective:
+    model, chosen = recipe.model, recipe.objective
+    classes = tuple(dataset.info["task"]["classes"])
+    texts = Texts(model.is_decoder, model.context, model.type_vocab_size > 1)
+    match kind:
+        case "classification":
+            return Classification(classes, texts, chosen.label_smoothing)
+        case "regression":
+            return Regression(texts)
+        case "qa":
+            return QuestionAnswering(model.context, model.type_vocab_size > 1)
+        case "seq2seq":
+            tokenizer = dataset.tokenizer()
+            start, pad = _start(recipe, tokenizer), tokenizer.pad_id
+            return Seq2Seq(model.context, start, pad, piece_bytes, chosen.label_smoothing)
+        case _:
+            pairs = positives_of(recipe, dataset) == "pair"
+            alike = classes.index(chosen.positive_class) if pairs else None
+            cls = control_id(dataset.tokenizer(), "cls")
+            return Contrastive(
+                texts, chosen.group, chosen.temperature, chosen.pooling, alike, cls, chosen.gather
+            )  # fmt: skip

@@ -16,7 +16,8 @@ from data.reader import Rows
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch
-from trainer.objectives.causal import WIDTH, token_figures
+from trainer.objectives.causal import token_figures
+from trainer.objectives.examples import rounded
 from trainer.objectives.span import encoder_decoder_batch, encoder_decoder_loss, encoder_decoder_sums
 
 CUT = 27  # what a key is for
@@ -47,7 +48,7 @@ class Prefix:
         cut = np.where(rows.lengths > 1, cut, 0)
         rest = np.where(rows.lengths > 1, rows.lengths, 0) - cut
         longest = rows.tokens.shape[1]
-        widths = [min(longest, -(-int(part.max(initial=1)) // WIDTH) * WIDTH) for part in (cut, rest)]
+        widths = [rounded(int(part.max(initial=1)), longest) for part in (cut, rest)]
         inside, asked = (np.arange(width) < part[:, None] for width, part in zip(widths, (cut, rest), strict=True))
         inputs = np.where(inside, rows.tokens[:, : widths[0]], self.pad)
         at = np.minimum(cut[:, None] + np.arange(widths[1]), longest - 1)

@@ -2,6 +2,7 @@
 
 from data.dataset import Dataset
 from data.errors import UserError
+from trainer.objectives.tasks import task_kind
 from trainer.recipe import Recipe
 
 TEXT = ("masked", "span", "prefix")
@@ -14,19 +15,17 @@ def kind_of(recipe: Recipe, dataset: Dataset) -> str:
     Raises:
         UserError: the family, the objective, the dataset and the recipe's other settings don't go together.
     """
-    kind, family = recipe.objective.kind, recipe.model.family
-    if kind == "auto" and dataset.kind != "text" and not recipe.model.is_decoder:
-        raise UserError(f"no objective for a model of family {family} and {dataset.place}")
+    if dataset.kind == "examples":
+        return task_kind(recipe, dataset)
     kind = text_kind(recipe)
-    if not _learns(recipe, kind):
-        raise UserError(f"a model of family {family} has no use for objective.kind {kind}: leave it at auto")
-    if kind in TEXT and dataset.kind != "text":
-        raise UserError(f"objective.kind {kind} learns from text, and {dataset.place} holds {dataset.kind}")
-    if kind == "causal" and dataset.kind == "examples" and not dataset.info["task"]["causal"]:
-        task = dataset.info["task"]
+    if kind not in (*TEXT, "causal"):
         raise UserError(
-            f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}, whose "
-            "answer isn't the next token: a decoder learns classes by template generate, translations by decoder"
+            f"objective.kind {recipe.objective.kind} learns from examples, and {dataset.place} holds text: leave it at "
+            "auto, or build a dataset with kind=examples"
+        )
+    if not _learns(recipe, kind):
+        raise UserError(
+            f"a model of family {recipe.model.family} has no use for objective.kind {kind}: leave it at auto"
         )
     recipe.objective.refuse_unused(kind)
     if recipe.objective.next_sentence:

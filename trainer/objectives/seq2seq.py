@@ -1,0 +1,86 @@
+"""A target for a source, by an encoder-decoder: translation, summarisation (arXiv:1706.03762, section 3 and 5.4).
+
+A row is source <|eos|> target <|eos|>; the encoder reads the first part, the decoder the second, shifted right behind
+the token that it begins with. Both are as wide as the longest of the micro-batch rounded up to 32 tokens, so that few
+widths occur.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.reader import Rows
+from data.shards import FIELDS
+from trainer.models.head import LM, Head
+from trainer.models.loss import IGNORED
+from trainer.objectives.base import Batch, sent
+from trainer.objectives.causal import token_figures, token_sums
+from trainer.objectives.examples import rounded
+
+SOURCE = FIELDS.index("source")
+
+
+@dataclass(frozen=True)
+class Seq2Seq:
+    """Predict a target's tokens from its source and from those before."""
+
+    context: int
+    """Tokens of the longest source, and of the longest target."""
+    start_id: int
+    """What the decoder reads first."""
+    pad_id: int
+    piece_bytes: np.ndarray | None = field(default=None, compare=False)
+    """UTF-8 bytes that each token stands for; None: no bits per byte."""
+    smoothing: float = 0.0
+    name: str = "seq2seq"
+    head: Head = LM
+    sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
+    token_labels: bool = True
+
+    def partners(self, positions: np.ndarray) -> None:
+        """A row is enough."""
+
+    def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
+        """Labels are the target's tokens, its end included."""
+        assert rows.use is not None
+        width = rows.tokens.shape[1]
+        inside = np.arange(width) < rows.lengths[:, None]
+        sources = ((rows.use >> 1 == SOURCE) & inside).sum(1)
+        targets = rows.lengths - sources
+        source = rounded(int(sources.max(initial=0)), self.context)
+        target = rounded(int(targets.max(initial=0)), self.context)
+        read = np.arange(source) < sources[:, None]
+        asked = np.arange(target) < targets[:, None]
+        places = np.minimum(sources[:, None] + np.arange(target), width - 1)
+        written = np.where(asked, np.take_along_axis(rows.tokens, places, 1), self.pad_id)
+        shifted = np.concatenate([np.full((len(written), 1), self.start_id), written[:, :-1]], 1)
+        return Batch(
+            input_ids=sent(np.where(read, _wide(rows.tokens, source), self.pad_id), device),
+            labels=sent(np.where(asked, written, IGNORED), device),
+            documents=None,
+            label_tokens=int(asked.sum()),
+            rows=int((rows.lengths > 0).sum()),
+            padding=sent(read, device),
+            decoder_input_ids=sent(shifted, device),
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum over the batch's labels."""
+        return model(
+            batch.input_ids, batch.decoder_input_ids, batch.labels, padding=batch.padding, smoothing=self.smoothing
+        )
+
+    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
+        """Loss without label smoothing, labels, how many are the likeliest token, and their bytes."""
+        logits = model(batch.input_ids, batch.decoder_input_ids, padding=batch.padding)
+        return token_sums(logits, batch, self.piece_bytes)
+
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:
+        """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens."""
+        return token_figures(sums)
+
+
+def _wide(tokens: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(tokens, ((0, 0), (0, max(0, width - tokens.shape[1]))))[:, :width]

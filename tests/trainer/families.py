@@ -32,12 +32,13 @@ def built(family: str, head: Head = LM, activation_checkpointing: bool = False, 
 
 
 def scatter(model: nn.Module, seed: int = 0) -> None:
-    """Random values for all parameters that learn."""
+    """Random values for all parameters that learn, those of norms around 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+                scale = parameter.dim() == 1 and name.endswith("weight")
+                parameter.copy_(scale + 0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> Tensor:

@@ -18,6 +18,9 @@ TARGET = tokens(3, 30, seed=1)
 LABELS = TARGET.roll(-1, 1).masked_fill(~real([30, 17, 30], 30), -100)
 TYPES = (torch.arange(40) > 9).long().expand(3, 40)
 
+LOGITS = 3e-5
+"""What logits, of which the largest are near 10, may differ by."""
+
 
 @pytest.fixture(scope="session")
 def hf() -> ModuleType:
@@ -69,8 +72,9 @@ def same_gradients(ours: nn.Module, loss: Tensor, theirs: nn.Module, their_loss:
     found, expected = gradients(ours, loss), gradients(theirs, their_loss)
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-6)
     assert found.keys() - {but} == expected.keys()
+    whole = nn.utils.get_total_norm(list(expected.values()))
     for name, grad in expected.items():
-        assert (found[name] - grad).norm() <= 1e-5 * grad.norm() + 1e-7, name
+        assert (found[name] - grad).norm() <= 1e-5 * grad.norm() + 1e-7 * whole, name
 
 
 def summed(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -83,8 +87,8 @@ def test_bert_in_pretraining_is_that_of_hugging_face(hf: Any) -> None:
     labels, follows = SOURCE.masked_fill(~REAL | (SOURCE % 3 > 0), -100), torch.tensor([0, 1, -100])
     there = theirs(SOURCE, attention_mask=REAL.long(), token_type_ids=TYPES)
     words, sentences = ours(SOURCE, None, REAL, TYPES)
-    assert (words - there.prediction_logits)[REAL].abs().max() <= 1e-5
-    assert (sentences - there.seq_relationship_logits).abs().max() <= 1e-5
+    assert (words - there.prediction_logits)[REAL].abs().max() <= LOGITS
+    assert (sentences - there.seq_relationship_logits).abs().max() <= LOGITS
     their_loss = summed(there.prediction_logits, labels) + 2.5 * summed(there.seq_relationship_logits, follows)
     same_gradients(ours, ours(SOURCE, labels, REAL, TYPES, follows, 2.5), theirs, their_loss)
 
@@ -104,20 +108,20 @@ def test_bert_under_each_head_is_that_of_hugging_face(hf: Any, kind: Any) -> Non
     there = theirs(SOURCE, attention_mask=REAL.long(), token_type_ids=TYPES)
     here = ours(SOURCE, None, REAL, TYPES)
     if kind == "sentence":
-        assert (here - there.last_hidden_state)[REAL].abs().max() <= 1e-5
+        assert (here - there.last_hidden_state)[REAL].abs().max() <= LOGITS
     elif kind == "span":
         logits = torch.stack((there.start_logits, there.end_logits), -1)
-        assert (here - logits)[REAL].abs().max() <= 1e-5
+        assert (here - logits)[REAL].abs().max() <= LOGITS
         ends = torch.tensor([3, 5, 6])
         pairs = ((here, ours), (logits, theirs))
         loss, their_loss = (summed(z[..., 0], ends) + summed(z[..., 1], ends + 1) for z, _ in pairs)
         same_gradients(ours, loss, theirs, their_loss)
     elif kind == "classes":
-        assert (here - there.logits).abs().max() <= 1e-5
+        assert (here - there.logits).abs().max() <= LOGITS
         wanted = torch.tensor([2, 0, 1])
         same_gradients(ours, summed(here, wanted), theirs, summed(there.logits, wanted))
     else:
-        assert (here - there.logits)[REAL].abs().max() <= 1e-5
+        assert (here - there.logits)[REAL].abs().max() <= LOGITS
         wanted = SOURCE.masked_fill(~REAL | (SOURCE % 3 > 0), -100)
         same_gradients(ours, ours(SOURCE, wanted, REAL, TYPES), theirs, summed(there.logits, wanted))
 
@@ -134,7 +138,7 @@ def test_encoder_decoders_are_those_of_hugging_face(hf: Any, model: str) -> None
         shared(theirs, ours)
     there = theirs(SOURCE, attention_mask=REAL.long(), decoder_input_ids=TARGET).logits
     here = ours(SOURCE, TARGET, padding=REAL)
-    assert (here - there).abs().max() <= 1e-5
+    assert (here - there).abs().max() <= LOGITS
     assert torch.equal(ours.decode(TARGET, ours.encode(SOURCE, REAL), REAL), here)
     but = "final_logits_bias" if model == "transformer" else ""  # there a buffer
     loss = ours(SOURCE, TARGET, LABELS, REAL, 0.1)
@@ -163,9 +167,9 @@ def test_weights_go_back_to_hugging_face_by_name(hf: Any) -> None:
         theirs.eval()
         with torch.no_grad():
             if family == "bert":
-                assert (theirs(SOURCE).prediction_logits - ours(SOURCE)[0]).abs().max() <= 1e-5
+                assert (theirs(SOURCE).prediction_logits - ours(SOURCE)[0]).abs().max() <= LOGITS
             else:
-                assert (theirs(SOURCE, decoder_input_ids=TARGET).logits - ours(SOURCE, TARGET)).abs().max() <= 1e-5
+                assert (theirs(SOURCE, decoder_input_ids=TARGET).logits - ours(SOURCE, TARGET)).abs().max() <= LOGITS
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -176,12 +180,15 @@ def test_generated_text_is_that_of_hugging_face(hf: Any, family: str, beams: int
         ours = built("t5", num_decoder_layers=3, head_dim=10, tie_word_embeddings=False)
     else:
         theirs, ours = marian(hf), built("transformer", num_decoder_layers=3)
+        theirs.final_logits_bias[0, 95] = -3.0  # else each text ends at once
     shared(theirs, ours, {"final_logits_bias": theirs.final_logits_bias} if family == "transformer" else None)
     expected = theirs.generate(
         SOURCE, attention_mask=REAL.long(), max_new_tokens=20, num_beams=beams, do_sample=False,
+        no_repeat_ngram_size=1,  # else random weights call for one token again and again
         use_cache=False,  # theirs has as many layers as T5's encoder, not its decoder
     )  # fmt: skip
     prompts = [row[: int(count)] for row, count in zip(SOURCE.tolist(), REAL.sum(1), strict=True)]
-    texts = generate(ours, prompts, Decoding(max_new_tokens=20, num_beams=beams), eos_id=95, start_id=1)
+    texts = generate(ours, prompts, Decoding(20, num_beams=beams, no_repeat_ngram_size=1), eos_id=95, start_id=1)
     wanted = [row[1:].tolist() for row in expected]  # without the start token
+    assert len({token for row in wanted for token in row}) > 8
     assert texts == [[row[: row.index(95)] if 95 in row else row] for row in wanted]

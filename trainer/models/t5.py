@@ -61,11 +61,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`x` (B, T, hidden) looks at itself, or at `memory` (B, S, hidden) if there is one."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
-        k, v = (
-            project(x if memory is None else memory).unflatten(-1, (self.heads, -1)) for project in (self.k, self.v)
-        )
-        if cache is not None and memory is None:
-            k, v, _ = cache.extend(layer, k, v)  # its mask is in the bias of positions already
+        if cache is None:
+            k, v = self._keys(x if memory is None else memory)
+        elif memory is None:
+            k, v, _ = cache.extend(layer, *self._keys(x))  # its mask is in the bias of positions already
+        else:
+            k, v = cache.cross(layer, lambda: self._keys(memory))
         return self.o(multi_head(q, k, v, mask, dropout=self.dropout if self.training else 0.0, scale=1.0))
 
     def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:

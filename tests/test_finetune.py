@@ -5,7 +5,10 @@ import json
 
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
+from luban import app
 from tests.conftest import SETTINGS, CommandLine
 from trainer import checkpoint, record
 from trainer.run import Source
@@ -95,6 +98,34 @@ def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(pretrained: Comma
     assert len(checkpoint.names(pretrained.run("patient"))) == 2
     again = pretrained("evaluate", "patient@best", "--generations", "0")
     assert f"{best['metrics']['loss']:.4f}" in again
+
+
+def test_text_comes_from_arguments_standard_input_and_beams(
+    straight: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pipe gets, and mistakes; in this process, which has loaded torch already."""
+    monkeypatch.setenv("LUBAN_HOME", str(straight.home))
+
+    def piped(given: str | None, *words: str) -> Result:
+        return CliRunner().invoke(app, ["generate", "straight", *words], input=given)
+
+    one = piped(None, "The", "--tokens", "8").stdout
+    assert one.startswith("The")
+    beams = piped("The\nOf the\n", "--prompts", "-", "--tokens", "8", "--num-beams", "3", "--samples", "2").stdout
+    rows = [json.loads(line) for line in beams.splitlines()]
+    assert [row["prompt"] for row in rows] == ["The", "Of the"]
+    assert all(len(set(row["texts"])) == 2 for row in rows)
+    greedy = json.loads(piped('{"prompt": "The", "id": 3}\n', "--prompts", "-", "--tokens", "8").stdout)
+    assert greedy == {"prompt": "The", "id": 3, "texts": [one.removeprefix("The").removesuffix("\n")]}
+    for words, message in (
+        (("A", "--tokens", "64"), "the model's context holds 64"),
+        (("A", "--num-beams", "2", "--temperature", "1"), "num_beams 2 takes the likeliest texts"),
+        (("A", "--num-beams", "2", "--early-stopping", "soon"), "early_stopping must be false, true or never"),
+        (("A", "--chat"), "one of them"),
+        (("A", "--system", "B"), "goes with --chat"),
+        (("--chat",), "has learned plain text, not conversations"),
+    ):
+        assert message in str(piped(None, *words).exception)
 
 
 def test_norms_a_profile_and_samples_are_written(pretrained: CommandLine) -> None:

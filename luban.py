@@ -229,7 +229,8 @@ def pretrain(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Start from the weights of RUN[@STEP], as a new run.")
+        str | None,
+        typer.Option("--from", help="Start from the weights of RUN[@STEP] or a Hugging Face directory, as a new run."),
     ] = None,
     on: On = "local",
     after: After = None,
@@ -253,7 +254,8 @@ def finetune(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="The run whose weights to start from: RUN, RUN@STEP, RUN@best.")
+        str | None,
+        typer.Option("--from", help="Whose weights to start from: RUN, RUN@STEP, RUN@best, a Hugging Face directory."),
     ] = None,
     on: On = "local",
     after: After = None,

@@ -72,7 +72,7 @@ def train(asked: Asked, say: Callable[[str], None]) -> int:
         say((sweep.render_array(jobs) if sweep else chosen.render(jobs[0])).rstrip("\n"))
         return 0
     if asked.kind == "examples" and any(recipe.ancestor is None for recipe in recipes.values()):
-        raise UserError("finetune needs --from RUN: the pretrained run whose weights to start from")
+        raise UserError("finetune needs --from RUN, or a Hugging Face directory: whose weights to start from")
     chosen.check(jobs[0])
     if recipes[0].launch.preflight:
         from cluster.doctor.checkup import preflight

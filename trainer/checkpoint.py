@@ -176,25 +176,40 @@ class Checkpoint:
                     self._open(file).read_into(f"{name}|{part}", low - first, tensor[low - start : high - start])
         return out
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter whole, in fp32, the frozen ones included."""
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, the frozen ones included; only heads of files are read."""
+        learning = {name: tuple(shape) for name, shape in self.manifest["parameters"].items()}
+        return learning | (self._frozen.shapes if self._frozen else {})
+
+    def weight(self, name: str) -> Tensor:
+        """One parameter whole, in fp32, frozen or not; `name` is one of `shapes`."""
         import torch
 
-        out = {}
-        for name, shape in self.manifest["parameters"].items():
-            flat = torch.empty(shape).view(-1)
+        flat = torch.empty(self.shapes[name]).view(-1)
+        if name in self.manifest["parameters"]:
             for first, length, file in pieces(self.manifest["spans"][name]):
                 self._open(file).read_into(f"{name}|{WEIGHT}", 0, flat[first : first + length])
-            out[name] = flat.view(shape)
-        return out | self.frozen()
+        else:
+            assert self._frozen is not None
+            self._frozen.read_into(name, 0, flat)
+        return flat.view(self.shapes[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter whole, in fp32, the frozen ones included."""
+        return {name: self.weight(name) for name in self.shapes}
 
     def frozen(self) -> dict[str, Tensor]:
         """The weights that don't train, in fp32."""
-        if not self.base:
-            return {}
-        from safetensors.torch import load
+        return {name: self.weight(name) for name in self._frozen.shapes} if self._frozen else {}
 
-        return load(self._base.content(self.base))
+    @cached_property
+    def _frozen(self) -> SpanFile | None:
+        if not self.base:
+            return None
+        from trainer.span_file import SpanFile
+
+        return SpanFile.open(self._base, self.base)
 
     def _open(self, number: int) -> SpanFile:
         if number not in self._files:

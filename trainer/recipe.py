@@ -227,7 +227,8 @@ class Recipe(Section):
     seed: Fixed[int] = Field(default=1, ge=0, lt=2**63)
     """Decides the initial weights, the order of samples and every random draw."""
     ancestor: Fixed[str | None] = None
-    """The checkpoint whose weights this run starts from, as RUN@STEP; set by `--from`."""
+    """Whose weights this run starts from: a checkpoint, as RUN@STEP, or a Hugging Face directory, as
+    DIRECTORY@sha256:DIGEST; set by `--from`."""
     data: Data = Data()
     """The dataset."""
     model: Model = Model()

@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data import settings
 from data.errors import UserError
@@ -13,13 +15,19 @@ from data.order.order import Order
 from data.publish import published
 from data.remote.credentials import refuse_secrets
 from data.remote.origin import is_remote
+from data.tokenizer.tokenizer import Tokenizer
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
+from trainer.hf.read import Directory
 from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
+from trainer.origin import Origin
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter, refuse_other
+
+if TYPE_CHECKING:  # a command that starts a run leaves torch to its ranks
+    from torch import Tensor
 
 FILE = "recipe.yaml"
 ORDER = ("data.sources", "data.stages", "data.window", "data.packing", "data.lanes")  # what fixes the order of rows
@@ -73,6 +81,79 @@ class Source:
         if problems:
             raise UserError(f"{'; '.join(problems)}: name an older one as {self.run.name}@STEP")
         return found
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.run.name}{f'@{self.point}' if self.point else ''}"
+
+    def pinned(self) -> str:
+        """Its folder and step."""
+        return f"{self.run.absolute()}@{self.checkpoint().step}"
+
+    def model(self) -> tuple[Model, list[str]]:
+        """Its recipe's."""
+        return read_recipe(self.run).model, []
+
+    def check(self) -> None:
+        """Raise UserError where there is no such checkpoint, or not every byte is as its manifest says."""
+        self.checkpoint()
+
+    def adapter(self) -> Adapter:
+        """Its recipe's."""
+        return read_recipe(self.run).adapter
+
+    def weights(self, recipe: Recipe) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], "Tensor"]]:
+        """Every parameter's shape, and what reads one; with an adapter that doesn't go on, merged into the others."""
+        before = read_recipe(self.run)
+        if before.adapter.kind == "none" or before.adapter.described() == recipe.adapter.described():
+            return self._held.shapes, self._held.weight
+        from trainer.adapters.adapt import inherited
+
+        whole = inherited(recipe, before, self._held.weights(), self.pinned())
+        return {name: tuple(tensor.shape) for name, tensor in whole.items()}, whole.__getitem__
+
+    def refuse_other_tokenizer(self, tokenizer: Tokenizer, dataset: str) -> None:
+        """Raise UserError unless it was trained with `tokenizer`."""
+        made_with = self._held.state["tokenizer"]
+        if made_with != tokenizer.fingerprint:
+            raise UserError(
+                f"the weights of {self.pinned()} were trained with the tokenizer {made_with[:12]}, and {dataset} was "
+                f"made with {tokenizer.fingerprint[:12]}: build the dataset with the tokenizer of that run's dataset "
+                "(tokenizer.reuse)"
+            )
+
+    def ancestry(self) -> dict[str, Any]:
+        """Which checkpoint, and what it has read."""
+        held, order = self._held, self._held.state["order"]
+        return {
+            "checkpoint": self.pinned(),
+            "manifest": checkpoint.digest_of(held.manifest),
+            "step": held.step,
+            "tokens": held.state["progress"]["tokens"],
+            "dataset": order["fingerprint"],
+            "seed": order["seed"],
+            "consumed": held.state["progress"]["consumed"],
+        }
+
+    @cached_property
+    def _held(self) -> Checkpoint:
+        return self.checkpoint()
+
+
+def origin_of(text: str) -> Origin:
+    """What `--from` or a recipe's `ancestor` names: a Hugging Face directory, or a point in a run's life.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if (folder(text) / FILE).is_file():
+        return Source.parse(text)
+    if directory := Directory.parse(text):
+        return directory
+    if Path(text).is_dir() and not (Path(text) / FILE).is_file():
+        raise UserError(f"{text} holds neither {FILE}, as a run does, nor config.json, as a Hugging Face model does")
+    return Source.parse(text)
 
 
 def held_by(run: Path) -> dict[str, Place]:
@@ -181,7 +262,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     if recipe.train.patience and not inputs.fixed:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
     if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
-        _check_ancestor(recipe, inputs.tokenizer.fingerprint)
+        origin_of(recipe.ancestor).refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
     if recipe.adapter.kind != "none" and recipe.ancestor is None:
         raise UserError(
             f"adapter.kind={recipe.adapter.kind} leaves the model's weights as they are, and this run starts from "
@@ -268,7 +349,7 @@ def changes(recipe: Recipe, run: Path) -> list[str]:
 
 
 def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str], later: bool = False) -> Recipe:
-    """`recipe` starting from the weights of `source` (RUN[@STEP]), whose model it takes over.
+    """`recipe` starting from the weights of `source` (RUN[@STEP], a Hugging Face directory), whose model it takes over.
 
     A run that has begun keeps the ancestor and the step it began from: neither needs to be there any more.
 
@@ -285,16 +366,17 @@ def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str]
     if begun is not None and begun.ancestor is not None:
         origin, _, step = begun.ancestor.rpartition("@")
         if source in (None, begun.ancestor) or _names(source or "", Path(origin), step):
-            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun, begun.adapter, given)
+            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun.model, begun.adapter, given)
     if source is None:
         return recipe
-    parsed = Source.parse(source)
-    point = (parsed.point and f"@{parsed.point}") if later else f"@{parsed.checkpoint().step}"
-    origin = f"{parsed.run.absolute()}{point or ''}"
-    before = read_recipe(parsed.run)
-    adapter = before.adapter.model_copy(update={"source": None})
-    made = _of_ancestor(recipe, origin, parsed.run.name, before, adapter, given)
-    refuse_other(before.adapter, made.adapter, parsed.run.name)
+    origin = origin_of(source)
+    if later and isinstance(origin, Source):
+        pinned = f"{origin.run.absolute()}{f'@{origin.point}' if origin.point else ''}"
+    else:
+        pinned = origin.pinned()
+    adapter = origin.adapter().model_copy(update={"source": None})
+    made = _of_ancestor(recipe, pinned, origin.name, origin.model()[0], adapter, given)
+    refuse_other(origin.adapter(), made.adapter, origin.name)
     return made
 
 
@@ -307,13 +389,11 @@ def pin_ancestor(run: Path) -> None:
     recipe = read_recipe(run)
     if recipe.ancestor is None or _pinned(recipe.ancestor):
         return
-    source = Source.parse(recipe.ancestor)
-    origin = f"{source.run.absolute()}@{source.checkpoint().step}"
-    open_run(recipe.model_copy(update={"ancestor": origin}), run)
+    open_run(recipe.model_copy(update={"ancestor": origin_of(recipe.ancestor).pinned()}), run)
 
 
 def _pinned(ancestor: str) -> bool:
-    return re.search(r"@\d+$", ancestor) is not None
+    return re.search(r"@(\d+|sha256:[0-9a-f]{64})$", ancestor) is not None
 
 
 def _names(source: str, run: Path, step: str) -> bool:
@@ -322,33 +402,27 @@ def _names(source: str, run: Path, step: str) -> bool:
     return Path(name).name == run.name and point in ("", "best", step)
 
 
-def _of_ancestor(recipe: Recipe, origin: str, name: str, before: Recipe, adapter: Adapter, given: set[str]) -> Recipe:
+def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, adapter: Adapter, given: set[str]) -> Recipe:
     """`recipe` with an ancestor's model, and unless it asks for another one by hand, its adapter."""
-    model = before.model
     if any(setting.startswith("adapter.") for setting in given):
         adapter = recipe.adapter
     other = sorted(
         name
         for name in Model.model_fields
         if name not in FREE_OF_ANCESTOR
-        and f"model.{name}" in given
+        and any(each == f"model.{name}" or each.startswith(f"model.{name}.") for each in given)
         and getattr(recipe.model, name) != getattr(model, name)
+        and not (name == "context" and (recipe.model.context < model.context or model.family == "t5"))
     )
+    if other == ["context"]:
+        raise UserError(
+            f"model.context is {model.context} in {name} and can only become shorter, not {recipe.model.context}: it "
+            "has learned no later position"
+        )
     if other:
         raise UserError(
             f"model.{other[0]} is {getattr(model, other[0])!r} in {name} and can't become "
             f"{getattr(recipe.model, other[0])!r}: leave the model's settings out, --from brings them"
         )
-    free = {name: getattr(recipe.model, name) for name in FREE_OF_ANCESTOR if f"model.{name}" in given}
+    free = {each: getattr(recipe.model, each) for each in (*FREE_OF_ANCESTOR, "context") if f"model.{each}" in given}
     return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free), "adapter": adapter})
-
-
-def _check_ancestor(recipe: Recipe, tokenizer: str) -> None:
-    assert recipe.ancestor is not None
-    made_with = Source.parse(recipe.ancestor).checkpoint().state["tokenizer"]
-    if made_with != tokenizer:
-        raise UserError(
-            f"the weights of {recipe.ancestor} were trained with the tokenizer {made_with[:12]}, and "
-            f"{recipe.data.label} was made with {tokenizer[:12]}: build the dataset with the tokenizer of that run's "
-            "dataset (tokenizer.reuse)"
-        )

@@ -19,7 +19,7 @@ from data.order.deal import reading_groups
 from data.order.departure import departure
 from data.order.permutation import key
 from trainer import checkpoint, claim, goodput, record
-from trainer.adapters.adapt import begin_adapter, inherited, model_of
+from trainer.adapters.adapt import begin_adapter, model_of
 from trainer.adapters.peft import is_own
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint
@@ -37,9 +37,10 @@ from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import for_training, objective_of
 from trainer.optimizer import parameter_groups
+from trainer.origin import take_over
 from trainer.place import Place
 from trainer.recipe import Recipe
-from trainer.run import Source, read_recipe
+from trainer.run import origin_of, read_recipe
 from trainer.shape import Shape
 from trainer.tracker import Tracker
 from trainer.world import World
@@ -153,6 +154,9 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     inputs.refuse_small_cache(world.lanes(lanes))
     model = model_of(recipe, inputs.vocab_size, objective.head, recipe.engine.activation_checkpointing)
     frozen = give_weights(run, recipe, model, found, world, notes)
+    if recipe.ancestor and not found:
+        unsure = origin_of(recipe.ancestor).refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
+        notes += [unsure] if unsure else []
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
     kernel = model.loss_kernel
     if recipe.objective.gather and found:
@@ -196,7 +200,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "device": _device_name(world),
         "threads": recipe.launch.threads,
         "exact": recipe.engine.exact,
-        "ancestor": None if recipe.ancestor is None or found else _ancestry(recipe.ancestor),
+        "ancestor": None if recipe.ancestor is None or found else origin_of(recipe.ancestor).ancestry(),
         "dataset": inputs.order.fingerprint,
         "nodes": nodes,
         "reading_groups": world.groups,
@@ -232,62 +236,30 @@ def _refuse_other_topology(before: dict[str, Any] | None, ranks: int, shape: Sha
 def give_weights(
     run: Path, recipe: Recipe, model: Any, found: Checkpoint | None, world: World, notes: list[str]
 ) -> str | None:
-    """Give the model its weights; returns the file in `base/` of those that don't train.
-
-    A run that starts from another's weights may end in another head: what is new is drawn, what is left over is left
-    out, and `notes` gets a line of each.
-    """
-    if recipe.ancestor:
-        weights = _of_ancestor(recipe, recipe.ancestor) if not found else found.frozen()
-    else:
-        weights = found.frozen() if found else {}
-    if not found and not recipe.ancestor:
-        initialize(model, recipe.seed)
+    """Give the model its weights; returns the file in `base/` of those that don't train. `notes` are added to."""
     parameters = dict(model.named_parameters())
     still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
     if found:
-        _refuse_other_weights(str(found.place), weights, still)
+        frozen = found.frozen()
+        _refuse_other_weights(str(found.place), frozen, still)
+        with torch.no_grad():
+            for name, tensor in frozen.items():
+                parameters[name].copy_(tensor)
+        if found.base is None:
+            return None
     elif recipe.ancestor:
-        weights = _of_this_head(recipe, model, weights, notes)
-        _refuse_other_weights(recipe.ancestor, weights, {name: parameters[name].data for name in weights})
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            parameters[name].copy_(tensor)
-    if not found and not any(map(is_own, weights)):
+        origin = origin_of(recipe.ancestor)
+        agree(world, lambda: origin.check() if world.rank == 0 else None)
+        shapes, weight = origin.weights(recipe)
+        notes += [*origin.model()[1], *take_over(model, origin.name, shapes, weight, recipe.seed)]
+        if not any(map(is_own, shapes)):
+            begin_adapter(model, recipe, notes)
+    else:
+        initialize(model, recipe.seed)
         begin_adapter(model, recipe, notes)
-    if found and found.base is None:
-        return None
     root = root_of(recipe, run)
     name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
     return world.told(name)
-
-
-def _of_ancestor(recipe: Recipe, origin: str) -> dict[str, torch.Tensor]:
-    """The ancestor's weights; those of an adapter that doesn't go on are merged into them."""
-    source = Source.parse(origin)
-    return inherited(recipe, read_recipe(source.run), source.checkpoint().weights(), origin)
-
-
-def _of_this_head(
-    recipe: Recipe, model: Any, weights: dict[str, torch.Tensor], notes: list[str]
-) -> dict[str, torch.Tensor]:
-    """An ancestor's weights without those of a head that `model` doesn't end in; draws those of one it lacks.
-
-    Raises:
-        UserError: what differs is more than a head.
-    """
-    parameters = dict(model.named_parameters())
-    new, left = parameters.keys() - weights.keys(), weights.keys() - parameters.keys()
-    new = {name for name in new if not is_own(name)}
-    other = sorted(name for name in new | left if not name.startswith(model.head_names))
-    if other:
-        raise UserError(f"{recipe.ancestor} is of another model: it and this one don't share {other[0]}")
-    if new:
-        initialize(model, recipe.seed, new)
-        notes.append(f"a new head: {', '.join(sorted(new))} begin from random values, not from {recipe.ancestor}")
-    if left:
-        notes.append(f"not taken over from {recipe.ancestor}, which ends in another head: {', '.join(sorted(left))}")
-    return {name: tensor for name, tensor in weights.items() if name not in left}
 
 
 def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -298,21 +270,6 @@ def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted:
             raise UserError(f"{origin} is of another model: it and this one don't share {name}")
         if held != shape:
             raise UserError(f"{origin} holds {name} as {held}, the model wants {shape}: it is of another model")
-
-
-def _ancestry(ancestor: str) -> dict[str, Any]:
-    """What the record keeps of the checkpoint whose weights a run starts from."""
-    held = Source.parse(ancestor).checkpoint()
-    order = held.state["order"]
-    return {
-        "checkpoint": ancestor,
-        "manifest": checkpoint.digest_of(held.manifest),
-        "step": held.step,
-        "tokens": held.state["progress"]["tokens"],
-        "dataset": order["fingerprint"],
-        "seed": order["seed"],
-        "consumed": held.state["progress"]["consumed"],
-    }
 
 
 def _fixed_sets(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> dict[str, FixedSet]:
@@ -430,7 +387,7 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
         if changed:
             s.say(f"the same rows from here on, but not bitwise the same sums: {'; '.join(changed)}")
     ancestor = start["ancestor"]
-    if ancestor and ancestor["dataset"] == start["dataset"]:
+    if ancestor and ancestor.get("dataset") == start["dataset"]:
         s.say(
             f"a run of its own on the same shards as its ancestor, whose weights have read {ancestor['consumed']:,} "
             "rows of them: this run counts from position 0, and some rows will be seen by both"

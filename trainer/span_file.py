@@ -42,6 +42,7 @@ class SpanFile:
     name: str
     ranges: dict[str, tuple[int, int]]
     """Bytes [from, to) of each tensor."""
+    shapes: dict[str, tuple[int, ...]]
 
     @classmethod
     def open(cls, place: Place, name: str) -> "SpanFile":
@@ -57,8 +58,10 @@ class SpanFile:
             entries = json.loads(text.tobytes())
         except ValueError as error:
             raise OSError(f"{name} has no safetensors head ({error})") from None
-        data = {key: entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"}
-        return cls(place, name, {key: (8 + size + first, 8 + size + last) for key, (first, last) in data.items()})
+        entries.pop("__metadata__", None)
+        data = {key: entry["data_offsets"] for key, entry in entries.items()}
+        ranges = {key: (8 + size + first, 8 + size + last) for key, (first, last) in data.items()}
+        return cls(place, name, ranges, {key: tuple(entry["shape"]) for key, entry in entries.items()})
 
     def read_into(self, tensor: str, first: int, out: Tensor) -> None:
         """Fill `out` (1-D, fp32, contiguous, on the CPU) with the elements of a tensor from `first` on.

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.bench.rounds import median, ratio, turns
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
-from trainer.models.decoder import Decoder, hugging_face_config
+from trainer.hf.config import hugging_face_config
+from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.recipe import Model
 

@@ -18,7 +18,8 @@ from data import settings
 from tests.bench.rounds import median, ratio, turns
 from tests.ranks import launch
 from trainer.engine import Engine
-from trainer.models.decoder import Decoder, hugging_face_config
+from trainer.hf.config import hugging_face_config
+from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.optimizer import parameter_groups
 from trainer.recipe import RECIPES, Recipe

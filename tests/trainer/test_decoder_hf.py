@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
+from trainer.hf.config import rope_parameters
 from trainer.models.build import build
-from trainer.models.decoder import rope_parameters
 from trainer.models.head import LM, Head
 from trainer.models.initialize import initialize
 from trainer.recipe import Model

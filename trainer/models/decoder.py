@@ -6,7 +6,7 @@ of 17, document boundaries and the chunked loss fit in, and the logits agree wit
 """
 
 import math
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -144,40 +144,3 @@ class Decoder(nn.Module):
             places = cache.lengths
             return self.cos[places, None, None].to(dtype), self.sin[places, None, None].to(dtype)
         return self.cos[None, :length, None].to(dtype), self.sin[None, :length, None].to(dtype)
-
-
-def rope_parameters(config: Model) -> dict[str, Any]:
-    """transformers' `rope_parameters`: the kind of scaling with the settings that it reads, and the base."""
-    scaling = config.rope_scaling
-    read = {"default": set(), "linear": {"factor"}, "llama3": set(type(scaling).model_fields)}[scaling.rope_type]
-    return scaling.model_dump(include=read | {"rope_type"}) | {"rope_theta": config.rope_theta}
-
-
-def hugging_face_config(
-    config: Model, vocab_size: int, *, eos_id: int, bos_id: int | None = None, pad_id: int | None = None
-) -> dict[str, Any]:
-    """The fields of transformers' LlamaConfig (`config.json`) under which LlamaForCausalLM computes the same."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": rope_parameters(config),
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": False,
-        "attention_dropout": config.attention_dropout,
-        "mlp_bias": False,
-        "initializer_range": config.initializer_range,
-        "eos_token_id": eos_id,
-        "bos_token_id": bos_id,
-        "pad_token_id": pad_id,
-        "use_cache": True,
-    }

@@ -26,6 +26,11 @@ def test_a_packed_run_moved_to_fewer_ranks_reads_each_row_of_the_plan_once(luban
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 75, text
+    for plan in dataset.glob("*pack-65*"):
+        plan.unlink()
+    text = luban.pretrain("packed", *here, "launch.ranks=1", code=2)
+    assert f"Make them: luban data pack {dataset} --context 64" in text
+    luban("data", "pack", str(dataset), "--context", "64")
     text = luban.pretrain("packed", *here, "launch.ranks=1")
     assert "an epoch of data (best_fit): " in text and "0 tokens unread an epoch" in text
     assert [attempt.start["world"] for attempt in record.load(luban.run("packed")).attempts] == [2, 1]

@@ -90,6 +90,13 @@ def test_each_source_is_validated_by_itself_and_together(grown: Path) -> None:
     assert lines[-1]["evaluation/valid/more/loss"] == figures["more"]
 
 
+def test_each_source_shows_how_often_it_was_read(grown: Path) -> None:
+    shown = [line for line in record.load(grown).metrics() if "train/epoch/more" in line]
+    assert shown[0]["train/epoch/more"] == 0 < shown[-1]["train/epoch/more"]
+    read = open_inputs(read_recipe(grown)).order.read(288)
+    assert {name: shown[-1][f"train/epoch/{name}"] for name in ("tiny", "more")} == read
+
+
 def test_a_document_is_traced_to_the_steps_that_saw_it_and_back(luban: CommandLine, grown: Path) -> None:
     inputs = open_inputs(read_recipe(grown))
     seen = list(documents_at(inputs.sources, "train", inputs.order, np.arange(288)))

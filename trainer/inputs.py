@@ -87,6 +87,12 @@ class Inputs:
         """Whether rows are of text and overlap, so that each token is a label once."""
         return self.dataset.kind == "text" and self.row[0] != self.row[1]
 
+    def epochs(self, stop: int) -> dict[str, float]:
+        """Epochs of each source that positions [0, stop) hold, as metrics; nothing where there is one source."""
+        if len(self.order.sources) == 1:
+            return {}
+        return {f"train/epoch/{name}": count for name, count in self.order.read(stop).items()}
+
     @cached_property
     def fills(self) -> dict[str, Fill]:
         """How documents fill the rows of an epoch, by source and context where rows have several lengths."""
@@ -144,13 +150,11 @@ class Inputs:
             index = dataset.index(VALID)
             if not index.shards:
                 continue
-            try:
-                laid = _laid(index, self.context, self.row, self.packing, dataset.remote is None)
-                order = Order(laid, 0, len(index.shards))
-            except UserError:
-                if self.packing == "best_fit":  # no plan, or a damaged one
-                    raise
-                continue  # fewer tokens than one row
+            longest = max(shard.tokens for shard in index.shards)
+            if index.kind == "text" and self.packing == "chop" and longest < self.row[0]:
+                continue  # no row of this length
+            laid = _laid(index, self.context, self.row, self.packing, dataset.remote is None)
+            order = Order(laid, 0, len(index.shards))
             reader = reader_of([index], order, self.longest - 1, [dataset.remote], ahead=False)
             found[name] = reader, order.rows_per_epoch
         return found

@@ -259,6 +259,7 @@ class Loop:
                 step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
                 applied=step, skipped=pending.skipped,
             )  # fmt: skip
+            line |= self.s.inputs.epochs(pending.event["positions"][1])
             self.s.tracker.log(line | pending.norms | self.s.timesheet.figures())
             while self.s.meter.notes:
                 self.s.say(self.s.meter.notes.pop(0))

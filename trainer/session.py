@@ -148,7 +148,8 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     found = adopt(recipe, run, world, offered, notes, damaged)
     bf16 = recipe.engine.bf16(world.device.type == "cuda")
     shape = Shape.of(recipe, world.size)
-    nodes = world.told(_nodes(world.collect(socket.gethostname())))
+    hosts = world.collect(socket.gethostname())
+    nodes = world.told(_nodes(hosts))
     rows, lanes = recipe.train.batch_rows, recipe.data.lanes
     world = replace(world, groups=reading_groups(rows, shape.micro_batch, world.size, nodes, lanes))
     inputs.refuse_small_cache(world.lanes(lanes))
@@ -217,6 +218,11 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         notes.append(
             f"objective.gather: each loss is over the {world.size} x {shape.micro_batch} rows that the ranks read at "
             "once, so this run can go on only with as many ranks and as large a micro-batch"
+        )
+    if nodes < len(set(hosts)) and lanes > 1:
+        notes.append(
+            f"{len(set(hosts))} machines don't have as many ranks each, one machine's after the other's: lanes "
+            "(data.lanes) are not shared out, and each machine reads all shards"
         )
     _open_record(session, start, writer, notes)
     return session

@@ -306,14 +306,14 @@ class Order:
         """How many epochs of each source positions [0, stop) hold, by name; over all lanes."""
         read = dict.fromkeys((source.name for source in self.sources), 0.0)
         for run in self._runs:
-            for place, part in enumerate(run.parts):
+            counts = [
+                run.mixture.counts(lane, rows)
+                for lane in range(self.lanes)
+                if (rows := self._lane_rows(run, lane, stop)) > 0
+            ]
+            for part, each in zip(run.parts, zip(*counts, strict=True), strict=False):
                 walk = self.walks[part.walk]
-                counts = [
-                    run.mixture.counts(lane, rows)[place]
-                    for lane in range(self.lanes)
-                    if (rows := self._lane_rows(run, lane, stop)) > 0
-                ]
-                read[walk.name] += sum(counts) / walk.layout.total
+                read[walk.name] += sum(each) / walk.layout.total
         return read
 
     def notes(self, stop: int) -> list[str]:

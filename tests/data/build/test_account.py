@@ -1,6 +1,5 @@
 """What a build tells of its cleaning: in dataset.json, at its end, in inspect."""
 
-import hashlib
 import json
 import random
 
@@ -15,8 +14,9 @@ from data.clean.rules import Clean
 from data.errors import UserError
 from data.inspect import report
 from data.progress import Lines
-from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
+from data.recipe import DatasetRecipe, Decontaminate, Source, Split, TokenizerTraining
 from data.settings import validate
+from tests.data.build.test_build import digests
 
 _WORDS = (
     "the of and to in a is that for it as was with be by on not he his but at are this have from they which one you "
@@ -106,14 +106,21 @@ def test_quotas_hold_and_languages_are_recorded_for_each_document(dataset):
 
 
 @pytest.mark.slow
-def test_two_workers_and_small_parts_tell_the_same(dataset, pages, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.build.pipeline._CHUNK_CHARACTERS", 9000)
-    again = build(recipe(pages, workers=2), tmp_path / "again")
-
-    def digests(folder):
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-    assert digests(again.folder) == digests(dataset.folder)
+def test_quotas_and_evaluation_sets_together_give_the_same_bytes_at_any_number_of_workers(pages, tmp_path, monkeypatch):
+    (tmp_path / "eval.jsonl").write_text(
+        "".join(json.dumps({"q": text[5:200]}) + "\n" for text in (english(3), chinese(4), chinese(5)))
+    )
+    sets = (Source(kind="jsonl", path=str(tmp_path / "eval.jsonl"), name="questions", text_field="q"),)
+    built = []
+    for workers, part in ((1, 1 << 21), (3, 9000)):
+        monkeypatch.setattr("data.build.pipeline._CHUNK_CHARACTERS", part)
+        asked = recipe(pages, workers=workers, decontaminate=Decontaminate(sets=sets))
+        built.append(build(asked, tmp_path / f"with-{workers}"))
+    assert digests(built[0].folder) == digests(built[1].folder)
+    stages = {stage["name"]: stage["dropped"] for stage in built[0].info["stages"]}
+    assert stages["decontaminate"]["in_questions"]["documents"] == 3
+    assert stages["quota"]["over_quota"]["documents"] > 15
+    assert built[0].info["languages"]["zh"]["text_bytes"] <= 0.2 * built[0].info["text_bytes"]
 
 
 def test_the_end_of_a_build_shows_the_account(pages, tmp_path, capsys):

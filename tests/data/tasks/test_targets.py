@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data.build.workplace import InProcess
 from data.order.order import Order
+from data.order.packing import pack
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import Index, MappedShard, Targets
@@ -70,6 +72,24 @@ def test_rows_carry_the_targets_of_their_examples_and_fillers_none(tmp_path):
         document = known[tuple(rows.tokens[slot, : min(8, rows.lengths[slot])])]
         assert np.array_equal(target, document.targets)
     assert reader.rows(np.array([-1])).targets.shape == (0, 1)
+
+
+def test_packed_examples_have_their_targets_row_after_row(tmp_path):
+    made, index = written(tmp_path, SPAN)
+    pack([index], [320], InProcess(), 2)
+    laid = layout(index, 320, "best_fit")
+    order = Order(laid, 3, 4)
+    assert order.rows_per_epoch < len(made)
+    positions = np.array([*range(order.rows_per_epoch), -1])
+    rows = LocalReader(index, order, 320).rows(positions)
+    assert rows.packed and rows.targets is not None
+    begins = [(slot, start) for slot, starts in enumerate(rows.starts) for start in starts.tolist()]
+    assert rows.targets.shape == (len(begins), 2) and len(begins) == len(made)
+    known = {tuple(document.tokens[:2]): document for document in made if len(document.tokens) > 1}
+    for (slot, start), target in zip(begins, rows.targets, strict=True):
+        document = known.pop(tuple(rows.tokens[slot, start : start + 2]), made[2])
+        assert np.array_equal(target, document.targets)
+    assert not known
 
 
 def test_what_an_example_predicts_belongs_to_the_identity_of_the_order(tmp_path):

@@ -89,6 +89,20 @@ def test_a_row_of_padding_alone_spoils_nothing(family):
     assert all((found[name] - grad).norm() <= 1e-5 * grad.norm() + 1e-6 for name, grad in expected.items())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_without_labels_has_no_loss_and_no_gradient(family):
+    model, nothing = built(family), torch.full_like(SOURCE, -100)
+    if family == "bert":
+        losses = [model(SOURCE, nothing, torch.zeros_like(REAL), labelled=known) for known in (None, 0)]
+    else:
+        losses = [model(SOURCE, SOURCE, nothing, torch.zeros_like(REAL), 0.1)]
+    for loss in losses:
+        found = gradients(model, loss)
+        assert loss.item() == 0
+        assert found.keys() == dict(model.named_parameters()).keys()
+        assert not any(grad.any() for grad in found.values())
+
+
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
 def test_a_decoder_sees_no_later_token_and_all_of_the_source(family):
     model = built(family).eval()
@@ -121,6 +135,17 @@ def test_decoding_token_by_token_gives_the_logits_of_the_whole(family, lengths):
             assert torch.allclose(logits[:, 0], expected, atol=1e-5)
             following = torch.stack([TARGET[row, place] for row, place in enumerate(at)])
             logits = model.decode(following[:, None], memory, REAL, cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_follows_fp32_and_its_loss_is_fp32(family):
+    model = built(family)
+    exact = loss_of(model)
+    loss = loss_of(model.bfloat16())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.03)
+    assert loss.item() != exact.item()
+    assert all(grad.isfinite().all() and grad.dtype == torch.bfloat16 for grad in gradients(model, loss).values())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -121,10 +121,10 @@ class Stack(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """`input_ids` (B, T) to (B, T, hidden); masks of keys, (B, 1, 1, keys) bool."""
-        x = self.embed_tokens(input_ids) * self.scale
         begun = cache is not None and cache.filled
-        x = x + (self.positions[cache.lengths, None] if cache and begun else self.positions[: input_ids.size(1)])
-        x = F.dropout(x, self.dropout, self.training)
+        places = self.positions[cache.lengths, None] if cache and begun else self.positions[: input_ids.size(1)]
+        x = self.embed_tokens(input_ids) * self.scale
+        x = F.dropout(x + places.to(x.dtype), self.dropout, self.training)
         for number, layer in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, mask, memory, memory_mask, use_reentrant=False)

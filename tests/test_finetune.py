@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 def pretrained(straight: CommandLine) -> CommandLine:
     """The run `straight`, and a dataset `pairs` that is easy to learn by heart."""
     luban = straight
+    if (luban.home / "datasets" / "pairs" / "dataset.json").exists():
+        return luban
     with (luban.home / "pairs.jsonl").open("w") as file:
         for number in range(400):
             word = ("red", "green", "blue")[number % 3]
@@ -34,13 +36,18 @@ def pretrained(straight: CommandLine) -> CommandLine:
     return luban
 
 
-def finetune(luban: CommandLine, name: str, *more: str, code: int = 0) -> str:
+def finetuning(luban: CommandLine, name: str, *more: str) -> tuple[str, ...]:
+    """The command that fine-tunes `straight` on `pairs`."""
     settings = [setting for setting in SETTINGS if not setting.startswith("model.")]
-    return luban(
+    return (
         "finetune", "docstrings", f"name={name}", f"data.dataset={luban.home}/datasets/pairs", *settings,
         "train.steps=40", "evaluate.prompts=[]", "evaluate.rows=0", "evaluate.every_steps=10", "optimizer.lr=1e-2",
-        *more, "--from", "straight", code=code,
+        *more, "--from", "straight",
     )  # fmt: skip
+
+
+def finetune(luban: CommandLine, name: str, *more: str, code: int = 0) -> str:
+    return luban(*finetuning(luban, name, *more), code=code)
 
 
 def losses(luban: CommandLine, name: str) -> list[float]:

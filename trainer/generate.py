@@ -13,7 +13,7 @@ from torch import nn
 
 from data.errors import UserError
 from trainer.generation.beams import beam_search
-from trainer.generation.passes import Passes
+from trainer.generation.passes import Passes, prefix
 from trainer.generation.sampling import sample
 from trainer.generation.settings import Decoding
 
@@ -108,7 +108,8 @@ def _still(model: nn.Module) -> Iterator[None]:
 
 
 def _context(model: Any) -> int:
-    return model.config.context
+    """Tokens of prompt and text together."""
+    return model.config.context - len(prefix(model))
 
 
 def _checked(
@@ -124,12 +125,12 @@ def _checked(
         raise UserError(f"a {config.family} model with a head for {model.head.kind} makes no text")
     problems = []
     for index, prompt in enumerate(prompts):
-        longest = config.context if config.is_encoder_decoder else config.context - 1
+        longest = _context(model) if config.is_encoder_decoder else _context(model) - 1
         if not prompt:
             problems.append(f"prompt {index} is empty: it needs at least one token to continue")
         elif len(prompt) > longest:
             problems.append(
-                f"prompt {index} has {len(prompt)} tokens; a context of {config.context} fits {longest} at most"
+                f"prompt {index} has {len(prompt)} tokens; a context of {_context(model)} fits {longest} at most"
             )
         elif not 0 <= min(prompt) <= max(prompt) < known:
             problems.append(

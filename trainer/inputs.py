@@ -183,7 +183,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     packing, far = recipe.data.packing, {name for name, dataset in datasets.items() if dataset.remote}
     (kind,) = {kind_of(recipe, dataset) for dataset in datasets.values()}
     refuse_missing_pieces(recipe, kind, first.tokenizer())
-    context = recipe.model.context
+    context = recipe.room
     if recipe.objective.augment.on and first.kind == "text":
         raise UserError(f"objective.augment changes examples, and {first.place} holds text: leave it out")
     row = text_row(recipe, context)
@@ -200,10 +200,10 @@ def open_inputs(recipe: Recipe) -> Inputs:
         raise UserError(f"evaluate.prompts are continued, which a {recipe.model.family} can't: set it to []")
     for prompt in recipe.evaluate.prompts:
         length = len(inputs.encode_prompt(prompt))
-        if length >= recipe.model.context:
+        if length >= recipe.room:
             raise UserError(
                 f"evaluate.prompts: {prompt[:40]!r} has {length} tokens, which leaves no room in a context of "
-                f"{recipe.model.context}: shorten it"
+                f"{recipe.room}: shorten it"
             )
     return inputs
 
@@ -231,7 +231,7 @@ def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] =
                 f"the stage from row {stage.start} has a context of {stage.context}, and examples are a row each: "
                 "leave it out, or pack them: data.packing=best_fit"
             )
-        context = stage.context or recipe.model.context
+        context = stage.context or recipe.room
         row = text_row(recipe, context)
         layouts = {name: _laid(trains[name], context, row, data.packing, name not in far) for name in stage.weights}
         stages.append(Stage(stage.start, stage.weights, layouts, stage.window or data.window))

@@ -256,9 +256,18 @@ class Recipe(Section):
     log: Log = Log()
     """Metrics."""
 
+    @property
+    def room(self) -> int:
+        """Tokens of the data that one input takes: the model's context, without an adapter's virtual tokens."""
+        return self.model.context - self.adapter.virtual_tokens
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = []
+        if self.room < 8:
+            problems.append(
+                f"adapter.tokens {self.adapter.tokens} leaves {self.room} tokens of model.context {self.model.context}"
+            )
         if not self.schedule.endless and self.schedule.warmup_steps >= self.train.steps:
             problems.append(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} must be below train.steps {self.train.steps}"
@@ -287,10 +296,10 @@ class Recipe(Section):
                     f"{self.train.batch_rows} rows, or of a round of {self.data.lanes} lanes: take {below or unit} or "
                     f"{below + unit}"
                 )
-            if stage.context is not None and stage.context > self.model.context:
+            if stage.context is not None and stage.context > self.room:
                 problems.append(
-                    f"a stage of data.stages has a context of {stage.context}, and model.context is "
-                    f"{self.model.context}: raise that, or lower the stage's"
+                    f"a stage of data.stages has a context of {stage.context}, and the model takes {self.room}: "
+                    "lower the stage's, or raise model.context"
                 )
         if self.train.patience and not self.evaluate.every_steps:
             problems.append("train.patience counts evaluations: set evaluate.every_steps above 0")

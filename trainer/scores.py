@@ -80,7 +80,7 @@ def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[d
     """
     found = loaded.inputs.fixed
     if not found:
-        raise UserError(f"{loaded.recipe.data.label} has no validation row of {loaded.recipe.model.context} tokens")
+        raise UserError(f"{loaded.recipe.data.label} has no validation row of {loaded.recipe.room} tokens")
     reader, held = found[source or next(iter(found))]
     forward = forward_rows(
         MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size, loaded.recipe.objective.together
@@ -104,7 +104,7 @@ def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple
         assert rows.use is not None
         for tokens, length, use in zip(rows.tokens, rows.lengths, rows.use, strict=True):
             answer = np.flatnonzero(use[:length] & 1)
-            if len(answer) and answer[0] + 1 < loaded.recipe.model.context:
+            if len(answer) and answer[0] + 1 < loaded.recipe.room:
                 prompts.append(tokens[: answer[0]].tolist())
                 references.append(tokenizer.decode(tokens[answer]))
     decoding = Decoding(COMPLETION_TOKENS, at_context="stop")

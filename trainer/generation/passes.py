@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from trainer.models.cache import Cache
 
 
+def prefix(model: Any) -> list[int]:
+    """Ids that the model wants before each input: a tuned prompt's virtual tokens."""
+    return getattr(model, "prefix", [])
+
+
 class Passes:
     """The forward passes of one batch, and the tokens that it holds."""
 
@@ -20,14 +25,14 @@ class Passes:
         """For `limits` new tokens after each of `prompts`; `start_id` is an encoder-decoder's first decoder token."""
         self._model: Any = model
         self._device = next(tensor.device for held in (model.buffers(), model.parameters()) for tensor in held)
-        self._prompts = prompts
+        self._prompts = [[*prefix(model), *prompt] for prompt in prompts]
         self._memory: Tensor | None = None
         self._padding: Tensor | None = None
         held = prompts if start_id is None else [[start_id]] * len(prompts)
-        lengths = [len(each) for each in held]
-        self.begun = max(lengths)
+        self.begun = max(map(len, held))
         """Columns of `history` before the first new token."""
-        room = min(self._model.config.context, self.begun + max(limits))
+        lengths = [len(each) for each in (self._prompts if start_id is None else held)]
+        room = min(self._model.config.context, max(lengths) + max(limits))
         self._cache = Cache(lengths, room, self._device)
         empty = self._model.vocab_size
         self._history = torch.full((len(prompts), self.begun + max(limits)), empty, device=self._device)

@@ -182,6 +182,11 @@ class Model(Section):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def key_value_heads(self) -> int:
+        """Heads that have keys and values of their own."""
+        return self.num_key_value_heads if self.family == "llama" else self.num_attention_heads
+
+    @property
     def mlp_size(self) -> int:
         """`intermediate_size`, or its default, in features."""
         gated = -(-self.hidden_size * 8 // 3 // 64) * 64

@@ -115,12 +115,13 @@ def rank(asked: dict[str, Any]) -> None:
     bf16 = recipe.engine.bf16(cuda)
     engine = Engine(model.to(world.device), groups, recipe, world, rows, accumulation, bf16)
     inputs = torch.randint(0, asked["vocab_size"], (rows, context), device=world.device)
+    arguments = [inputs] * (3 if recipe.model.is_encoder_decoder else 2)  # what is read, what is written, labels
     seconds = []
     for _ in range(WARM + TIMED):
         world.total([0])
         began = time.perf_counter()
         for number in range(1, accumulation + 1):
-            loss = engine.model(inputs, inputs, None)
+            loss = engine.model(*arguments)
             engine.backward(loss, rows * context * accumulation * world.size, last=number == accumulation)
         float(engine.step(1e-9).grad_norm)
         seconds.append(time.perf_counter() - began)

@@ -2,9 +2,10 @@
 
 At rest a rank holds what ZeRO leaves it: a sum of partitions. An update adds activations, the loss, gradients on their
 way and copies of them, which come and go; so the update is walked through moment by moment, from the end of the
-forward pass to the optimizer, and the largest sum is the peak. What a block keeps for the backward pass was counted by
-`torch.autograd.graph.saved_tensors_hooks` on torch 2.13's CPU kernels; a GPU's fused kernels keep somewhat less.
-Against real ranks: `tests/bench/plan.py`.
+forward pass to the optimizer, and the largest sum is the peak. What a block keeps for the backward pass is in
+`activations.py`. Against real ranks: `tests/bench/plan.py`.
+
+An encoder-decoder is taken to read and to write a context of each row: an upper bound, as is a head over all tokens.
 
 ZeRO 3 lets go of what it has fetched in groups, as its prefetching bound them; here it is taken to hold all of it
 until the backward pass ends, which is at most 12 % of the peak too much where it was measured.
@@ -16,15 +17,17 @@ allocator counts it whole.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
 from math import prod
 
+from cluster.plan.activations import FP32, around_blocks, block_activations, buffers
 from trainer import sizes, zero
 from trainer.models.depth import rate_scales
-from trainer.models.shapes import grouped, parameter_shapes
+from trainer.models.shapes import TABLES, block_of, grouped, parameter_shapes
 from trainer.recipe import Recipe
 from trainer.shape import Shape
 
-FP32, INT64 = 4, 8
+INT64 = 8
 CATEGORIES = {
     "weights": "what the forward pass multiplies with",
     "gathered": "weights of other ranks, fetched by ZeRO 3",
@@ -54,6 +57,8 @@ class Setup:
     frozen: dict[str, int]
     groups: tuple[tuple[int, ...], ...]
     """Elements of the parameters of each optimizer group."""
+    names: tuple[str, ...]
+    """Of all parameters, in the model's order."""
     told: dict = field(repr=False)
     """DeepSpeed's configuration."""
 
@@ -72,7 +77,7 @@ class Setup:
         groups = tuple(
             tuple(elements[name] for name in group) for group in grouped(learning_shapes, rate_scales(recipe))
         )
-        return cls(recipe, vocab_size, ranks, shape, bf16, gpu, trained, frozen, groups, told)
+        return cls(recipe, vocab_size, ranks, shape, bf16, gpu, trained, frozen, groups, tuple(shapes), told)
 
     @property
     def stage(self) -> int:
@@ -129,12 +134,10 @@ class Moment:
 def at_rest(setup: Setup) -> dict[str, int]:
     """Bytes that a rank holds between updates, by category: exactly DeepSpeed's tensors, with their padding."""
     stage, width, partition = setup.stage, setup.width, setup.partition()
-    head = setup.recipe.model.head_size
-    table = setup.recipe.model.context * head * width  # cosine and sine
     frozen = sum(-(-count // setup.ranks) if stage == 3 else count for count in setup.frozen.values())
     flat = sum(zero.flat(stage, group, setup.ranks) for group in setup.groups)
     held = {
-        "weights": width * (flat + frozen) + table,
+        "weights": width * (flat + frozen) + buffers(setup.recipe.model, width),
         "masters": FP32 * partition if stage else 0,
         "moments": 2 * FP32 * partition,
         "gradients": 0,
@@ -163,22 +166,6 @@ def checkpoint_bytes(setup: Setup) -> int:
     return FP32 * sizes.SAVED_FLOATS * sum(setup.trained.values())
 
 
-def block_activations(setup: Setup) -> int:
-    """Bytes that one block keeps for its backward pass.
-
-    Per token: each of the two norms its fp32 input, normalised value and scale, and its output; attention its queries,
-    keys, values, output and log-sum; SwiGLU four tensors of its width. Documents apart cost their outputs' joint copy.
-    """
-    model, width = setup.recipe.model, setup.width
-    hidden, narrow = model.hidden_size, model.num_key_value_heads * model.head_size
-    norms = 2 * (2 * FP32 * hidden + FP32 + width * hidden)
-    attention = width * (2 * hidden + 2 * narrow) + FP32 * model.num_attention_heads
-    if model.attention == "document" and not (setup.gpu and setup.bf16):
-        attention += width * hidden
-    dropout = 2 * hidden * (1 if setup.gpu else width) if model.residual_dropout else 0
-    return setup.tokens * (norms + attention + dropout + 4 * width * model.mlp_size)
-
-
 def moments(setup: Setup) -> list[Moment]:
     """The moments of one update at which a rank may hold most, in their order."""
     rest = at_rest(setup)
@@ -197,12 +184,13 @@ def peak(setup: Setup) -> Moment:
 def _update(setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
     """What comes on top of the state at rest, moment by moment."""
     model, width, tokens = setup.recipe.model, setup.width, setup.tokens
-    hidden, layers = model.hidden_size, model.num_hidden_layers
-    table = setup.vocab_size * hidden
-    head_learns = ("model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight") in setup.trained
-    block, kept = block_activations(setup), _kept_blocks(setup)
-    last_norm = tokens * (2 * FP32 * hidden + FP32)
-    outside = last_norm + 2 * INT64 * tokens
+    hidden, table = model.hidden_size, setup.vocab_size * model.hidden_size
+    embedding = TABLES[model.family]
+    stretches = [(block, list(names)) for block, names in groupby(setup.names, block_of)]
+    head = embedding if model.tie_word_embeddings else stretches[-1][1][-1]
+    head_learns = head in setup.trained
+    kept = {block: _kept_block(setup, block) for block, _ in stretches if block}
+    outside = around_blocks(model, tokens, width, setup.gpu) + 2 * INT64 * tokens
     gathered = _gathered(setup)
     carried = _carried(setup)
 
@@ -211,35 +199,36 @@ def _update(setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
     to_hidden = 2 * tokens * hidden * width  # the hidden states and their gradient
     to_weight = FP32 * table if head_learns else 0
     weight_copy = width * table if head_learns else 0
-    forward = {"activations": layers * kept + outside, "gathered": gathered, "gradients": carried}
+    forward = {"activations": sum(kept.values()) + outside, "gathered": gathered, "gradients": carried}
     product = weight_copy if setup.bf16 else 0
     yield "end of the forward pass", forward | {"logits": chunk + to_hidden + to_weight + product}
     yield "backward of the loss", forward | {"logits": 2 * weight_copy + to_hidden}
 
     walk = _Gradients(setup)
-    pending = weight_copy if model.tie_word_embeddings else 0
-    if head_learns and not model.tie_word_embeddings:
-        yield from _named("backward of the output projection", forward, walk.take("lm_head.weight"))
-    yield from _named("backward of the last norm", forward | {"logits": pending}, walk.take("model.norm.weight"))
-    inner = 2 * tokens * model.mlp_size * width + 2 * tokens * hidden * width
-    for layer in reversed(range(layers)):
-        open_block = block if setup.recipe.engine.activation_checkpointing else 0
-        state = {
-            "activations": (layer + 1) * kept + open_block + inner,
-            "logits": pending,
-            "gathered": gathered,
-        }
-        names = [name for name in setup.trained if name.startswith(f"model.layers.{layer}.")]
-        largest = width * max((setup.trained[name] for name in names), default=0)
-        name = f"backward of block {layer}"
-        yield name, _sum(state, walk.held(), {"gradients": largest})
-        for parameter in reversed(names):
-            for extra in walk.take(parameter):
-                yield name, _sum({"activations": layer * kept, "logits": pending, "gathered": gathered}, extra)
-    if "model.embed_tokens.weight" in setup.trained:
+    pending = weight_copy if head == embedding else 0
+    if head_learns and head != embedding:
+        yield from _named("backward of the output projection", forward, walk.take(head))
+    state, number = forward | {"logits": pending}, len(kept)
+    for block, names in reversed(stretches):
+        learning = [name for name in reversed(names) if name in setup.trained and name not in (head, embedding)]
+        if block is None:
+            for name in learning:
+                yield from _named("backward around the blocks", state, walk.take(name))
+            continue
+        number -= 1
+        open_block = _block(setup, block) if setup.recipe.engine.activation_checkpointing else 0
+        inner = 2 * tokens * model.mlp_size * width + 2 * tokens * hidden * width
+        state = {"activations": sum(kept.values()) + open_block + inner, "logits": pending, "gathered": gathered}
+        largest = width * max((setup.trained[name] for name in learning), default=0)
+        yield f"backward of block {number}", _sum(state, walk.held(), {"gradients": largest})
+        del kept[block]
+        state = {"activations": sum(kept.values()), "logits": pending, "gathered": gathered}
+        for name in learning:
+            yield from _named(f"backward of block {number}", state, walk.take(name))
+    if embedding in setup.trained:
         dense = {"logits": pending, "gradients": width * table, "gathered": gathered}
         yield "backward of the embedding", _sum(dense, walk.held())
-        yield from _named("backward of the embedding", {"gathered": gathered}, walk.take("model.embed_tokens.weight"))
+        yield from _named("backward of the embedding", {"gathered": gathered}, walk.take(embedding))
     yield from _named("reducing gradients", {"gathered": gathered}, walk.reduce())
     yield from (("the optimizer", extra) for extra in walk.update())
 
@@ -351,10 +340,17 @@ def _learns(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _kept_blocks(setup: Setup) -> int:
+def _block(setup: Setup, block: str) -> int:
+    """Bytes that a block keeps where nothing is computed again."""
+    decoder = setup.recipe.model.is_encoder_decoder and "decoder." in block
+    return block_activations(setup.recipe.model, decoder, setup.tokens, setup.width, setup.gpu)
+
+
+def _kept_block(setup: Setup, block: str) -> int:
+    """Bytes that a block keeps until its backward pass."""
     if setup.recipe.engine.activation_checkpointing:
         return setup.tokens * setup.recipe.model.hidden_size * setup.width
-    return block_activations(setup)
+    return _block(setup, block)
 
 
 def _chunk_logits(setup: Setup) -> int:

@@ -25,8 +25,7 @@ from tests.trainer.records import run as recorded  # noqa: F401  (a fixture)
 from trainer import sizes, zero
 from trainer.engine import Engine
 from trainer.jsonl import Appender
-from trainer.models.decoder import Decoder
-from trainer.models.shapes import parameter_shapes
+from trainer.models.build import build
 from trainer.optimizer import freeze, parameter_groups
 from trainer.recipe import Recipe
 from trainer.shape import Shape
@@ -40,7 +39,14 @@ TINY = (
 )  # fmt: skip
 BF16, UNTIED = "engine.precision=bf16", "model.tie_word_embeddings=false"
 FROZEN = 'train.trainable=["model.layers.1.*", "model.norm.weight"]'
+FAMILIES = ("llama", "gpt2", "bert", "t5", "transformer")
 VARIANTS = ((), (BF16,), (BF16, "engine.micro_batch=12"), (UNTIED,), (FROZEN,))
+FAMILIES = ("llama", "gpt2", "bert", "t5", "transformer")
+OTHERS = [
+    (f"engine.zero_stage={stage}", f"model.family={family}", "model.attention=document", *more)
+    for stage, family, *more in ((1, "gpt2"), (3, "gpt2"), (2, "bert"), (3, "t5", UNTIED, BF16), (2, "transformer"))
+]
+"""Other families: a stage each, since what a stage does with a parameter doesn't depend on whose it is."""
 SCALARS = 4096
 """Bytes of what an engine holds beside its state: counters, norms, flags."""
 LARGE = (
@@ -67,16 +73,17 @@ def observed(world: World, recipes: list[Recipe]) -> list[dict[str, Any]]:
     for recipe in recipes:
         before = held()
         bf16, shape = recipe.engine.bf16(False), Shape.of(recipe, world.size)
-        model = Decoder(recipe.model, VOCAB)
+        model = build(recipe.model, VOCAB)
         freeze(model, recipe.train.trainable)
         groups = parameter_groups(model.named_parameters(), 0.1)
         engine = Engine(model, groups, recipe, world, shape.micro_batch, shape.accumulation, bf16)
         del model, groups
         tokens = torch.zeros(shape.micro_batch, recipe.model.context, dtype=torch.long)
         for number in range(1, shape.accumulation + 1):
-            engine.backward(engine.model(tokens, tokens), 1000, last=number == shape.accumulation)
+            inputs = [tokens] * (3 if recipe.model.is_encoder_decoder else 2)
+            engine.backward(engine.model(*inputs), 1000, last=number == shape.accumulation)
         engine.step(1e-3)
-        del tokens
+        del tokens, inputs
         rest = held_since(before)
         bucket = getattr(engine._engine.optimizer, "reduce_bucket_size", None)
         pieces = sorted((span.name, span.start, span.count) for span in engine.spans())
@@ -101,6 +108,7 @@ def test_at_rest_a_rank_holds_to_the_byte_what_the_plan_says(ranks, tmp_path):
         for stage in (0, 1, 2, 3)
         if not (stage == 0 and BF16 in variant)
     ]
+    recipes += [recipe_of(*other) for other in OTHERS]
     everyone = launch(observed, ranks, recipes, folder=tmp_path)
     for rank, seen in enumerate(everyone):
         for recipe, told in zip(recipes, seen, strict=True):
@@ -120,17 +128,6 @@ def test_what_exact_any_holds_is_in_the_plan(tmp_path):
         (told,) = launch(observed, 2, [recipe], folder=tmp_path)[0]
         said = memory.at_rest(setup_of(recipe, 2))["exact"]
         assert abs(told["exact"] - said) < 0.15 * said  # chunks that begin inside a parameter take a row of their own
-
-
-@pytest.mark.parametrize("tied", ["true", "false"])
-def test_the_plan_counts_the_parameters_of_the_real_decoder(tied):
-    model = recipe_of(f"model.tie_word_embeddings={tied}").model
-    with torch.device("meta"):
-        real = {name: tuple(parameter.shape) for name, parameter in Decoder(model, VOCAB).named_parameters()}
-    assert list(parameter_shapes(model, VOCAB).items()) == list(real.items())
-    groups = parameter_groups(Decoder(model, VOCAB).named_parameters(), 0.1)
-    counted = setup_of(recipe_of(f"model.tie_word_embeddings={tied}"), 1).groups
-    assert [[parameter.numel() for parameter in group["params"]] for group in groups] == [list(g) for g in counted]
 
 
 def test_the_plan_moves_with_the_engine_s_buckets(monkeypatch):
@@ -157,6 +154,21 @@ def test_sharding_more_never_takes_more_at_rest_and_recomputing_never_more_at_th
             peaks.append((memory.peak(setup_of(again, ranks, gpu=True)).total, memory.peak(setup).total))
         assert rests == sorted(rests, reverse=True)
         assert all(checkpointed < plain for checkpointed, plain in peaks)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_of_every_family_and_its_walk_end_with_nothing_left_over(family):
+    recipe = settings.load(Recipe, None, [f"model.family={family}", "model.preset=base" if family != "gpt2" else
+                                          "model.preset=small", "engine.zero_stage=2"])  # fmt: skip
+    setup = setup_of(recipe, 2)
+    assert set(setup.trained) == set(setup.names) and len(setup.names) == len(setup.trained)
+    walked = [moment.name for moment in memory.moments(setup)]
+    blocks = recipe.model.num_hidden_layers + recipe.model.is_encoder_decoder * recipe.model.decoder_layers
+    assert {name for name in walked if "of block" in name} == {f"backward of block {n}" for n in range(blocks)}
+    assert walked.index(f"backward of block {blocks - 1}") < walked.index("backward of block 0")
+    again = memory.peak(setup_of(recipe.model_copy(update={"engine": recipe.engine.model_copy(
+        update={"activation_checkpointing": True})}), 2))  # fmt: skip
+    assert again.total < memory.peak(setup).total
 
 
 def test_what_is_not_known_is_not_guessed():

@@ -9,7 +9,7 @@ import torch
 from tests.trainer import toy
 from tests.trainer.test_adapters import KINDS, adapted, recipe, shaken, written
 from trainer.adapters import adapt, lora, peft
-from trainer.models.decoder import hugging_face_config
+from trainer.hf.config import hugging_face_config
 
 IDS = toy.rows(0)[0][:3]
 

@@ -78,9 +78,14 @@ class Inputs:
     def read_tokens(self, rows: int, labels: int) -> int:
         """Tokens that so many rows put before the model, of which so many are labels: what speed is counted in.
 
-        Where every token is a label once, the labels.
+        Where every token is a label once, and of completions, the labels; of other examples, by their mean length.
         """
-        return labels if self.causal_text or self.dataset.kind != "text" else rows * self.row[1]
+        if self.dataset.kind == "text":
+            return labels if self.causal_text else rows * self.row[1]
+        if self.dataset.info["task"]["causal"]:
+            return labels
+        held = self.trains.values()
+        return rows * sum(index.tokens for index in held) // sum(index.documents for index in held)
 
     @property
     def causal_text(self) -> bool:

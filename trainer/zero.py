@@ -33,7 +33,7 @@ def configuration(
     zero: dict[str, Any] = {
         "stage": stage,
         "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "allgather_bucket_size": bucket + bucket % 2,  # it refuses odd ones, such as a head of three classes makes
         "overlap_comm": gpu,
     }
     if stage == 3:

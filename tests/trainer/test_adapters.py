@@ -15,8 +15,10 @@ from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.adapters import adapt, lora, peft, prompt
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
+from trainer.models.build import build
+from trainer.models.head import Head
 from trainer.models.initialize import initialize
-from trainer.recipe import Recipe
+from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter, refuse_other
 from trainer.world import World
 
@@ -91,6 +93,41 @@ def test_merging_gives_the_plain_model_of_the_same_logits():
     outside = adapt.merged(recipe(), weights)
     assert outside.keys() == plain.keys()
     assert all(torch.equal(outside[name], parameter) for name, parameter in model.named_parameters())
+
+
+HEADS = {"gpt2": Head(), "bert": Head("classes", 3), "t5": Head(), "transformer": Head()}
+"""By family."""
+
+
+def of_family(family: str, kind: str = "lora") -> Recipe:
+    model = Model(family=family, context=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)  # pyright: ignore
+    return recipe(kind).model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_every_familys_projections_are_adapted_and_merged(family):
+    head, chosen = HEADS[family], of_family(family)
+    model = adapt.model_of(chosen, toy.VOCAB, head)
+    initialize(model, 1)
+    plain = build(chosen.model, toy.VOCAB, head)
+    initialize(plain, 1)
+    adapt.begin_adapter(model, chosen, [])
+    ids = torch.randint(toy.VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+    given = (ids, ids) if chosen.model.is_encoder_decoder else (ids,)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(*given), plain.eval()(*given))
+        weights = {name: p.detach().clone() for name, p in shaken(model).named_parameters()}
+        before = model(*given)
+        assert not torch.allclose(before, plain(*given), atol=1e-3)
+        lora.merge(model)
+        torch.testing.assert_close(model(*given), before, rtol=1e-4, atol=1e-5)
+    outside = adapt.merged(chosen, weights)
+    assert outside.keys() == dict(plain.named_parameters()).keys()
+    assert all(torch.equal(outside[name], parameter) for name, parameter in model.named_parameters())
+    heads = [name for name in weights if not peft.is_own(name) and name.startswith(model.head_names)]
+    assert set(learned(adapt.model_of(chosen, toy.VOCAB, head))) - set(filter(peft.is_own, weights)) == (
+        set(heads) if head.kind == "classes" else set()
+    )
 
 
 def test_a_prompt_is_what_its_vectors_before_the_input_compute():

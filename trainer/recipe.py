@@ -8,9 +8,9 @@ that starts from this one (`--from`), [free] at any start. Names of the model's 
 from collections.abc import Iterator
 from math import lcm
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.settings import Branch, Fixed, Free, Section
 from trainer.recipe_adapter import Adapter
@@ -45,7 +45,8 @@ class Optimizer(Section):
 
     kind: Branch[Literal["adamw", "adam"]] = "adamw"
     """adamw: decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101); adam: the decay is L2, added to the
-    gradient after clipping (Kingma and Ba 2015, arXiv:1412.6980)."""
+    gradient after clipping (Kingma and Ba 2015, arXiv:1412.6980). Muon is not offered: DeepSpeed 0.19.8 measures and
+    clips its orthogonalised update in place of the gradient (`tests/bench/muon.py`)."""
     lr: Branch[float] = Field(default=2e-3, gt=0)
     """Peak learning rate."""
     betas: Branch[tuple[Decay, Decay]] = (0.9, 0.95)
@@ -59,6 +60,16 @@ class Optimizer(Section):
     at the full rate, the embeddings at layer_decay^(blocks + 1) of it. 1: all alike."""
     clip: Branch[float | None] = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; larger ones are scaled down to it. null: no clipping."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _no_muon(cls, given: Any) -> Any:
+        if str(given).lower() == "muon":
+            raise ValueError(
+                "DeepSpeed's Muon clips its orthogonalised update, not the gradient, and reports that one's norm: with "
+                "clipping it isn't torch's Muon at any ZeRO stage, and the guard would watch a constant; take adamw"
+            )
+        return given
 
 
 class Schedule(Section):

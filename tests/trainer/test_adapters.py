@@ -1,5 +1,6 @@
 """LoRA and prompt tuning: what they compute, what learns, and that they resume on any topology."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.adapters import adapt, lora, peft, prompt
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
+from trainer.models.build import build
+from trainer.models.head import Head
 from trainer.models.initialize import initialize
-from trainer.recipe import Recipe
+from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter, refuse_other
 from trainer.world import World
 
@@ -92,6 +95,41 @@ def test_merging_gives_the_plain_model_of_the_same_logits():
     assert all(torch.equal(outside[name], parameter) for name, parameter in model.named_parameters())
 
 
+HEADS = {"gpt2": Head(), "bert": Head("classes", 3), "t5": Head(), "transformer": Head()}
+"""By family."""
+
+
+def of_family(family: str, kind: str = "lora") -> Recipe:
+    model = Model(family=family, context=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)  # pyright: ignore
+    return recipe(kind).model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_every_familys_projections_are_adapted_and_merged(family):
+    head, chosen = HEADS[family], of_family(family)
+    model = adapt.model_of(chosen, toy.VOCAB, head)
+    initialize(model, 1)
+    plain = build(chosen.model, toy.VOCAB, head)
+    initialize(plain, 1)
+    adapt.begin_adapter(model, chosen, [])
+    ids = torch.randint(toy.VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+    given = (ids, ids) if chosen.model.is_encoder_decoder else (ids,)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(*given), plain.eval()(*given))
+        weights = {name: p.detach().clone() for name, p in shaken(model).named_parameters()}
+        before = model(*given)
+        assert not torch.allclose(before, plain(*given), atol=1e-3)
+        lora.merge(model)
+        torch.testing.assert_close(model(*given), before, rtol=1e-4, atol=1e-5)
+    outside = adapt.merged(chosen, weights)
+    assert outside.keys() == dict(plain.named_parameters()).keys()
+    assert all(torch.equal(outside[name], parameter) for name, parameter in model.named_parameters())
+    heads = [name for name in weights if not peft.is_own(name) and name.startswith(model.head_names)]
+    assert set(learned(adapt.model_of(chosen, toy.VOCAB, head))) - set(filter(peft.is_own, weights)) == (
+        set(heads) if head.kind == "classes" else set()
+    )
+
+
 def test_a_prompt_is_what_its_vectors_before_the_input_compute():
     model, ids = shaken(adapted(recipe("prompt"))), toy.rows(0)[0]
     prefix = torch.tensor(model.prefix).expand(len(ids), 4)
@@ -147,12 +185,20 @@ def test_a_prompt_begins_as_tokens_of_the_vocabulary():
 
 
 def test_nothing_is_asked_of_virtual_tokens_and_rows_of_several_documents_are_refused():
-    batch = toy.micro_batches(0, toy.ROWS, World(0, 1, torch.device("cpu")))[0]
+    batch = replace(toy.micro_batches(0, toy.ROWS, World(0, 1, torch.device("cpu")))[0], at=torch.arange(toy.ROWS))
     longer = prompt.prefixed(batch, [96, 97])
     assert longer.input_ids[:, :2].tolist() == [[96, 97]] * toy.ROWS
     assert torch.equal(longer.input_ids[:, 2:], batch.input_ids)
     assert (longer.labels[:, :2] == -100).all()
     assert torch.equal(longer.labels[:, 2:], batch.labels)
+    assert longer.at.tolist() == list(range(2, 2 + toy.ROWS))
+    examples = replace(
+        batch, labels=torch.arange(toy.ROWS), padding=batch.input_ids > 3, token_types=batch.input_ids % 2
+    )
+    longer = prompt.prefixed(examples, [96, 97])
+    assert torch.equal(longer.labels, examples.labels)
+    assert longer.padding[:, :2].all()
+    assert not longer.token_types[:, :2].any()
     with pytest.raises(UserError, match="several documents"):
         prompt.prefixed(toy.Batch(batch.input_ids, batch.labels, object(), 1, 1), [96])  # pyright: ignore
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.trainer import toy
-from tests.trainer.test_adapters import KINDS, adapted, recipe, shaken, written
+from tests.trainer.test_adapters import HEADS, KINDS, adapted, of_family, recipe, shaken, written
 from trainer.adapters import adapt, lora, peft
 from trainer.hf.config import hugging_face_config
+from trainer.models.initialize import initialize
 
 IDS = toy.rows(0)[0][:3]
 
@@ -74,3 +75,22 @@ def test_we_compute_with_pefts_own_adapter_what_it_computes(libraries, kind, tmp
     prefix = torch.tensor(getattr(model, "prefix", [])).expand(len(IDS), -1).long()
     with torch.no_grad():
         torch.testing.assert_close(model(torch.cat([prefix, IDS], 1)), theirs(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "made"), [("gpt2", "GPT2LMHeadModel"), ("bert", "BertForSequenceClassification")])
+def test_peft_takes_our_lora_of_other_families_and_their_new_heads(libraries, family, made, tmp_path):
+    transformers, library = libraries
+    chosen, head = of_family(family), HEADS[family]
+    model = adapt.model_of(chosen, toy.VOCAB, head)
+    initialize(model, 1)
+    adapt.begin_adapter(model, chosen, [])
+    base = {name: p.detach().clone() for name, p in model.named_parameters() if not peft.is_own(name)}
+    shaken(model)
+    learned = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    peft.write(tmp_path, model, chosen.adapter, learned, base, "base")
+    config = transformers.AutoConfig.for_model(**hugging_face_config(chosen.model, toy.VOCAB, head, eos_id=0, pad_id=0))
+    theirs = getattr(transformers, made)(config).eval()
+    assert not theirs.load_state_dict(base, strict=False).unexpected_keys
+    theirs = library.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), theirs(IDS).logits, rtol=1e-4, atol=1e-5)

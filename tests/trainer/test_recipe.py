@@ -27,6 +27,8 @@ def load(*overrides: str) -> Recipe:
         (["engine.zero_stage=0", "engine.exact=any"], "engine.exact any needs stage 1, 2 or 3"),
         (["log.profile=[5, 5]"], "log.profile [5, 5] must be [from, to] with 0 <= from < to"),
         (["log.profile=[-1, 5]"], "log.profile [-1, 5] must be"),
+        (["optimizer.kind=muon"], "optimizer.kind: DeepSpeed's Muon clips its orthogonalised update, not the gradient"),
+        (["adapter.kind=prompt", "adapter.tokens=250"], "adapter.tokens 250 leaves 6 tokens of model.context 256"),
         (["name=a/b"], "name: String should match pattern"),
         (["name=.."], "name: String should match pattern"),
         (["seed=-1"], "seed: Input should be greater than or equal to 0 (got -1)"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from trainer.models.depth import BLOCK
+from trainer.models.gpt2 import Conv1D
 from trainer.models.initialize import generator
 from trainer.models.layers import Linear
 from trainer.recipe_adapter import Adapter
@@ -41,7 +42,7 @@ class LoRA(nn.Module):
 
 def transposed(layer: nn.Module) -> bool:
     """Whether a projection stores its weight as (inputs, outputs), as GPT-2's do."""
-    return not isinstance(layer, nn.Linear)
+    return isinstance(layer, Conv1D)
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
@@ -55,7 +56,7 @@ def projections(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__.endswith("Conv1D")
+        if isinstance(module, nn.Linear | Conv1D)
     }
 
 

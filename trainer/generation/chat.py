@@ -87,7 +87,7 @@ def chat(
             f"this model has learned {what}, not conversations: without --chat it continues a prompt; fine-tune it on "
             "a dataset of task.kind=chat to talk with it"
         )
-    context = loaded.recipe.model.context
+    context = loaded.recipe.room
     room = context - decoding.max_new_tokens
     if room < 1:
         raise UserError(

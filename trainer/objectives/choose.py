@@ -81,7 +81,7 @@ def for_training(recipe: Recipe, objective: Objective, dataset: Dataset) -> Batc
 def _of_examples(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) -> Objective:
     model, chosen = recipe.model, recipe.objective
     classes = tuple(dataset.info["task"]["classes"])
-    texts = Texts(model.is_decoder, model.context, model.type_vocab_size > 1)
+    texts = Texts(model.is_decoder, recipe.room, model.type_vocab_size > 1)
     match kind:
         case "classification":
             return Classification(classes, texts, chosen.label_smoothing)
@@ -92,7 +92,7 @@ def _of_examples(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.nd
         case "seq2seq":
             tokenizer = dataset.tokenizer()
             start, pad = _start(recipe, tokenizer), tokenizer.pad_id
-            return Seq2Seq(model.context, start, pad, piece_bytes, chosen.label_smoothing)
+            return Seq2Seq(recipe.room, start, pad, piece_bytes, chosen.label_smoothing)
         case _:
             pairs = positives_of(recipe, dataset) == "pair"
             alike = classes.index(chosen.positive_class) if pairs else None

@@ -36,6 +36,7 @@ from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import for_training, objective_of
+from trainer.objectives.rows import text_figures
 from trainer.optimizer import parameter_groups
 from trainer.origin import take_over
 from trainer.place import Place
@@ -293,13 +294,14 @@ def _nodes(hosts: list[str]) -> int:
 
 
 def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
+    share = text_figures(recipe)[1] if inputs.dataset.kind == "text" else 1.0
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
         tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text else None,
         epoch_tokens=inputs.epoch_tokens,
-        flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1]),
+        flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
         device=world.device.type,
         device_name=_device_name(world),
         precision="bf16" if bf16 else "fp32",

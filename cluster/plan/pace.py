@@ -14,6 +14,7 @@ from cluster.plan.memory import Setup
 from data.errors import UserError
 from trainer import jsonl, record
 from trainer.meters import flops_per_token
+from trainer.objectives.rows import text_figures
 from trainer.recipe import Recipe
 from trainer.record import METRICS
 
@@ -34,8 +35,9 @@ def update_flops(setup: Setup) -> float:
     """Floating-point operations of one rank in one update; recomputed activations don't count, filler rows do."""
     model = setup.recipe.model
     trained = sum(setup.trained.values())
-    each = flops_per_token(model, setup.parameters, setup.vocab_size, trained).causal
-    return each * setup.tokens * setup.shape.accumulation
+    tokens, labels = text_figures(setup.recipe)
+    each = flops_per_token(model, setup.parameters, setup.vocab_size, trained, labels).causal
+    return each * tokens * setup.shape.micro_batch * setup.shape.accumulation
 
 
 def stated(setup: Setup, peak: float | None, efficiency: float, device: str) -> Pace:

@@ -18,6 +18,7 @@ from cluster.plan.pace import Pace
 from cluster.plan.scale import Scale, scale
 from data.errors import UserError
 from data.recipe import TokenizerTraining
+from trainer.objectives.rows import text_figures
 from trainer.recipe import Recipe
 from trainer.run import dataset_path
 from trainer.units import duration, short, size
@@ -141,8 +142,9 @@ def plan(recipe: Recipe, asked: Question) -> Plan:
         precision="bf16 with fp32 master weights" if setup.bf16 else "fp32", micro_batch=setup.shape.micro_batch,
         accumulation=setup.shape.accumulation, filler=setup.shape.filler, context=recipe.model.context,
         checkpointing=recipe.engine.activation_checkpointing,
-        tokens_per_update=recipe.train.batch_rows * recipe.model.context, rest=memory.at_rest(setup), peak=worst.held,
-        peak_at=worst.name, process_bytes=0 if where.gpu else round(PROCESS["cpu"]) + memory.host_buffer(setup),
+        tokens_per_update=recipe.train.batch_rows * text_figures(recipe)[0], rest=memory.at_rest(setup),
+        peak=worst.held, peak_at=worst.name,
+        process_bytes=0 if where.gpu else round(PROCESS["cpu"]) + memory.host_buffer(setup),
         host_buffer=memory.host_buffer(setup), limit_bytes=None if total is None else round(FULL * total * GB),
         by_stage=list(_by_stage(recipe, vocab_size, where.gpu)), checkpoint_bytes=memory.checkpoint_bytes(setup),
         kept_bytes=memory.checkpoint_bytes(setup) * (recipe.checkpoint.keep_last + recipe.checkpoint.keep_best),

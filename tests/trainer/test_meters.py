@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from data import settings
 from trainer.clock import Clock
 from trainer.meters import (
     Flops,
@@ -16,7 +17,8 @@ from trainer.meters import (
     peak_memory_gib,
     perplexity,
 )
-from trainer.recipe import Model
+from trainer.objectives.rows import text_figures
+from trainer.recipe import Model, Recipe
 from trainer.units import duration, printable, short, size
 
 
@@ -104,6 +106,16 @@ def test_an_encoder_s_output_projection_counts_for_labels_only():
     model = Model(family="bert")
     every, few = (flops_per_token(model, 5_000_000, 8192, labels=share).full for share in (1.0, 0.15))
     assert every - few == pytest.approx(6 * 0.85 * 8192 * model.hidden_size)
+
+
+def test_a_text_objective_says_how_many_of_its_tokens_are_labels():
+    def figures(*overrides: str) -> tuple[int, float]:
+        return text_figures(settings.load(Recipe, None, ["model.context=512", *overrides]))
+
+    assert figures() == (512, 1.0)
+    assert figures("model.family=bert") == (510, 76 / 510)
+    assert figures("model.family=t5") == (568, 114 / 568)
+    assert figures("model.family=bert", "objective.kind=classification") == (512, 1.0)
 
 
 def test_frozen_weights_never_raise_the_figure():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.ranks import launch
 from tests.trainer import toy
@@ -15,7 +15,6 @@ from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
 from trainer.manifest import pieces
-from trainer.models.decoder import Decoder
 from trainer.optimizer import freeze
 from trainer.recipe import Recipe
 from trainer.world import World
@@ -27,17 +26,19 @@ State = dict[str, dict[str, Tensor]]
 STAGES, BEFORE, AFTER = (0, 1, 2, 3), (0, 1, 2), (3, 4, 5)
 VARIANTS: dict[str, dict[str, Any]] = {"tied": {}, "untied": {"model__tie_word_embeddings": False}, "frozen": {}}
 LEARNING = ("model.layers.1.*", "model.norm.weight")
+OTHERS: dict[str, dict[str, Any]] = {"gpt2": {"model__family": "gpt2"}}
+"""Variants that not every pair of stages is tried with."""
 SAVES = {
-    2: [(stage, variant) for stage in STAGES for variant in VARIANTS],
+    2: [*((stage, variant) for stage in STAGES for variant in VARIANTS), (2, "gpt2"), (3, "gpt2")],
     8: [(0, "tied"), (1, "frozen"), (2, "untied"), (3, "tied")],
 }
 """(stage, variant), by number of ranks."""
 Case = tuple[int, int, int, str]
 """(ranks that saved, their stage, stage that loads, variant)"""
 FARTHER: dict[int, list[Case]] = {
-    1: [(8, 3, 1, "tied"), (8, 1, 0, "frozen")],
+    1: [(8, 3, 1, "tied"), (8, 1, 0, "frozen"), (2, 3, 1, "gpt2")],
     2: [(8, 2, 3, "untied"), (8, 0, 1, "tied")],
-    3: [(8, 1, 2, "frozen"), (8, 3, 3, "tied")],
+    3: [(8, 1, 2, "frozen"), (8, 3, 3, "tied"), (2, 2, 3, "gpt2")],
     4: [(2, 1, 3, "untied")],
     5: [(2, 3, 2, "tied")],
     6: [(2, 0, 1, "frozen")],
@@ -63,10 +64,10 @@ def named(case: Case, size: int) -> str:
 
 
 def recipe(stage: int, variant: str, seed: int) -> Recipe:
-    return toy.recipe(engine__zero_stage=stage, optimizer__clip=0.2, seed=seed, **VARIANTS[variant])
+    return toy.recipe(engine__zero_stage=stage, optimizer__clip=0.2, seed=seed, **(VARIANTS | OTHERS)[variant])
 
 
-def new_model(chosen: Recipe, variant: str) -> Decoder:
+def new_model(chosen: Recipe, variant: str) -> nn.Module:
     model = toy.new_model(chosen)
     freeze(model, LEARNING if variant == "frozen" else ["*"])
     return model

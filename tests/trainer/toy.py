@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import settings
 from data.order.deal import deal
 from trainer.engine import Engine
 from trainer.exact import addable
-from trainer.models.decoder import Decoder
+from trainer.models.build import build
 from trainer.models.depth import rate_scales
 from trainer.models.initialize import initialize
 from trainer.objectives.base import Batch
@@ -33,9 +33,9 @@ def recipe(**changes: Any) -> Recipe:
     return settings.load(Recipe, None, [f"{key}={'null' if value is None else value}" for key, value in base.items()])
 
 
-def new_model(chosen: Recipe) -> Decoder:
+def new_model(chosen: Recipe) -> nn.Module:
     """The toy with its initial weights."""
-    model = Decoder(chosen.model, VOCAB)
+    model = build(chosen.model, VOCAB)
     initialize(model, chosen.seed)
     return model
 
@@ -77,7 +77,7 @@ class Training:
         world: World,
         chosen: Recipe,
         micro_batch: int,
-        model: Decoder | None = None,
+        model: nn.Module | None = None,
         bf16: bool = False,
         prepare: Callable[[Batch], Batch] = lambda batch: batch,
     ):

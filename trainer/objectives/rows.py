@@ -105,6 +105,17 @@ def row_labels(recipe: Recipe, length: int) -> float:
             return length / 2
 
 
+def text_figures(recipe: Recipe) -> tuple[int, float]:
+    """Tokens that a full row of text puts before the model, and the share of them that are labels.
+
+    Of an objective of examples, whose rows only the dataset knows: the context, and 1, since they count in labels.
+    """
+    if text_kind(recipe) not in (*TEXT, "causal"):
+        return recipe.model.context, 1.0
+    length, tokens = text_row(recipe, recipe.model.context)
+    return tokens, row_labels(recipe, length) / tokens
+
+
 def masks(tokens: int, rate: float) -> int:
     """Tokens that are predicted of a row of so many (BERT's create_pretraining_data.py)."""
     return max(1, round(tokens * rate))

@@ -357,6 +357,39 @@ def generate(
 
 
 @app.command()
+def export(
+    run: PointArgument,
+    out: Annotated[Path, typer.Argument(help="The directory to write; it must not be there.", show_default=False)],
+    gguf: Annotated[
+        Path | None, typer.Option(help="Also write this file, for llama.cpp and what is built on it (llama only).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32 or bf16.")] = "fp32",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The run's adapter alone, in PEFT's format.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare logits with transformers, and refuse a wrong export.")
+    ] = True,
+) -> None:
+    """Write a run's weights as a Hugging Face directory, with tokenizer, model card and data provenance.
+
+    A LoRA adapter is merged into the weights. The directory appears when transformers has loaded it and given the
+    logits of Luban's model on validation rows.
+    """
+    from data.errors import UserError
+
+    if adapter:
+        from trainer.adapters.save import save_adapter
+
+        for file in save_adapter(run, out):
+            typer.echo(file)
+        return
+    from trainer.hf.export import export as write
+
+    if dtype not in ("fp32", "bf16"):
+        raise UserError(f"--dtype {dtype}: weights are written in fp32 or bf16")
+    write(run, out, dtype, check, gguf, typer.echo)
+
+
+@app.command()
 def verify(
     run: RunArgument,
     against: Annotated[

@@ -10,9 +10,9 @@ def refuse(tree, match):
         validate(DatasetRecipe, tree, "the recipe")
 
 
-@pytest.mark.parametrize("name", ["stdlib", "docstrings", "folder"])
-def test_the_recipes_that_come_along_are_valid_and_survive_a_dump(name, tmp_path):
-    recipe = load(DatasetRecipe, RECIPES / f"{name}.yaml")
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_are_valid_and_survive_a_dump(path, tmp_path):
+    recipe = load(DatasetRecipe, path)
     (tmp_path / "again.yaml").write_text(dump(recipe))
     assert load(DatasetRecipe, tmp_path / "again.yaml") == recipe
 

@@ -4,6 +4,8 @@ import pytest
 
 from data import settings
 from data.errors import UserError
+from data.recipe import RECIPES as DATASET_RECIPES
+from data.recipe import DatasetRecipe
 from trainer.recipe import RECIPES, Model, Recipe
 
 
@@ -85,3 +87,19 @@ def test_the_recipes_that_come_along_load_and_survive_a_dump(path, tmp_path):
 
 def test_the_recipes_of_the_manual_come_along():
     assert {path.stem for path in RECIPES.glob("*.yaml")} >= {"stdlib", "docstrings", "own"}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_that_comes_along_reads_what_a_dataset_recipe_that_comes_along_builds(path):
+    built = {}
+    for each in sorted(DATASET_RECIPES.glob("*.yaml")):
+        dataset = settings.load(DatasetRecipe, each)
+        built[f"datasets/{dataset.name}"] = dataset
+    recipe = settings.load(Recipe, path)
+    dataset = built[recipe.data.dataset]
+    if dataset.kind == "examples":
+        task = dataset.task
+        encoder = task.layout == "encoder"
+        assert (recipe.model.family == "bert") == encoder
+        assert recipe.model.is_encoder_decoder == (task.layout == "encoder_decoder")
+        assert not recipe.evaluate.prompts or recipe.model.is_decoder

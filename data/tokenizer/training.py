@@ -65,7 +65,7 @@ def obtain(wanted: TokenizerTraining, sample: Iterable[str], threads: int) -> Ob
         cut = f", {fed.cut_lines:,} long lines in parts" if fed.cut_lines else ""
         said = f"{trained.vocab_size:,} pieces, trained on {fed.documents:,} documents, {fed.bytes:,} bytes{cut}"
         if fed.bytes < _BYTES_A_PIECE * trained.vocab_size:
-            fitting = max(512, 1 << (fed.bytes // _BYTES_A_PIECE).bit_length() - 1)
+            fitting = max(512, 1 << max(0, (fed.bytes // _BYTES_A_PIECE).bit_length() - 1))
             said += f": few for so many pieces, many will be rare (tokenizer.vocab_size={fitting} would suit)"
         return Obtained(trained, {"trained_on": asdict(fed)}, said)
     taken = Tokenizer.load(wanted.reuse.expanduser(), wanted.special)

@@ -216,7 +216,10 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
 def _inputs() -> Any:
     order = SimpleNamespace(describe=lambda: {"fingerprint": "toy"})
     tokenizer = SimpleNamespace(fingerprint="toy")
-    return SimpleNamespace(order=order, tokenizer=tokenizer, vocab_size=2, read_tokens=lambda rows, labels: labels)
+    return SimpleNamespace(
+        order=order, tokenizer=tokenizer, vocab_size=2, read_tokens=lambda rows, labels: labels,
+        epochs=lambda stop: {},
+    )  # fmt: skip
 
 
 def _objective() -> Any:

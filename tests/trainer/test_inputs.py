@@ -58,7 +58,7 @@ def recipe(*given: str) -> Recipe:
             ["data.stages=[{weights: {data: 1}}, {start: 24, weights: {data: 1}}, {start: 24, weights: {data: 1}}]"],
             r"each later than the one before",
         ),
-        (["data.stages=[{weights: {data: 1}, context: 65}]"], r"has a context of 65, and model.context is 64"),
+        (["data.stages=[{weights: {data: 1}, context: 65}]"], r"has a context of 65, and the model takes 64"),
         ([TWO, "data.sources.web.max_epochs=0"], r"max_epochs: Input should be greater than 0"),
     ],
 )

@@ -53,11 +53,7 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 def projections(model: nn.Module) -> dict[str, nn.Module]:
     """The model's projections by name: torch's Linear, and GPT-2's Conv1D."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
 def chosen(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:

@@ -29,6 +29,7 @@ from trainer.feed import read_batch
 from trainer.hf import check
 from trainer.hf.card import card
 from trainer.hf.config import FILE, hugging_face_config
+from trainer.hf.read import Directory
 from trainer.hf.write import SHARD_BYTES, Precision, write_weights
 from trainer.inputs import Inputs, open_inputs
 from trainer.models.build import build
@@ -85,13 +86,17 @@ class Export:
             labels=classes if len(classes) == self.objective.head.outputs else (),
         )
 
-    def model(self) -> Any:
-        """Luban's model with the weights as they are written, in fp32."""
+    def halved(self, name: str) -> bool:
+        """Whether a parameter is written as bf16."""
+        return self.precision == "bf16"
+
+    def model(self, halved: Callable[[str], bool]) -> Any:
+        """Luban's model with the weights as they are written, in fp32; `halved` tells which went through bf16."""
         model = build(self.recipe.model, self.vocab_size, self.objective.head)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 value = self.tensor(name)
-                parameter.copy_(value.bfloat16() if self.precision == "bf16" else value)
+                parameter.copy_(value.bfloat16() if halved(name) else value)
         return model.eval()
 
 
@@ -127,6 +132,7 @@ def export(
         config = asked.config()
         files = write_weights(draft, asked.shapes, asked.tensor, precision, shard_bytes)
         _write_json(draft / FILE, config)
+        _read_again(draft, asked)
         _write_tokenizer(draft, asked)
         if generation := _generation(asked, config):
             _write_json(draft / "generation_config.json", generation)
@@ -192,6 +198,15 @@ def _appearing(out: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _read_again(folder: Path, asked: Export) -> None:
+    """Raise UserError unless the files hold what the checkpoint does: a small model's outputs hide a wrong weight."""
+    written = Directory(folder)
+    for name in asked.shapes:
+        wanted = asked.tensor(name)
+        if not written.weight(name).equal(wanted.bfloat16().float() if asked.halved(name) else wanted):
+            raise UserError(f"the export is refused: {name} doesn't read back as the checkpoint has it")
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
@@ -226,7 +241,7 @@ def _id(tokenizer: Tokenizer, piece: str) -> int | None:
 
 def _compared(folder: Path, asked: Export, say: Say) -> str:
     """Compare with transformers; what it shows, for the card. Raises UserError where it computes something else."""
-    tensors, where = question(asked)
+    tensors, where = question(asked, asked.halved)
     texts = _texts(asked, tensors["input_ids"])
     found = check.compare(folder, folder / ".question.safetensors", tensors, texts, None)
     rows, tokens = tensors["input_ids"].shape
@@ -238,9 +253,9 @@ def _compared(folder: Path, asked: Export, say: Say) -> str:
     if absent or found.unexpected:
         odd = f"misses {absent[0]}" if absent else f"has no place for {found.unexpected[0]}"
         raise UserError(f"the export is refused: transformers {odd}")
-    if not found.difference <= check.TOLERANCE:
+    if not found.is_rounding:
         raise UserError(
-            f"the export is refused: {said[0].lower()}{said[1:]} At most {check.TOLERANCE:g} are a rounding; nothing "
+            f"the export is refused: {said[0].lower()}{said[1:]} At most {found.allowed:.2g} are a rounding; nothing "
             "was written"
         )
     if found.other_ids:
@@ -256,8 +271,12 @@ def _compared(folder: Path, asked: Export, say: Say) -> str:
     return said
 
 
-def question(asked: Export) -> tuple[dict[str, Tensor], str]:
-    """What to ask transformers, with the answers of Luban's model (`check.compare`), and which rows that are."""
+def question(asked: Export, halved: Callable[[str], bool]) -> tuple[dict[str, Tensor], str]:
+    """What to ask transformers, with the answers of Luban's model (`check.compare`), and which rows that are.
+
+    Args:
+        halved: which parameters the file holds as bf16.
+    """
     if asked.inputs.fixed:
         reader, rows = next(iter(asked.inputs.fixed.values()))
         where = "validation rows"
@@ -270,7 +289,7 @@ def question(asked: Export) -> tuple[dict[str, Tensor], str]:
     real = torch.ones_like(ids, dtype=torch.bool) if padding is None else padding
     if padding is not None:
         tensors["attention_mask"] = padding.long()
-    model, family, head = asked.model(), asked.recipe.model, asked.objective.head.kind
+    model, family, head = asked.model(halved), asked.recipe.model, asked.objective.head.kind
     with torch.no_grad():
         if family.is_encoder_decoder:
             assert batch.decoder_input_ids is not None

@@ -68,10 +68,10 @@ def write_gguf(
                 found = check.compare(folder, folder / ".question.safetensors", tensors, [], link.name)
             finally:
                 link.unlink()
-            if not found.difference <= check.TOLERANCE:
+            if not found.is_rounding:
                 raise UserError(
                     f"the GGUF file is refused: through transformers its logits differ by {found.difference:.2g}, and "
-                    f"{check.TOLERANCE:g} at most are a rounding; nothing was written"
+                    f"{found.allowed:.2g} at most are a rounding; nothing was written"
                 )
             say(f"{file}: read by transformers, its logits differ by {found.difference:.2g} at most on {where}")
     if not checked:
@@ -81,7 +81,7 @@ def write_gguf(
 def _question(asked: "Export") -> tuple[dict[str, Any], str]:
     from trainer.hf.export import question
 
-    return question(asked)
+    return question(asked, lambda name: _halved(asked, name))
 
 
 def _write(asked: "Export", config: Mapping[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UserError
+from data.tokenizer.tokenizer import Tokenizer
 from trainer.hf.config import hugging_face_config
 from trainer.hf.read import Directory
 from trainer.models.build import build
@@ -15,7 +16,7 @@ from trainer.models.head import LM
 from trainer.models.initialize import initialize
 from trainer.origin import take_over
 from trainer.recipe import Model, Recipe
-from trainer.run import origin_of
+from trainer.run import origin_of, with_ancestor
 
 CONFIG = Model(context=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 VOCABULARY = 96
@@ -220,3 +221,44 @@ def test_nothing_from_outside_is_unpickled(directory, tmp_path):
     torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin can't be read as weights"):
         Directory(folder).shapes()
+
+
+def test_a_shorter_context_takes_the_first_of_the_learned_positions(directory):
+    bert = Model(context=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, family="bert")
+    folder, model = directory(config=bert)
+    found, notes = taken(folder, bert.model_copy(update={"context": 16}))
+    name = "bert.embeddings.position_embeddings.weight"
+    assert notes == [f"{name}: 16 of 64 positions taken over, up to model.context"]
+    theirs = model.bert.embeddings.position_embeddings.weight
+    assert torch.equal(found.bert.embeddings.position_embeddings.weight, theirs[:16])
+    with pytest.raises(UserError, match=r"position_embeddings\.weight as \(64, 32\), the model wants \(128, 32\)"):
+        taken(folder, bert.model_copy(update={"context": 128}))
+
+
+def test_a_recipe_takes_over_the_model_of_a_directory_and_may_shorten_it(directory, tmp_path):
+    folder, _ = directory()
+    run = tmp_path / "new"
+    made = with_ancestor(Recipe(), run, str(folder), set())
+    assert made.model == Directory(folder).model()[0]
+    assert made.ancestor == Directory(folder).pinned()
+    short = Recipe(model=Model(context=32))
+    assert with_ancestor(short, run, str(folder), {"model.context"}).model.context == 32
+    long = Recipe(model=Model(context=128))
+    with pytest.raises(UserError, match=r"model\.context is 64 in .* and can only become shorter, not 128"):
+        with_ancestor(long, run, str(folder), {"model.context"})
+    with pytest.raises(UserError, match=r"model\.hidden_size is 32 in .* and can't become 48: leave the model's"):
+        with_ancestor(Recipe(model=Model(hidden_size=48)), run, str(folder), {"model.hidden_size"})
+
+
+def test_a_dataset_of_another_tokenizer_is_refused_with_the_mend(directory, tmp_path):
+    folder, _ = directory()
+    words = [f"w{number}" for number in range(20)]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    own = Tokenizer.load(folder)
+    assert Directory(folder).refuse_other_tokenizer(own, "corpus") is None
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words[:9]]) + "\n")
+    with pytest.raises(UserError, match=rf"14 pieces, .*: build corpus with tokenizer\.reuse={folder}"):
+        Directory(folder).refuse_other_tokenizer(Tokenizer.load(tmp_path), "corpus")
+    (folder / "vocab.txt").unlink()
+    unsure = Directory(folder).refuse_other_tokenizer(own, "corpus")
+    assert unsure is not None and f"whether the tokenizer of corpus is that of {folder} can't be told" in unsure

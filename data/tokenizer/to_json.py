@@ -36,3 +36,30 @@ def to_json(model: bytes) -> str:
         ]
     )
     return tokenizer.to_str(pretty=False)
+
+
+def unigram_to_json(model: bytes) -> str | None:
+    """The JSON for a serialized SentencePiece unigram model, such as T5's; None for a model of another type.
+
+    That library's search and white space differ from SentencePiece's in corners, so whoever uses this compares ids.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    proto = model_proto(model)
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        return None
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == piece.UNKNOWN)
+    tokenizer = Tokenizer(models.Unigram(scores, unknown, proto.trainer_spec.byte_fallback))
+    rules, steps = proto.normalizer_spec, []
+    if rules.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    scheme = "always" if rules.add_dummy_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme)
+    tokenizer.decoder = decoders.Metaspace(SPACE, scheme)
+    special = [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    return tokenizer.to_str(pretty=False)

@@ -1,5 +1,6 @@
 """Exports of every family through transformers and back: the same logits, the same weights, or nothing at all."""
 
+import io
 import json
 from importlib import util
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from sentencepiece import SentencePieceTrainer
 
 from data.build.build import build as build_dataset
+from data.dataset import load_dataset
 from data.errors import UserError
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
 from tests.corpora import texts
@@ -46,6 +49,36 @@ def dataset(tmp_path_factory) -> Path:
         split=Split(valid=0.2), tokenizer=TokenizerTraining(vocab_size=1280), workers=1,
     )  # fmt: skip
     return build_dataset(recipe, tmp_path_factory.mktemp("datasets") / "plain").folder
+
+
+@pytest.fixture(scope="module")
+def t5_dataset(tmp_path_factory) -> Path:
+    """Text cut by a model as a T5 directory has it: spiece.model, and nothing that lists its sentinels."""
+    folder, model = tmp_path_factory.mktemp("t5"), io.BytesIO()
+    held = list(texts(120_000))
+    SentencePieceTrainer.Train(
+        sentence_iterator=iter(line for text in held for line in text.split("\n") if line), model_writer=model,
+        vocab_size=1000, hard_vocab_limit=False, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    (folder / "texts").mkdir()
+    for number, text in enumerate(held):
+        (folder / "texts" / f"{number:04d}.txt").write_text(text, "utf-8")
+    recipe = DatasetRecipe(
+        name="spans", sources=(Source(kind="folder", path=folder / "texts", licence="CC-BY-4.0"),),
+        split=Split(valid=0.2), tokenizer=TokenizerTraining(reuse=folder), workers=1,
+    )  # fmt: skip
+    return build_dataset(recipe, tmp_path_factory.mktemp("datasets") / "spans").folder
+
+
+@pytest.mark.usefixtures("here")
+def test_a_t5_with_its_own_sentencepiece_goes_out_with_a_tokenizer_of_the_same_ids(tmp_path, t5_dataset):
+    said: list[str] = []
+    out, _ = exported(tmp_path, t5_dataset, "t5", said)
+    assert said[1] == "its tokenizer gives the same ids for 4 texts"
+    assert Directory(out).refuse_other_tokenizer(load_dataset(t5_dataset).tokenizer(), "spans") is None
 
 
 @pytest.fixture

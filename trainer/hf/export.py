@@ -22,6 +22,8 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.publish import sync
+from data.tokenizer.sentencepiece import SentencePieceTokenizer
+from data.tokenizer.to_json import unigram_to_json
 from data.tokenizer.tokenizer import CONFIG_FILE, JSON_FILE, Tokenizer
 from trainer.adapters.adapt import merged
 from trainer.checkpoint import Checkpoint
@@ -212,7 +214,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(folder: Path, asked: Export) -> None:
-    for name, content in asked.tokenizer.files().items():
+    files = asked.tokenizer.files()
+    if JSON_FILE not in files and isinstance(asked.tokenizer, SentencePieceTokenizer):
+        equal = unigram_to_json(asked.tokenizer.content)
+        files |= {} if equal is None else {JSON_FILE: equal.encode()}  # its ids are compared before all this appears
+    for name, content in files.items():
         if name == CONFIG_FILE:
             said = json.loads(content) | {"model_max_length": asked.recipe.model.context}
             content = (json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
@@ -242,7 +248,7 @@ def _id(tokenizer: Tokenizer, piece: str) -> int | None:
 def _compared(folder: Path, asked: Export, say: Say) -> str:
     """Compare with transformers; what it shows, for the card. Raises UserError where it computes something else."""
     tensors, where = question(asked, asked.halved)
-    texts = _texts(asked, tensors["input_ids"])
+    texts = _texts(asked, tensors["input_ids"]) if (folder / JSON_FILE).exists() else []
     found = check.compare(folder, folder / ".question.safetensors", tensors, texts, None)
     rows, tokens = tensors["input_ids"].shape
     said = (
@@ -258,12 +264,16 @@ def _compared(folder: Path, asked: Export, say: Say) -> str:
             f"the export is refused: {said[0].lower()}{said[1:]} At most {found.allowed:.2g} are a rounding; nothing "
             "was written"
         )
+    say(said)
+    if found.other_ids and JSON_FILE not in asked.tokenizer.files():
+        (folder / JSON_FILE).unlink()
+        say(f"transformers has no tokenizer for it: a {JSON_FILE} gave other ids for {found.other_ids} texts")
+        return f"{said} Its tokenizer is not in a form that transformers loads."
     if found.other_ids:
         raise UserError(
             f"the export is refused: transformers' tokenizer gives other ids for {found.other_ids} of {found.texts} "
             "texts of those rows"
         )
-    say(said)
     if found.tokenizer:
         say(f"transformers has no tokenizer here ({found.tokenizer}): load that beside the weights by its own library")
         return f"{said} Its tokenizer is not in a form that transformers loads."
@@ -317,8 +327,6 @@ def _last(ids: Tensor, pad_id: int | None) -> Tensor:
 def _texts(asked: Export, ids: Tensor) -> list[tuple[str, list[int]]]:
     """Texts of the compared rows and their ids, where transformers can be asked: it finds control pieces in text."""
     tokenizer = asked.tokenizer
-    if JSON_FILE not in tokenizer.files():
-        return []
     control = [tokenizer.pieces[number] for number in np.flatnonzero(tokenizer.is_control) if tokenizer.pieces[number]]
     texts = [tokenizer.decode(row.tolist())[:_TEXT] for row in ids]
     plain = [text for text in texts if text and "\u2581" not in text and not any(each in text for each in control)]

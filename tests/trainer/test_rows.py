@@ -19,7 +19,7 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.objectives.choose import objective_of
 from trainer.objectives.masked import Masked
 from trainer.objectives.pieces import ordinary, refuse_missing_pieces, sentinels, word_starts
-from trainer.objectives.rows import kind_of, text_row
+from trainer.objectives.rows import kind_of, text_figures, text_row
 from trainer.objectives.span import Span
 from trainer.recipe import Recipe
 from trainer.session import _meter
@@ -192,7 +192,11 @@ def test_an_epoch_has_the_labels_that_its_rows_ask_for(luban: CommandLine, given
     assert fill.rows == count == sum(tokens // stride for tokens in held)
     assert fill.unread == sum(tokens % stride for tokens in held)
     assert fill.tokens == fill.slots == count * stride
-    assert inputs.read_tokens(12, 100) == 12 * stride
+    rows = inputs.reader().rows(np.arange(12))
+    batch = made.batch(rows, _cpu(), rows)
+    read = batch.input_ids.numel() + (0 if batch.decoder_input_ids is None else batch.decoder_input_ids.numel())
+    assert inputs.read_tokens(12, 100) == read
+    assert text_figures(chosen) == (read / 12, pytest.approx(batch.label_tokens / read))
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "transformer"])

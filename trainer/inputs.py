@@ -18,7 +18,7 @@ from data.tasks.task import Task
 from data.tasks.template import answer_end, encode_prompt
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.objectives.pieces import refuse_missing_pieces
-from trainer.objectives.rows import kind_of, row_labels, text_row
+from trainer.objectives.rows import kind_of, row_labels, row_reads, text_row
 from trainer.objectives.tasks import example_room, like, refuse_long
 from trainer.recipe import Model, Recipe
 
@@ -43,6 +43,8 @@ class Inputs:
     """Tokens of a row of text, and from one row's start to the next one's."""
     row_labels: float
     """Labels of a full row of text."""
+    row_reads: int
+    """Tokens that the model reads of it."""
     longest: int
     """Tokens of the longest row, whatever it holds."""
 
@@ -81,7 +83,7 @@ class Inputs:
         Where every token is a label once, and of completions, the labels; of other examples, by their mean length.
         """
         if self.dataset.kind == "text":
-            return labels if self.causal_text else rows * self.row[1]
+            return labels if self.causal_text else rows * self.row_reads
         if self.dataset.info["task"]["causal"]:
             return labels
         held = self.trains.values()
@@ -195,7 +197,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     longest = example_room(kind, context) if first.kind == "examples" else context + 1
     inputs = Inputs(
         datasets, context, trains, order_of(recipe, trains, far), packing, vocab_size, row,
-        row_labels(recipe, row[0]), longest,
+        row_labels(recipe, row[0]), row_reads(recipe, row[0]), longest,
     )  # fmt: skip
     inputs.refuse_small_cache(range(1))  # at least that; a rank, which knows its node's lanes, asks again
     if first.kind == "examples" and packing == "chop":

@@ -131,11 +131,15 @@ def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: 
         f"{point} at step {loaded.step} on the {what} of {fixed.reader.indexes[0].folder.name}",
         f"  {'':16} {'model':>10} {'unigram':>10}",
     ]
+    of_tokens = figures | {"loss": figures.get("masked_loss", figures["loss"])}
+    right = "next token right" if loaded.objective.name == "causal" else "token right"
     for name, label in (
         ("loss", "loss, nats/token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"),
-        ("accuracy", "next token right"),
+        ("accuracy", right),
     ):  # fmt: skip
-        lines.append(f"  {label:16} {figures[name]:10.4f} {baseline[name]:10.4f}")
+        lines.append(f"  {label:16} {of_tokens[name]:10.4f} {baseline[name]:10.4f}")
+    if "next_sentence_accuracy" in figures:
+        lines.append(f"  {'next sentence':16} {figures['next_sentence_accuracy']:10.4f} {0.5:10.4f}")
     lines.append(f"  over {figures['tokens']:,.0f} label tokens in {fixed.rows:,} rows")
     if examples and generations:
         score, made = bleu(loaded, fixed, generations)

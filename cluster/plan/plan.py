@@ -18,7 +18,7 @@ from cluster.plan.pace import Pace
 from cluster.plan.scale import Scale, scale
 from data.errors import UserError
 from data.recipe import TokenizerTraining
-from trainer.objectives.rows import text_figures
+from trainer.objectives.rows import text_figures, text_row
 from trainer.recipe import Recipe
 from trainer.run import dataset_path
 from trainer.units import duration, short, size
@@ -261,7 +261,8 @@ def _time(found: Plan, recipe: Recipe, known: Pace, tokens: int | None, where: D
     found.tokens_per_day = found.tokens_per_update / known.step_s * 86400
     device_hours = found.total_s / 3600 * found.ranks
     if tokens:
-        found.epochs = found.tokens_per_update * recipe.train.steps / tokens
+        _, stride = text_row(recipe, recipe.model.context)
+        found.epochs = stride * recipe.train.batch_rows * recipe.train.steps / tokens
     if asked.price is not None:
         found.cost = asked.price * device_hours
     watts = asked.watts or where.watts

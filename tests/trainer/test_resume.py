@@ -11,6 +11,7 @@ from tests.conftest import CommandLine
 from tests.ranks import launch
 from trainer import record
 from trainer.recipe import Recipe
+from trainer.scores import evaluate_run
 from trainer.world import World
 
 STEPS, SAVED, KILLED = 6, 3, 5
@@ -99,3 +100,14 @@ def test_a_run_killed_on_two_ranks_goes_on_with_one_as_if_nothing_had_happened(t
     assert moved_losses == pytest.approx(losses, rel=2e-5)
     assert moved_figures == [pytest.approx(each, rel=2e-4) for each in figures]
     assert len(figures) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_its_checkpoint_is_evaluated_to_the_figures_of_the_run(trained: Path, objective: str) -> None:
+    text = evaluate_run(str(trained / "moved" / objective), None, 7, 0)
+    (figures,) = told(trained / "moved" / objective)[2]
+    assert f"{figures.get('masked_loss', figures['loss']):10.4f}" in text
+    assert f"{figures['accuracy']:10.4f}" in text
+    assert f"over {figures['tokens']:,.0f} label tokens in 7 rows" in text
+    assert ("next sentence" in text) == (objective == "next_sentence")

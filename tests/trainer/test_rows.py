@@ -14,12 +14,14 @@ from data.order.packing import pack_dataset
 from data.tokenizer.tokenizer import Tokenizer
 from tests.conftest import CommandLine
 from tests.corpora import texts
+from tests.data.fault_server import Server
 from tests.data.tokenizer.test_import import byte_level, wordpiece
+from trainer.feed import read_batch
 from trainer.inputs import Inputs, open_inputs
 from trainer.objectives.choose import objective_of
 from trainer.objectives.masked import Masked
 from trainer.objectives.pieces import ordinary, refuse_missing_pieces, sentinels, word_starts
-from trainer.objectives.rows import kind_of, text_row
+from trainer.objectives.rows import kind_of, text_figures, text_row
 from trainer.objectives.span import Span
 from trainer.recipe import Recipe
 from trainer.session import _meter
@@ -192,7 +194,11 @@ def test_an_epoch_has_the_labels_that_its_rows_ask_for(luban: CommandLine, given
     assert fill.rows == count == sum(tokens // stride for tokens in held)
     assert fill.unread == sum(tokens % stride for tokens in held)
     assert fill.tokens == fill.slots == count * stride
-    assert inputs.read_tokens(12, 100) == 12 * stride
+    rows = inputs.reader().rows(np.arange(12))
+    batch = made.batch(rows, _cpu(), rows)
+    read = batch.input_ids.numel() + (0 if batch.decoder_input_ids is None else batch.decoder_input_ids.numel())
+    assert inputs.read_tokens(12, 100) == read
+    assert text_figures(chosen) == (read / 12, pytest.approx(batch.label_tokens / read))
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
@@ -243,3 +249,27 @@ def test_bits_per_byte_is_shown_of_next_tokens_alone(luban: CommandLine):
         line = meter.line(step=1, tokens=100, loss=2.0, grad_norm=1.0, lr=0.1, applied=1, skipped=0)
         assert ("train/bits_per_byte" in line) == shown
         assert line["train/epoch"] == pytest.approx(100 / (inputs.epoch_tokens or 0))
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_streamed_pairs_are_the_local_ones_also_across_windows_and_within_a_node_s_own_lanes(
+    luban: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: int
+):
+    monkeypatch.setenv("LUBAN_HOME", str(tmp_path))
+    given = ["model.family=bert", "objective.next_sentence=true", "data.lanes=2", "data.window=1"]
+    chosen, inputs = opened(luban, *given)
+    made = objective_of(chosen, inputs.dataset)
+    server = Server(luban.home / "datasets" / "tiny")
+    streamed = open_inputs(recipe(f"data.dataset={server.url}", *given)).reader([lane])
+    try:
+        near = inputs.reader()
+        for start in range(lane, 2 * inputs.order.rows_per_epoch, 12):
+            positions = np.arange(start, start + 12, 2)
+            one, two = (read_batch(reader, made, positions, _cpu())[1] for reader in (near, streamed))
+            assert one.input_ids.equal(two.input_ids)
+            assert one.targets is not None
+            assert two.targets is not None
+            assert one.targets.equal(two.targets)
+    finally:
+        streamed.close()
+        server.close()

@@ -88,7 +88,11 @@ class Masked:
 
     def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """Rows as the model sees them; a label is the token that stood in a place before."""
-        laid = self._pairs(rows, partners) if partners is not None else self._rows(rows)
+        if self.pairs:
+            assert partners is not None
+            laid = self._pairs(rows, partners)
+        else:
+            laid = self._rows(rows)
         chosen = self._chosen(rows, laid)
         drawn = keys(self.seed, REPLACE, rows.positions[:, None], np.arange(laid.ids.shape[1]))
         kind, other = drawn % np.uint64(10), drawn // np.uint64(10) % np.uint64(len(self.vocabulary.ordinary))

@@ -106,14 +106,29 @@ def row_labels(recipe: Recipe, length: int) -> float:
 
 
 def text_figures(recipe: Recipe) -> tuple[int, float]:
-    """Tokens that a full row of text puts before the model, and the share of them that are labels.
+    """Tokens that the model reads of a full row of text, and the share of them that are labels.
 
     Of an objective of examples, whose rows only the dataset knows: the context, and 1, since they count in labels.
     """
     if text_kind(recipe) not in (*TEXT, "causal"):
         return recipe.model.context, 1.0
-    length, tokens = text_row(recipe, recipe.model.context)
+    length, _ = text_row(recipe, recipe.model.context)
+    tokens = row_reads(recipe, length)
     return tokens, row_labels(recipe, length) / tokens
+
+
+def row_reads(recipe: Recipe, length: int) -> int:
+    """Tokens that a model reads of a full row of `length` tokens of text, an encoder-decoder on both sides."""
+    match text_kind(recipe):
+        case "causal":
+            return length - 1
+        case "masked":
+            return length + (3 if recipe.objective.next_sentence else 2)
+        case "span":
+            _, spans = span_counts(length, recipe.objective.noise_density, recipe.objective.mean_span)
+            return length + 2 * (spans + 1)
+        case _:
+            return length
 
 
 def masks(tokens: int, rate: float) -> int:

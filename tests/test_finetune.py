@@ -95,7 +95,7 @@ def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(pretrained: Comma
         pretrained, "patient", "train.steps=200", "train.patience=2", "optimizer.lr=0.3", "schedule.kind=constant",
         "checkpoint.keep_last=1", "checkpoint.every_steps=5", "evaluate.every_steps=5",
     )  # fmt: skip
-    assert "no better validation loss in 2 evaluations" in text
+    assert "no better validation loss in 2 evaluations; the best was at step " in text
     history = record.load(pretrained.run("patient"))
     assert history.attempts[-1].last_step < 200
     evaluations = [event for attempt in history.attempts for event in attempt.of("evaluation")]

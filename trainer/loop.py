@@ -148,7 +148,8 @@ class Loop:
             self.s.meter.step(self.s.inputs.read_tokens(rows.stop - rows.start, agreed.label_tokens))
             self.after_update(agreed)
         if self.out_of_patience():
-            outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations"
+            best = f"; the best was at step {progress.best['step']:,} (RUN@best)" if progress.best else ""
+            outcome, reason = DONE, f"no better validation loss in {progress.worse} evaluations{best}"
         self.end()
         return outcome, reason
 

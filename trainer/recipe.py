@@ -29,7 +29,7 @@ class Train(Section):
     """How long, and how much at once."""
 
     steps: Branch[int] = Field(default=600, ge=1)
-    """Optimizer updates of the whole run."""
+    """Optimizer updates of the whole run; with `patience`, at most."""
     batch_rows: Branch[int] = Field(default=32, ge=1)
     """Rows of one update, over all ranks and accumulation, in rows."""
     trainable: Fixed[tuple[str, ...]] = ("*",)
@@ -37,7 +37,8 @@ class Train(Section):
     means the model's head, and a pattern after a `!` freezes: ["*", "!model.embed_tokens.*"]. With an adapter, what
     learns beside it; ["*"]: nothing does."""
     patience: Branch[int] = Field(default=0, ge=0)
-    """Stop after this many evaluations in a row without a better validation loss; 0: never."""
+    """Stop after this many evaluations in a row without a better validation loss; 0: never. To train until it stops
+    improving, take many steps and a schedule that doesn't look at them: constant or inverse_sqrt."""
 
 
 class Optimizer(Section):

@@ -215,6 +215,11 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "life": life,
     }
     notes += _order_notes(session, nodes)
+    if recipe.train.patience and not recipe.schedule.endless:
+        notes.append(
+            f"train.patience may end this run before step {recipe.train.steps:,}, to which the {recipe.schedule.kind} "
+            "schedule comes down: schedule.kind=constant or inverse_sqrt know no end"
+        )
     if recipe.objective.gather:
         notes.append(
             f"objective.gather: each loss is over the {world.size} x {shape.micro_batch} rows that the ranks read at "

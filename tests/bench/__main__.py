@@ -5,7 +5,7 @@ import sys
 
 BENCHMARKS = (
     "startup", "reader", "packing", "streaming", "clean", "step", "exact", "overhead", "save", "symmetric_run", "scale",
-    "plan", "loaders", "resume", "build", "generation",
+    "plan", "loaders", "resume", "build", "generation", "muon",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo test check bench bench-tasks chaos clean
 
 demo: .venv/installed
 	$(BIN)/luban demo
@@ -23,6 +23,10 @@ check: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench
+
+# Needs LUBAN_CORPORA; called again it goes on where it was.
+bench-tasks: .venv/installed-test
+	$(BIN)/python -m tests.bench.tasks
 
 # An hour at most; called again it goes on where it was. Its runs lie in chaos/.
 chaos: .venv/installed-test

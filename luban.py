@@ -277,14 +277,33 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's own: a folder or a URL.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
     generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
+    stride: Annotated[
+        int | None, typer.Option(help="Perplexity by a window that slides by so many tokens.", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Minimal pairs as BLiMP has them: JSONL, or a folder of it.", show_default=False)
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="JSONL of text and group: what the model makes of each.", show_default=False)
+    ] = None,
     on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
     after: After = None,
     dry_run: DryRun = False,
 ) -> None:
     """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples.
 
+    --stride, --pairs and --groups each ask something else, and are said instead.
+
     With --on slurm it is a job of its own, and what it prints goes to the run's logs.
     """
+    from data.errors import UserError
+
+    asked = {"--stride": stride, "--pairs": pairs, "--groups": groups}
+    asked = {option: str(value) for option, value in asked.items() if value is not None}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} are several questions: ask one after the other")
+    if dataset is not None and (pairs or groups):
+        raise UserError(f"{next(iter(asked))} brings its own texts: leave --dataset out")
     if on != "local" or after is not None:
         from cluster.job import command_job
         from cluster.launchers import slurm
@@ -297,17 +316,31 @@ def evaluate(
         words = ["evaluate", f"{source.run.absolute()}{f'@{source.point}' if source.point else ''}"]
         words += ["--dataset", dataset if is_remote(dataset) else str(Path(dataset).absolute())] if dataset else []
         words += ["--rows", str(rows), "--generations", str(generations)]
+        for option, value in asked.items():
+            words += [option, value if option == "--stride" else str(Path(value).absolute())]
         job = command_job(source.run, read_recipe(source.run), tuple(words))
         if dry_run:
             typer.echo(chosen.render_command(job), nl=False)
             return
         raise typer.Exit(chosen.submit_command(job))
-    from data.errors import UserError
-    from trainer.scores import evaluate_run
-
     if dry_run:
         raise UserError("--dry-run prints the job that --on slurm would submit; here nothing is submitted")
-    typer.echo(evaluate_run(run, dataset, rows, generations))
+    if stride is not None:
+        from trainer.sliding import evaluate_sliding
+
+        typer.echo(evaluate_sliding(run, dataset, stride, rows))
+    elif pairs is not None:
+        from trainer.minimal_pairs import evaluate_pairs
+
+        typer.echo(evaluate_pairs(run, pairs))
+    elif groups is not None:
+        from trainer.groups import evaluate_groups
+
+        typer.echo(evaluate_groups(run, groups))
+    else:
+        from trainer.scores import evaluate_run
+
+        typer.echo(evaluate_run(run, dataset, rows, generations))
 
 
 @app.command()

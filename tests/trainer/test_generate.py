@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
@@ -141,13 +141,14 @@ def test_a_text_is_streamed_as_it_is_made(model):
     for decoding in (Decoding(12), Decoding(12, temperature=1.0, seed=3)):
         [[text]] = generate(model, PROMPTS[:1], decoding, eos_id=None)
         counts = []
-        hook = model.register_forward_hook(lambda *_, counts=counts: counts.append(1))
+        hook = model.register_forward_hook(lambda *_, counts=counts: counts.append(torch.is_grad_enabled()))
         said = stream(model, PROMPTS[0], decoding, eos_id=None)
         for number, token in enumerate(said):
             assert token == text[number]
             assert len(counts) == number + 1
             assert torch.is_grad_enabled()
         assert number == 11
+        assert not any(counts)
         hook.remove()
     model.train()
     said = stream(model, PROMPTS[0], Decoding(12), eos_id=None)
@@ -205,6 +206,7 @@ def test_min_p_keeps_what_is_likely_beside_the_likeliest():
 
 
 @settings(max_examples=60, deadline=None)
+@example(logits=[-2e-10, 0.0], top_k=0, top_p=0.5, min_p=0.0, temperature=1.0, uniform=0.0)
 @given(
     st.lists(st.floats(-30, 30, width=32, allow_subnormal=False), min_size=2, max_size=20),
     st.integers(0, 25),

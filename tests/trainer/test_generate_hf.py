@@ -26,6 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "greedy, no repeats": {"no_repeat_ngram_size": 2},
     "beams": {"num_beams": 4, "num_return_sequences": 4},
     "beams, early": {"num_beams": 3, "early_stopping": True, "num_return_sequences": 2},
+    "beams, never": {"num_beams": 2, "early_stopping": "never"},
     "beams, never, long": {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0},
     "beams, never, short": {"num_beams": 4, "early_stopping": "never", "length_penalty": -1.0},
     "beams, all at once": {

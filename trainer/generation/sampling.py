@@ -91,10 +91,12 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     if top_p < 1:
         order = torch.arange(logits.size(1), device=logits.device).expand_as(logits)
         if 0 < top_k < logits.size(1):
-            order = chances.topk(top_k).indices.sort(-1).values
-        ranked, places = chances.gather(1, order).sort(dim=-1, descending=True, stable=True)
+            order = logits.topk(top_k).indices.sort(-1).values
+        places = logits.gather(1, order).sort(dim=-1, descending=True, stable=True).indices
+        order = order.gather(1, places)
+        ranked = chances.gather(1, order)
         enough = ranked.cumsum(-1) - ranked >= top_p
-        chances = chances.scatter(1, order.gather(1, places), ranked.masked_fill(enough, 0.0))
+        chances = chances.scatter(1, order, ranked.masked_fill(enough, 0.0))
     if min_p:
         chances = chances.where(chances >= min_p * chances.amax(-1, keepdim=True), 0.0)
     return chances / chances.sum(-1, keepdim=True)

@@ -60,15 +60,42 @@ def test_a_text_does_not_depend_on_what_is_searched_beside_it(model, early_stopp
     assert len({len(text) for texts in together for text in texts}) > 1  # some ended before others
 
 
+def score(model: Decoder, prompt: list[int], text: list[int], count: int) -> float:
+    """Log-probability a token of a text of at most `count`, its end included."""
+    whole = text if len(text) == count else [*text, EOS]
+    with torch.no_grad():
+        chances = model(torch.tensor([prompt + whole]))[0].log_softmax(-1)
+    return sum(float(chances[len(prompt) - 1 + at, token]) for at, token in enumerate(whole)) / len(whole)
+
+
+def test_a_search_that_never_stops_early_finds_as_good_texts_and_somewhere_better_ones(model):
+    prompts = torch.randint(0, KNOWN, (40, 5), generator=torch.Generator().manual_seed(1)).tolist()
+    found, passes = {}, []
+    for early in (True, False, "never"):
+        counts = []
+        hook = model.register_forward_hook(lambda *_, counts=counts: counts.append(1))
+        decoding = Decoding(12, num_beams=2, early_stopping=early)
+        made = [generate(model, [prompt], decoding, eos_id=EOS)[0] for prompt in prompts]
+        hook.remove()
+        passes.append(len(counts))
+        found[early] = [score(model, prompt, text, 12) for prompt, [text] in zip(prompts, made, strict=True)]
+    for less, more in ((True, False), (False, "never")):
+        gains = [better - worse for better, worse in zip(found[more], found[less], strict=True)]
+        assert min(gains) > -1e-5
+        assert max(gains) > 0.01
+    assert passes[0] < passes[1] < passes[2]
+
+
 def test_lockstep_runs_as_many_passes_as_the_longest_text_may_take(model):
     counts = []
-    hook = model.register_forward_hook(lambda *_: counts.append(1))
+    hook = model.register_forward_hook(lambda *_: counts.append(torch.is_grad_enabled()))
     try:
         for lockstep in (False, True):
             counts.clear()
             decoding = Decoding(12, num_beams=2, early_stopping=True)
             generate(model, PROMPTS[:1], decoding, eos_id=range(KNOWN), lockstep=lockstep)
             assert len(counts) == (12 if lockstep else 1)
+            assert not any(counts)
     finally:
         hook.remove()
 

@@ -276,7 +276,7 @@ def evaluate(
     run: PointArgument,
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the run's own: a folder or a URL.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the validation split; 0: all.")] = 0,
-    generations: Annotated[int, typer.Option(min=0, help="Examples to generate for BLEU (examples only).")] = 64,
+    generations: Annotated[int, typer.Option(min=0, help="Answers to generate for BLEU, chrF, ROUGE.")] = 64,
     stride: Annotated[
         int | None, typer.Option(help="Perplexity by a window that slides by so many tokens.", show_default=False)
     ] = None,
@@ -290,7 +290,10 @@ def evaluate(
     after: After = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Validation loss, perplexity, bits per byte and accuracy, beside a unigram baseline; BLEU for examples.
+    """Figures of the validation split, each beside a trivial baseline.
+
+    Text: loss, perplexity, bits per byte, accuracy; completions, translations and summaries also BLEU, chrF and ROUGE.
+    Classes: accuracy, F1, a table by class; numbers: correlations; questions: exact match and F1 of the answers.
 
     --stride, --pairs and --groups each ask something else, and are said instead.
 

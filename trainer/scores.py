@@ -5,24 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data.errors import UserError
-from data.order.deal import deal
 from trainer.adapters.adapt import model_of
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
-from trainer.generate import generate
-from trainer.generation.settings import Decoding
 from trainer.inputs import Inputs, open_inputs
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
 from trainer.recipe import Recipe
 from trainer.run import Source, dataset_path, read_recipe
 from trainer.sizes import MOST_ROWS
+from trainer.task_scores import class_lines, task_lines, text_lines, written
 from trainer.world import World
-
-COMPLETION_TOKENS = 64  # of a generated completion at most
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,8 @@ def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | 
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[dict[str, float], FixedSet]:
-    """Figures of the validation split (`rows` of it; 0: all), and the set itself.
+def sums(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[dict[str, float], FixedSet]:
+    """What the figures of the validation split (`rows` of it; 0: all) are made of, and the set itself.
 
     Args:
         source: of which source; None: of the first that has one.
@@ -86,32 +81,13 @@ def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[d
         MOST_ROWS, loaded.recipe.model.context, loaded.inputs.vocab_size, loaded.recipe.objective.together
     )
     chosen = FixedSet(reader, min(rows or held, held), loaded.objective, loaded.inputs.tokenizer, forward)
-    return chosen.measure(loaded.model, World(0, 1, loaded.device)), chosen
+    return chosen.sums(loaded.model, World(0, 1, loaded.device)), chosen
 
 
-def bleu(loaded: Loaded, fixed: FixedSet, count: int) -> tuple[float, list[tuple[str, str, str]]]:
-    """Corpus BLEU (sacrebleu, 13a) of greedy completions of the first `count` validation examples.
-
-    Returns:
-        The score, and (prompt, reference, generated) of each.
-    """
-    import sacrebleu
-
-    tokenizer = loaded.inputs.tokenizer
-    prompts, references = [], []
-    for positions in deal(0, min(count, fixed.rows), fixed.micro_batch, 0, 1):
-        rows = fixed.reader.rows(positions)
-        assert rows.use is not None
-        for tokens, length, use in zip(rows.tokens, rows.lengths, rows.use, strict=True):
-            answer = np.flatnonzero(use[:length] & 1)
-            if len(answer) and answer[0] + 1 < loaded.recipe.room:
-                prompts.append(tokens[: answer[0]].tolist())
-                references.append(tokenizer.decode(tokens[answer]))
-    decoding = Decoding(COMPLETION_TOKENS, at_context="stop")
-    made = generate(loaded.model, prompts, decoding, eos_id=loaded.inputs.ends)
-    texts = [tokenizer.decode(alternatives[0]) for alternatives in made]
-    score = sacrebleu.corpus_bleu(texts, [references]).score
-    return score, list(zip(map(tokenizer.decode, prompts), references, texts, strict=True))
+def measure(loaded: Loaded, rows: int = 0, source: str | None = None) -> tuple[dict[str, float], FixedSet]:
+    """As `sums`, but the objective's figures."""
+    found, fixed = sums(loaded, rows, source)
+    return loaded.objective.figures(found), fixed
 
 
 def evaluate_run(point: str, dataset: str | None, rows: int, generations: int) -> str:
@@ -123,16 +99,18 @@ def evaluate_run(point: str, dataset: str | None, rows: int, generations: int) -
 
 def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: str | None) -> list[str]:
     """The figures of one source."""
-    figures, fixed = measure(loaded, rows, source)
-    baseline = unigram_baseline(loaded.inputs.sources, fixed)
-    examples = loaded.inputs.dataset.kind == "examples"
-    what = "completions of the validation examples" if examples else "validation split"
-    lines = [
-        f"{point} at step {loaded.step} on the {what} of {fixed.reader.indexes[0].folder.name}",
-        f"  {'':16} {'model':>10} {'unigram':>10}",
-    ]
+    found, fixed = sums(loaded, rows, source)
+    inputs = loaded.inputs
+    dataset = inputs.datasets[source or next(iter(inputs.datasets))]
+    task = dataset.info["task"] if dataset.kind == "examples" else None
+    what = f"validation examples of {task['kind']}" if task else "validation split"
+    lines = [f"{point} at step {loaded.step} on the {what} of {fixed.reader.indexes[0].folder.name}"]
+    if not loaded.objective.token_labels:
+        return lines + task_lines(loaded.model, inputs, dataset, fixed, found)
+    figures, baseline = loaded.objective.figures(found), unigram_baseline(inputs.sources, fixed)
     of_tokens = figures | {"loss": figures.get("masked_loss", figures["loss"])}
     right = "next token right" if loaded.objective.name == "causal" else "token right"
+    lines.append(f"  {'':16} {'model':>10} {'unigram':>10}")
     for name, label in (
         ("loss", "loss, nats/token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"),
         ("accuracy", right),
@@ -141,7 +119,8 @@ def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: 
     if "next_sentence_accuracy" in figures:
         lines.append(f"  {'next sentence':16} {figures['next_sentence_accuracy']:10.4f} {0.5:10.4f}")
     lines.append(f"  over {figures['tokens']:,.0f} label tokens in {fixed.rows:,} rows")
-    if examples and generations:
-        score, made = bleu(loaded, fixed, generations)
-        lines.append(f"  BLEU {score:.2f} over {len(made)} greedy completions (sacrebleu, 13a)")
+    if task and generations:
+        made = written(loaded.model, loaded.recipe, inputs, dataset, fixed, generations)
+        by_class = bool(task["classes"])
+        lines += class_lines(*made[:2], inputs.sources) if by_class else text_lines(*made)
     return lines

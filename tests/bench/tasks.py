@@ -66,7 +66,10 @@ TASKS = (
             + _TABLE % ("{corpora}/mrpc/msr_paraphrase_test.txt.gz", "test", "valid", _MRPC)
             + "]",
         ),
-        ("paraphrase", "train.steps=100", "schedule.warmup_steps=10", "optimizer.layer_decay=1", *_RATES), True, "f1", 0.84,
+        ("paraphrase", "train.steps=100", "schedule.warmup_steps=10", "optimizer.layer_decay=1", *_RATES),
+        True,
+        "f1",
+        0.84,
     ),
     Task(
         "xquad",

@@ -173,6 +173,9 @@ def evaluation_figures(metrics: Mapping[str, float | None]) -> str:
         ("loss", "loss {:.4f}"),
         ("perplexity", "perplexity {:.4g}"),
         ("bits_per_byte", "{:.4f} bits per byte"),
+        ("macro_f1", "macro F1 {:.4f}"),
+        ("f1", "F1 {:.4f}"),
+        ("pearson", "Pearson {:.4f}"),
     )
     parts = [shape.format(metrics[name]) for name, shape in shapes if metrics.get(name) is not None]
     if metrics.get("accuracy") is not None:

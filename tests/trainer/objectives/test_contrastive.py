@@ -86,14 +86,14 @@ def test_a_text_read_twice_meets_other_dropout_and_is_its_own_positive():
 
 
 def test_filler_is_nobodys_negative():
-    objective, network = Contrastive(ENCODER, 4, 0.1), model(ENCODER).eval()
+    objective, network = Contrastive(ENCODER, 4, 1.0), model(ENCODER).eval()
     some = [encoded(*ids) for ids in SENTENCES[:3]]
     batch = objective.batch(rows(*some, [], [], [], [], []), CPU)
     loss = objective.loss(network, batch)
     loss.backward()
     assert batch.labels.tolist() == [0, 1, 2, *[-100] * 5]
     first, second = objective.vectors(network, batch).detach().chunk(2)
-    assert float(loss) == pytest.approx(by_hand(first[:3], second[:3], 3, [0, 1, 2], 0.1), rel=1e-4)
+    assert float(loss) == pytest.approx(by_hand(first[:3], second[:3], 3, [0, 1, 2], 1.0), rel=1e-4)
     assert all(torch.isfinite(each.grad).all() for each in network.parameters() if each.grad is not None)
 
 

@@ -100,6 +100,7 @@ def _chunked(
         total = z.exp_().sum(1)
         loss += ((total.log() - at_target) * used).sum()
         if hidden_grad is None and weight_grad is None and bias_grad is None:
+            del z
             continue
         z *= (used / total)[:, None]  # softmax, then minus the target: the gradient of the logits
         z[correct] -= (1 - smoothing) * used
@@ -114,4 +115,5 @@ def _chunked(
             weight_grad.addmm_(z.T, chunk)
         elif weight_grad is not None:
             weight_grad += z.T @ chunk
+        del z  # before the next chunk's are made: else two are held at once
     return loss

@@ -67,9 +67,7 @@ TASKS = (
             + "]",
         ),
         ("paraphrase", "train.steps=100", "schedule.warmup_steps=10", "optimizer.layer_decay=1", *_RATES),
-        True,
-        "f1",
-        0.84,
+        True, "f1", 0.84,
     ),
     Task(
         "xquad",

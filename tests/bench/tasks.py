@@ -120,8 +120,8 @@ TASKS = (
             "task.max_tokens=384",
         ),
         (
-            "summaries", "model.preset=tiny", "model.context=384", "train.steps=300", "optimizer.lr=2e-3",
-            "evaluate.every_steps=0",
+            "summaries", "model.preset=tiny", "model.context=384", "train.steps=300", "train.patience=0",
+            "optimizer.lr=2e-3", "evaluate.every_steps=0",
         ),
     ),
     Task(
@@ -133,8 +133,8 @@ TASKS = (
             "split.valid=0.1", "task.max_tokens=257", "tokenizer.reuse=null", "tokenizer.vocab_size=4096",
         ),
         (
-            "chat", "model.preset=tiny", "model.context=256", "train.steps=300", "optimizer.lr=2e-3",
-            "evaluate.every_steps=0",
+            "chat", "model.preset=tiny", "model.context=256", "train.steps=300", "train.patience=0",
+            "optimizer.lr=2e-3", "evaluate.every_steps=0",
         ),
     ),
 )  # fmt: skip

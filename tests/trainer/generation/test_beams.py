@@ -69,7 +69,7 @@ def score(model: Decoder, prompt: list[int], text: list[int], count: int) -> flo
 
 
 def test_a_search_that_never_stops_early_finds_as_good_texts_and_somewhere_better_ones(model):
-    prompts = torch.randint(0, KNOWN, (40, 5), generator=torch.Generator().manual_seed(1)).tolist()
+    prompts = torch.randint(0, KNOWN, (24, 5), generator=torch.Generator().manual_seed(1)).tolist()
     found, passes = {}, []
     for early in (True, False, "never"):
         counts = []

@@ -7,12 +7,12 @@ that rare tokens would fade (no decay of embeddings: OLMo 2, arXiv:2501.00656). 
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from data.errors import UserError
+from trainer.adapters.shapes import learned, matching
 from trainer.models.shapes import group_keys
 
 
@@ -52,24 +52,12 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise UserError("\n".join(_unmatched(pattern, list(names)) for pattern in lost))
     for parameter in names.values():
         parameter.requires_grad_(False)
-    for freezes in (False, True):
-        for pattern, matched in found.items():
-            for name in matched if pattern.startswith("!") == freezes else ():
-                names[name].requires_grad_(not freezes)
+    for name in learned(names, patterns, heads):
+        names[name].requires_grad_(True)
+    for name in (name for pattern in patterns if pattern.startswith("!") for name in found[pattern]):
+        names[name].requires_grad_(False)  # under its other name a tied one may have been let learn
     if not any(parameter.requires_grad for parameter in names.values()):
         raise UserError(f'train.trainable {list(patterns)} lets nothing learn; ["*"] trains every parameter')
-
-
-def matching(pattern: str, names: Iterable[str], heads: tuple[str, ...]) -> list[str]:
-    """The parameters that an entry of `train.trainable` means, or freezes.
-
-    Args:
-        heads: what the names of the head's parameters begin with.
-    """
-    plain = pattern.removeprefix("!")
-    if plain == "head":
-        return [name for name in names if name.startswith(heads)]
-    return [name for name in names if fnmatchcase(name, plain)]
 
 
 def _unmatched(pattern: str, names: list[str]) -> str:

@@ -319,14 +319,18 @@ def _refuse_cut_short(run: Path) -> None:
 
 
 def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
-    """Raise UserError where a pattern of `train.trainable` matches nothing; torch is loaded for these runs alone."""
+    """Raise UserError where a pattern of `train.trainable` matches nothing, or an adapter doesn't fit its model; torch
+    is loaded for these runs alone."""
     import torch
 
+    from trainer.adapters import peft
     from trainer.adapters.adapt import model_of
     from trainer.objectives.choose import objective_of
 
     with torch.device("meta"):
-        model_of(recipe, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
+        model = model_of(recipe, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
+    if recipe.adapter.source:
+        peft.read(Path(recipe.adapter.source), model, recipe.adapter)
 
 
 def _has_begun(run: Path) -> bool:
@@ -406,6 +410,8 @@ def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, adapter: 
     """`recipe` with an ancestor's model, and unless it asks for another one by hand, its adapter."""
     if any(setting.startswith("adapter.") for setting in given):
         adapter = recipe.adapter
+        if adapter.source:  # a rank may start elsewhere
+            adapter = adapter.model_copy(update={"source": str(Path(adapter.source).absolute())})
     other = sorted(
         name
         for name in Model.model_fields

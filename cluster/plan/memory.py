@@ -16,12 +16,13 @@ allocator counts it whole.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import groupby
 from math import prod
 
 from cluster.plan.activations import FP32, around_blocks, block_activations, buffers
 from trainer import sizes, zero
+from trainer.adapters.shapes import adapted_shapes, learned, learning
+from trainer.hf.families import of_family
 from trainer.models.depth import rate_scales
 from trainer.models.shapes import TABLES, block_of, grouped, parameter_shapes
 from trainer.recipe import Recipe
@@ -66,12 +67,12 @@ class Setup:
     def of(cls, recipe: Recipe, vocab_size: int, ranks: int, gpu: bool) -> "Setup":
         """The recipe on so many ranks, on GPUs or on CPUs."""
         shape, bf16 = Shape.of(recipe, ranks), recipe.engine.bf16(gpu)
-        shapes = parameter_shapes(recipe.model, vocab_size)
+        shapes = adapted_shapes(parameter_shapes(recipe.model, vocab_size), recipe)
         elements = {name: prod(dims) for name, dims in shapes.items()}
-        learns = {name for name in elements if _learns(name, recipe.train.trainable)}
+        learns = learned(elements, learning(recipe, new_head=False), of_family(recipe.model.family).heads)
         trained = {name: count for name, count in elements.items() if name in learns}
-        learning = sum(trained.values())
-        told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, learning, gpu)
+        elements_learned = sum(trained.values())
+        told = zero.configuration(recipe, ranks, shape.micro_batch, shape.accumulation, bf16, elements_learned, gpu)
         frozen = {name: count for name, count in elements.items() if name not in learns}
         learning_shapes = {name: shapes[name] for name in trained}
         groups = tuple(
@@ -334,10 +335,6 @@ def _sum(*parts: dict[str, int]) -> dict[str, int]:
         for name, count in part.items():
             found[name] = found.get(name, 0) + count
     return found
-
-
-def _learns(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _block(setup: Setup, block: str) -> int:

@@ -10,6 +10,7 @@ from math import prod
 
 from cluster.plan.memory import Setup
 from trainer import zero
+from trainer.adapters.shapes import adapted_shapes
 from trainer.manifest import file_of, joined, pieces, times_of
 from trainer.models.depth import rate_scales
 from trainer.models.shapes import Shapes, grouped, parameter_shapes
@@ -72,7 +73,7 @@ def _cut(size: int, part: int, at: int) -> list[list[int]]:
 
 def held_by(setup: Setup, ranks: int, stage: int | None = None) -> dict[str, list[list[int]]]:
     """The runs of every parameter, as a manifest has them, of `setup`'s model on so many ranks."""
-    shapes = parameter_shapes(setup.recipe.model, setup.vocab_size)
+    shapes = adapted_shapes(parameter_shapes(setup.recipe.model, setup.vocab_size), setup.recipe)
     groups = grouped({name: shapes[name] for name in setup.trained}, rate_scales(setup.recipe))
     return dict(runs_of(setup.stage if stage is None else stage, groups, ranks))
 
@@ -100,7 +101,7 @@ def scale(setup: Setup) -> Scale:
     runs = held_by(setup, ranks)
     entries = sum(len(found) for found in runs.values())
     half = max(1, ranks // 2)
-    shapes = parameter_shapes(setup.recipe.model, setup.vocab_size)
+    shapes = adapted_shapes(parameter_shapes(setup.recipe.model, setup.vocab_size), setup.recipe)
     size = len(f"{setup.owned() * 12}")
     file = len(f'"{file_of(ranks - 1)}": {{"bytes": , "{DIGEST}": "{HEX}"}}, ') + size
     named = sum(2 * len(f'"{name}": [], ') + len(str(list(shapes[name]))) for name in runs)

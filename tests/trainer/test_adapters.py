@@ -14,10 +14,13 @@ from tests.trainer import toy
 from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.adapters import adapt, lora, peft, prompt
+from trainer.adapters.shapes import adapted_shapes, learning
+from trainer.adapters.shapes import learned as learned_of
 from trainer.checkpoint import MOMENTS, WEIGHT, Checkpoint, folder_name, save_frozen
 from trainer.models.build import build
 from trainer.models.head import Head
 from trainer.models.initialize import initialize
+from trainer.models.shapes import parameter_shapes
 from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter, refuse_other
 from trainer.world import World
@@ -128,6 +131,17 @@ def test_every_familys_projections_are_adapted_and_merged(family):
     assert set(learned(adapt.model_of(chosen, toy.VOCAB, head))) - set(filter(peft.is_own, weights)) == (
         set(heads) if head.kind == "classes" else set()
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", *HEADS])
+def test_a_plan_counts_the_parameters_that_an_adapted_model_has_and_those_that_learn(family, kind):
+    chosen = of_family(family, kind)
+    model = adapt.model_of(chosen, toy.VOCAB)
+    named = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    counted = adapted_shapes(parameter_shapes(chosen.model, toy.VOCAB), chosen)
+    assert list(counted.items()) == list(named.items())
+    assert learned_of(counted, learning(chosen, False), model.head_names) == set(learned(model))
 
 
 def test_a_prompt_is_what_its_vectors_before_the_input_compute():

@@ -49,6 +49,18 @@ def test_only_matching_parameters_learn():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_pattern_after_an_exclamation_mark_freezes_and_head_means_the_models_head():
+    model = decoder(tied=True)
+    freeze(model, ["*", "!model.embed_tokens.*", "!*norm*"])
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == [name for name, _ in model.named_parameters() if "embed" in name or "norm" in name]
+    model = decoder(tied=False)
+    freeze(model, ["head"])
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["lm_head.weight"]
+    with pytest.raises(UserError, match="lets nothing learn"):
+        freeze(model, ["head", "!*"])
+
+
 def test_a_tied_head_answers_to_both_names():
     model = decoder(tied=True)
     freeze(model, ["lm_head.weight"])

@@ -8,16 +8,14 @@ from torch import Tensor
 
 from data.errors import UserError
 from trainer.adapters import lora, peft, prompt
+from trainer.adapters.shapes import flipped, learning
 from trainer.models.build import build
-from trainer.models.depth import BLOCK
 from trainer.models.head import LM, Head
 from trainer.objectives.base import Objective
 from trainer.optimizer import freeze
 from trainer.recipe import Recipe
 from trainer.recipe_adapter import refuse_other
 
-PATTERNS = {"lora": (f"*.{lora.A}.*", f"*.{lora.B}.*"), "prompt": (f"*.{prompt.NAME}.weight",)}
-"""Shell patterns over the names of an adapter's own parameters."""
 NO_NEW_HEAD = ("lm", "pretraining", "sentence")
 
 
@@ -32,17 +30,8 @@ def model_of(recipe: Recipe, vocab_size: int, head: Head = LM, activation_checkp
         lora.add(model, recipe.adapter)
     elif recipe.adapter.kind == "prompt":
         prompt.add(model, recipe.adapter)
-    freeze(model, learning(recipe, head))
+    freeze(model, learning(recipe, head.kind not in NO_NEW_HEAD))
     return model
-
-
-def learning(recipe: Recipe, head: Head) -> tuple[str, ...]:
-    """Patterns of what learns: `train.trainable`, or with an adapter its weights, a new head, and what that names."""
-    if recipe.adapter.kind == "none":
-        return recipe.train.trainable
-    new_head = () if head.kind in NO_NEW_HEAD else ("head",)
-    beside = () if recipe.train.trainable == ("*",) else recipe.train.trainable
-    return (*PATTERNS[recipe.adapter.kind], *new_head, *beside)
 
 
 def begin_adapter(model: Any, recipe: Recipe, notes: list[str]) -> None:
@@ -100,5 +89,4 @@ def merged(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The plain model's weights, from those of a run with a LoRA adapter; weights without one are left as they are."""
     if recipe.adapter.kind != "lora":
         return dict(weights)
-    gpt2 = recipe.model.family == "gpt2"  # its blocks store (inputs, outputs)
-    return lora.merged(weights, recipe.adapter.scale, lambda name: gpt2 and BLOCK.search(f"{name}.") is not None)
+    return lora.merged(weights, recipe.adapter.scale, lambda layer: flipped(recipe.model.family, layer))

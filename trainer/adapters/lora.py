@@ -9,7 +9,6 @@ prefix, and B begins at zero: the first forward is the model's own, bit for bit.
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
@@ -17,13 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import UserError
-from trainer.models.depth import BLOCK
+from trainer.adapters.shapes import A, B, matches, meant
 from trainer.models.gpt2 import Conv1D
 from trainer.models.initialize import generator
 from trainer.models.layers import Linear
 from trainer.recipe_adapter import Adapter
-
-A, B = "lora_A", "lora_B"
 
 
 class LoRA(nn.Module):
@@ -63,18 +60,12 @@ def chosen(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
         UserError: one of them matches no projection.
     """
     known = projections(model)
-    if not targets:
-        return {name: layer for name, layer in known.items() if BLOCK.search(name)}
     for pattern in targets:
-        if not any(_matches(name, pattern) for name in known):
+        if not any(matches(name, pattern) for name in known):
             leaves = sorted({name.rpartition(".")[2] for name in known})
             near = difflib.get_close_matches(pattern, [*leaves, *known], 3, 0.4) or leaves
             raise UserError(f"adapter.targets: {pattern!r} matches no projection; there are {', '.join(near)}")
-    return {name: layer for name, layer in known.items() if any(_matches(name, pattern) for pattern in targets)}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
+    return {name: layer for name, layer in known.items() if meant(name, targets)}
 
 
 def add(model: nn.Module, adapter: Adapter) -> None:

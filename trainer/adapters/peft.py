@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.errors import UserError
 from trainer.adapters import lora, prompt
+from trainer.adapters.shapes import PROMPT, A, B
 from trainer.recipe_adapter import Adapter
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -99,11 +100,11 @@ def _short(adapted: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def is_own(name: str) -> bool:
     """Whether a parameter is an adapter's, by its name."""
-    return f".{lora.A}." in name or f".{lora.B}." in name or name.endswith(f".{prompt.NAME}.weight")
+    return f".{A}." in name or f".{B}." in name or name.endswith(f".{PROMPT}.weight")
 
 
 def _file_name(name: str) -> str:
-    return PROMPT_KEY if name.endswith(f".{prompt.NAME}.weight") else PREFIX + name
+    return PROMPT_KEY if name.endswith(f".{PROMPT}.weight") else PREFIX + name
 
 
 def base_digest(model: Any, base: Mapping[str, Tensor]) -> str:
@@ -122,17 +123,38 @@ def load_adapter(folder: Path, model: Any, adapter: Adapter) -> None:
     Raises:
         UserError: there is none, it is of another kind or shape, or it is for another base.
     """
+    held, made_on = read(folder, model, adapter)
+    parameters = dict(model.named_parameters())
+    mine = base_digest(model, parameters)
+    if made_on is not None and made_on != mine:
+        raise UserError(
+            f"{folder} is an adapter for another base: it was trained on weights {made_on[:12]}, and this model's are "
+            f"{mine[:12]}"
+        )
+    with torch.no_grad():
+        for name, tensor in held.items():
+            parameters[name].copy_(tensor)
+
+
+def read(folder: Path, model: Any, adapter: Adapter) -> tuple[dict[str, Tensor], str | None]:
+    """The adapter's weights by their names in `model`, and the digest of its base, if the file has it.
+
+    Args:
+        model: adapted as `adapter` says; its weights are not read.
+
+    Raises:
+        UserError: there is none, it is of another kind or shape, or its names or shapes are of another base.
+    """
     from safetensors import SafetensorError, safe_open
 
-    told = _read_config(folder)
-    _refuse_unlike(folder, told, adapter)
-    parameters = dict(model.named_parameters())
-    places = {_file_name(name): name for name in parameters}
-    wanted = {_file_name(name) for name in parameters if is_own(name)}
+    _refuse_unlike(folder, _read_config(folder), adapter)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    places = {_file_name(name): name for name in shapes}
+    wanted = {_file_name(name) for name in shapes if is_own(name)}
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
-            names: list[str] = file.keys()
-            held, made_on = {key: file.get_tensor(key) for key in names}, (file.metadata() or {}).get(BASE_KEY)
+            keys: list[str] = file.keys()
+            held, made_on = {key: file.get_tensor(key) for key in keys}, (file.metadata() or {}).get(BASE_KEY)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {folder / WEIGHTS}: {error}") from None
     other = f"{folder} is an adapter for another base"
@@ -140,15 +162,9 @@ def load_adapter(folder: Path, model: Any, adapter: Adapter) -> None:
     if odd:
         raise UserError(f"{other}: it and this model don't share {odd[0]}")
     for key, tensor in held.items():
-        shape = tuple(parameters[places[key]].shape)
-        if tuple(tensor.shape) != shape:
-            raise UserError(f"{other}: it holds {key} as {tuple(tensor.shape)}, this model wants {shape}")
-    mine = base_digest(model, parameters)
-    if made_on is not None and made_on != mine:
-        raise UserError(f"{other}: it was trained on weights {made_on[:12]}, and this model's are {mine[:12]}")
-    with torch.no_grad():
-        for key, tensor in held.items():
-            parameters[places[key]].copy_(tensor)
+        if tuple(tensor.shape) != shapes[places[key]]:
+            raise UserError(f"{other}: it holds {key} as {tuple(tensor.shape)}, this model wants {shapes[places[key]]}")
+    return {places[key]: tensor for key, tensor in held.items()}, made_on
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

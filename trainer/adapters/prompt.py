@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from data.reader import Rows
+from trainer.adapters.shapes import PROMPT
 from trainer.models.head import Head
 from trainer.models.initialize import generator
 from trainer.models.layers import Embedding
@@ -23,7 +24,6 @@ from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch, Objective
 from trainer.recipe_adapter import Adapter
 
-NAME = "prompt"
 KINDS = ("causal", "seq2seq", "classification", "regression")
 """Objectives that say what they ask of an example without counting its tokens' places."""
 
@@ -62,7 +62,9 @@ def embedding(model: Any) -> tuple[str, Any]:
 def draw(model: Any, seed: int) -> None:
     """Begin as the embeddings of tokens drawn from the vocabulary ("sampled vocab", section 3.2), by (seed, name)."""
     name, layer = embedding(model)
-    drawn = torch.randint(model.vocab_size, (layer.prompt.num_embeddings,), generator=generator(f"{name}.{NAME}", seed))
+    drawn = torch.randint(
+        model.vocab_size, (layer.prompt.num_embeddings,), generator=generator(f"{name}.{PROMPT}", seed)
+    )
     with torch.no_grad():
         layer.prompt.weight.copy_(layer.weight[drawn])
 

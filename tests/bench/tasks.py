@@ -55,7 +55,7 @@ TASKS = (
             + _TABLE % ("{corpora}/sst2/dev.tsv", "dev", "valid", _SST2)
             + "]",
         ),
-        ("sentiment", "train.steps=600", "schedule.warmup_steps=60", "optimizer.lr=2e-4", "evaluate.every_steps=0"),
+        ("sentiment", "train.steps=600", "schedule.warmup_steps=60", "evaluate.every_steps=0"),
         True, "accuracy", 0.85,
     ),
     Task(

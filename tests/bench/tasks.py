@@ -41,7 +41,6 @@ class Task:
     goal: float = 0.0
 
 
-_RATES = ("optimizer.lr=2e-4", "evaluate.every_steps=0")
 _TABLE = "{kind: tsv, path: %s, name: %s, into: %s, %s}"
 _SST2 = "header: [sentence, label], columns: {text: sentence, label: label}"
 _MRPC = "columns: {text_a: '#1 String', text_b: '#2 String', label: Quality}"
@@ -56,7 +55,7 @@ TASKS = (
             + _TABLE % ("{corpora}/sst2/dev.tsv", "dev", "valid", _SST2)
             + "]",
         ),
-        ("sentiment", "train.steps=600", "schedule.warmup_steps=60", *_RATES), True, "accuracy", 0.85,
+        ("sentiment", "train.steps=600", "schedule.warmup_steps=60", "optimizer.lr=2e-4", "evaluate.every_steps=0"), True, "accuracy", 0.85,
     ),
     Task(
         "mrpc",
@@ -68,7 +67,8 @@ TASKS = (
             + _TABLE % ("{corpora}/mrpc/msr_paraphrase_test.txt.gz", "test", "valid", _MRPC)
             + "]",
         ),
-        ("paraphrase", "train.steps=500", "schedule.warmup_steps=50", "optimizer.layer_decay=1", "optimizer.lr=1e-4",
+        (
+            "paraphrase", "train.steps=500", "schedule.warmup_steps=50", "optimizer.layer_decay=1",
             "evaluate.every_steps=0",
         ),
         True, "f1", 0.84,

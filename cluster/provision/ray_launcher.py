@@ -22,7 +22,7 @@ import yaml
 from cluster.provision.cluster_file import CLOUDS, Cluster, Head, Shared, Workers
 from data.errors import UserError
 
-SHIPPED = ("data", "trainer", "cluster", "slurm", "luban.py", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("data", "trainer", "cluster", "slurm", "luban", "pyproject.toml", "README.md", "LICENSE")
 """What pip needs of a copy of Luban to install it."""
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 """The packages that fsspec reaches stores with, by the scheme of their URLs."""

@@ -78,14 +78,23 @@ def test_torch_is_installed_first_and_pinned(name: str) -> None:
     assert "torch==2.13.0" in installs[0] and all("torch" not in line for line in installs[1:])
 
 
+def test_pip_installs_every_package() -> None:
+    source = Path(__file__).parents[2]
+    packages = tomllib.loads((source / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tops = {name.partition(".")[0] for name in packages["packages"]}
+    written = {
+        file.parent.relative_to(source).as_posix() for top in tops for file in source.glob(f"{top}/**/__init__.py")
+    }
+    assert {name.replace("/", ".") for name in written} == {*packages["packages"]} - {*packages["package-dir"]}
+
+
 def test_what_is_shipped_is_all_that_pip_installs_luban_from() -> None:
     source = Path(__file__).parents[2]
     project = tomllib.loads((source / "pyproject.toml").read_text())
     packages = project["tool"]["setuptools"]
     folders = {packages.get("package-dir", {}).get(name, name.partition(".")[0]) for name in packages["packages"]}
-    modules = {f"{name}.py" for name in packages["py-modules"]}
     files = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
-    assert set(ray_launcher.SHIPPED) == folders | modules | files
+    assert set(ray_launcher.SHIPPED) == folders | files
     assert all((source / part).exists() for part in ray_launcher.SHIPPED)
 
 

@@ -65,5 +65,9 @@ def test_a_run_on_two_ranks_then_one_then_three_is_the_run_that_never_moved(trai
     assert len(losses) == STEPS
     assert moved_rows == rows
     assert moved_losses == pytest.approx(losses, rel=2e-5)
-    assert moved == {name: pytest.approx(value, rel=2e-4, nan_ok=True) for name, value in figures.items()}
+    # Numbers that a model of eight steps predicts are nearly equal: their correlation magnifies the last bits.
+    assert moved == {
+        name: pytest.approx(value, rel=2e-4, abs=1e-3 if name == "pearson" else 0, nan_ok=True)
+        for name, value in figures.items()
+    }
     assert len(set(losses)) == STEPS

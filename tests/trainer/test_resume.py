@@ -1,18 +1,14 @@
 """Each objective, killed on two ranks and gone on with on one: the same rows, the same labels, the same losses."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from data import settings
 from tests.conftest import CommandLine
 from tests.ranks import launch
+from tests.trainer.lives import begun, life, told
 from trainer import record
-from trainer.recipe import Recipe
 from trainer.scores import evaluate_run
-from trainer.world import World
 
 STEPS, SAVED, KILLED = 6, 3, 5
 SETTINGS = (
@@ -29,60 +25,18 @@ OBJECTIVES = {
 }
 
 
-class Killed(Exception):
-    """A rank falls here."""
-
-
-def lives(world: World, runs: dict[str, str], how: str) -> None:
-    """Train each of the runs; on two ranks, until all of them are killed after having saved."""
-    from trainer.loop import Loop
-    from trainer.session import begin
-
-    class Doomed(Loop):
-        def after_update(self, agreed: Any) -> None:
-            super().after_update(agreed)
-            if self.s.world.size > 1 and self.s.progress.step == SAVED:
-                self.checkpoints.finish()
-            if self.s.world.size > 1 and self.s.progress.step == KILLED:
-                raise Killed
-
-    for run in runs.values():
-        session = begin(Path(run), world, how)
-        loop = Doomed(session, SimpleNamespace(asked=False, reason=None), save_at=SAVED)  # pyright: ignore[reportArgumentType]
-        try:
-            loop.train()
-        except Killed:
-            pass
-        finally:
-            session.feed.close()
-            if session.writer:
-                session.writer.close()
-
-
-def told(run: Path) -> tuple[list[Any], list[float], list[dict[str, float]]]:
-    """(positions, digest of the rows, labels) of each step that made the weights, their losses, and evaluations."""
-    history = record.load(run)
-    applied = history.lineage()
-    rows = [(event["positions"], event["rows"], event["labels"]) for event in applied]
-    figures = [event["metrics"] for attempt in history.attempts for event in attempt.of("evaluation")]
-    return rows, [event["loss"] for event in applied], figures
-
-
 @pytest.fixture(scope="module")
 def trained(luban: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of each objective: `straight` on one rank, and `moved`, killed on two ranks, then ended on one."""
     root = tmp_path_factory.mktemp("runs")
-    runs: dict[str, dict[str, str]] = {"straight": {}, "moved": {}}
-    for kind, held in runs.items():
-        for name, given in OBJECTIVES.items():
-            folder = root / kind / name
-            folder.mkdir(parents=True)
-            chosen = [*SETTINGS, *given, f"name={name}", f"data.dataset={luban.home}/datasets/tiny"]
-            (folder / "recipe.yaml").write_text(settings.dump(settings.load(Recipe, None, chosen)))
-            held[name] = str(folder)
-    launch(lives, 2, runs["moved"], "start", folder=root)
-    launch(lives, 1, runs["moved"], "restart", folder=root)
-    launch(lives, 1, runs["straight"], "start", folder=root)
+    dataset = f"data.dataset={luban.home}/datasets/tiny"
+    straight, moved = (
+        [begun(root / kind / name, [*SETTINGS, *given, dataset]) for name, given in OBJECTIVES.items()]
+        for kind in ("straight", "moved")
+    )
+    launch(life, 2, moved, "start", SAVED, KILLED, folder=root)
+    launch(life, 1, moved, "restart", SAVED, folder=root)
+    launch(life, 1, straight, "start", SAVED, folder=root)
     return root
 
 

@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data.order.permutation import keys
 from data.reader import Rows
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch
-from trainer.objectives.causal import token_figures
+from trainer.objectives.encoder_decoder import EncoderDecoder, encoder_decoder_batch
 from trainer.objectives.examples import rounded
-from trainer.objectives.span import encoder_decoder_batch, encoder_decoder_loss, encoder_decoder_sums
 
 CUT = 27  # what a key is for
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(EncoderDecoder):
     """Predict the rest of a row from its beginning."""
 
     seed: int
@@ -37,9 +35,6 @@ class Prefix:
     head: Head = LM
     sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
     token_labels: bool = True
-
-    def partners(self, positions: np.ndarray) -> None:
-        """A row is enough."""
 
     def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """Both parts of each row; a row of one token counts nothing."""
@@ -54,15 +49,3 @@ class Prefix:
         at = np.minimum(cut[:, None] + np.arange(widths[1]), longest - 1)
         labels = np.where(asked, np.take_along_axis(rows.tokens, at, 1), IGNORED)
         return encoder_decoder_batch(inputs, labels, inside, self.start, self.pad, device)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum over the batch's labels."""
-        return encoder_decoder_loss(model, batch)
-
-    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
-        """Loss, labels, how many are the likeliest token, and their bytes."""
-        return encoder_decoder_sums(model, batch, self.piece_bytes)
-
-    def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens."""
-        return token_figures(sums)

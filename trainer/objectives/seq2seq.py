@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data.reader import Rows
 from data.shards import FIELDS
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch
-from trainer.objectives.causal import token_figures
+from trainer.objectives.encoder_decoder import EncoderDecoder, encoder_decoder_batch
 from trainer.objectives.examples import rounded
-from trainer.objectives.span import encoder_decoder_batch, encoder_decoder_loss, encoder_decoder_sums
 
 SOURCE = FIELDS.index("source")
 
 
 @dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(EncoderDecoder):
     """Predict a target's tokens from its source and from those before."""
 
     context: int
@@ -39,9 +37,6 @@ class Seq2Seq:
     head: Head = LM
     sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
     token_labels: bool = True
-
-    def partners(self, positions: np.ndarray) -> None:
-        """A row is enough."""
 
     def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """Labels are the target's tokens, its end included."""
@@ -58,18 +53,6 @@ class Seq2Seq:
         labels = np.where(asked, np.take_along_axis(rows.tokens, places, 1), IGNORED)
         inputs = np.where(read, _wide(rows.tokens, source), self.pad_id)
         return encoder_decoder_batch(inputs, labels, read, self.start_id, self.pad_id, device)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum over the batch's labels."""
-        return encoder_decoder_loss(model, batch, self.smoothing)
-
-    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
-        """Loss without label smoothing, labels, how many are the likeliest token, and their bytes."""
-        return encoder_decoder_sums(model, batch, self.piece_bytes)
-
-    def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens."""
-        return token_figures(sums)
 
 
 def _wide(tokens: np.ndarray, width: int) -> np.ndarray:

@@ -17,21 +17,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data.order.permutation import keys
 from data.reader import Rows
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
-from trainer.objectives.causal import token_figures, token_sums
+from trainer.objectives.base import Batch
+from trainer.objectives.encoder_decoder import EncoderDecoder, encoder_decoder_batch
 from trainer.objectives.rows import span_counts
 
 NOISE, KEPT = 25, 26  # what a key is for
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(EncoderDecoder):
     """Predict the spans that were cut out of a row, each after its sentinel."""
 
     seed: int
@@ -49,9 +48,6 @@ class Span:
     head: Head = LM
     sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")
     token_labels: bool = True
-
-    def partners(self, positions: np.ndarray) -> None:
-        """A row is enough."""
 
     def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """What is left for the encoder, what was cut out for the decoder; a row of one token counts nothing."""
@@ -94,18 +90,6 @@ class Span:
         marked = np.where(first, self.sentinels[np.maximum(first.cumsum(1) - 1, 0)], tokens)
         return marked[~gone | first].reshape(len(tokens), -1)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum over the batch's labels."""
-        return encoder_decoder_loss(model, batch)
-
-    def measure(self, model: nn.Module, batch: Batch) -> list[float]:
-        """Loss, labels, how many are the likeliest token, and their bytes."""
-        return encoder_decoder_sums(model, batch, self.piece_bytes)
-
-    def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens; sentinels and ends count as labels."""
-        return token_figures(sums)
-
 
 def _divided(items: int, drawn: np.ndarray, segments: int) -> np.ndarray:
     """`items` divided into `segments` lengths of at least 1, all divisions equally likely: (rows, segments) int64.
@@ -117,38 +101,3 @@ def _divided(items: int, drawn: np.ndarray, segments: int) -> np.ndarray:
     """
     borders = np.sort(np.argsort(drawn, axis=1, kind="stable")[:, : segments - 1], axis=1) + 1
     return np.diff(borders, axis=1, prepend=0, append=items)
-
-
-def encoder_decoder_batch(
-    inputs: np.ndarray, labels: np.ndarray, real: np.ndarray, start: int, pad: int, device: torch.device
-) -> Batch:
-    """The encoder reads `inputs`; the decoder reads `start` and the labels before each label.
-
-    Args:
-        inputs: (B, S) int64.
-        labels: (B, U) int64; -100 where nothing is asked, at a row's end.
-        real: (B, S) bool: which inputs are not padding.
-    """
-    shifted = np.pad(labels, ((0, 0), (1, 0)), constant_values=start)[:, :-1]
-    asked = labels != IGNORED
-    whole = real.any(1)
-    return Batch(
-        input_ids=sent(inputs, device),
-        labels=sent(labels, device),
-        documents=None,
-        label_tokens=int(asked.sum()),
-        rows=int(whole.sum()),
-        padding=None if real[whole].all() else sent(real, device),
-        decoder_input_ids=sent(np.where(shifted == IGNORED, pad, shifted), device),
-    )
-
-
-def encoder_decoder_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-    """The sum over the batch's labels."""
-    return model(batch.input_ids, batch.decoder_input_ids, batch.labels, batch.padding, smoothing=smoothing)
-
-
-def encoder_decoder_sums(model: nn.Module, batch: Batch, piece_bytes: np.ndarray | None) -> list[float]:
-    """As `token_sums`."""
-    logits = model(batch.input_ids, batch.decoder_input_ids, None, batch.padding)
-    return token_sums(logits, batch, piece_bytes)

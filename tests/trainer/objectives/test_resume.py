@@ -1,20 +1,16 @@
 """Each objective of examples, killed on two ranks, gone on with on one, killed again, ended on three: the same run."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from data import settings
 from tests.ranks import launch
+from tests.trainer.lives import begun, life, told
 from tests.trainer.objectives.datasets import built
 from trainer import record
-from trainer.recipe import Recipe
-from trainer.world import World
 
 STEPS = 8
-LIVES = ((2, 2, 4), (1, 5, 7), (3, STEPS, STEPS))
+LIVES = ((2, 2, 4), (1, 5, 7), (3, STEPS, None))
 """(ranks, save at, killed after)"""
 SETTINGS = (
     "model.context=64", "model.hidden_size=32", "model.num_hidden_layers=1", "model.num_attention_heads=2",
@@ -40,45 +36,6 @@ OBJECTIVES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-class Killed(Exception):
-    """A rank falls here."""
-
-
-def life(world: World, runs: list[Path], how: str, save_at: int, killed_at: int) -> None:
-    """Train each of the runs until it is killed after having saved, or to its end."""
-    from trainer.loop import Loop
-    from trainer.session import begin
-
-    class Doomed(Loop):
-        def after_update(self, agreed: Any) -> None:
-            super().after_update(agreed)
-            if self.s.progress.step == save_at < STEPS:
-                self.checkpoints.finish()
-            if self.s.progress.step == killed_at < STEPS:
-                raise Killed
-
-    for run in runs:
-        session = begin(run, world, how)
-        loop = Doomed(session, SimpleNamespace(asked=False, reason=None), save_at=save_at)  # pyright: ignore[reportArgumentType]
-        try:
-            loop.train()
-        except Killed:
-            pass
-        finally:
-            session.feed.close()
-            if session.writer:
-                session.writer.close()
-
-
-def told(run: Path) -> tuple[list[Any], list[float], dict[str, float]]:
-    """(positions, digest of the rows, labels) of each step that made the weights, their losses, the evaluation."""
-    history = record.load(run)
-    applied = history.lineage()
-    rows = [(event["positions"], event["rows"], event["labels"]) for event in applied]
-    (figures,) = (event["metrics"] for attempt in history.attempts for event in attempt.of("evaluation"))
-    return rows, [event["loss"] for event in applied], figures
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of each objective: `straight` on one rank, and `moved`, which has LIVES."""
@@ -89,21 +46,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         more = {"regression": True} if name == "regression" else {}
         dataset = first if name in ("classification", "dropout") else built(root, task, template, first, **more)
         for kind, held in runs.items():
-            folder = root / kind / name
-            folder.mkdir(parents=True)
-            chosen = settings.load(Recipe, None, [*SETTINGS, *given, f"name={name}", f"data.dataset={dataset}"])
-            (folder / "recipe.yaml").write_text(settings.dump(chosen))
-            held.append(folder)
+            held.append(begun(root / kind / name, [*SETTINGS, *given, f"data.dataset={dataset}"]))
     for number, (ranks, save_at, killed_at) in enumerate(LIVES):
         launch(life, ranks, runs["moved"], "restart" if number else "start", save_at, killed_at, folder=root)
-    launch(life, 1, runs["straight"], "start", STEPS, STEPS, folder=root)
+    launch(life, 1, runs["straight"], "start", STEPS, folder=root)
     return root
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_on_two_ranks_then_one_then_three_is_the_run_that_never_moved(trained: Path, objective: str) -> None:
-    (rows, losses, figures), (moved_rows, moved_losses, moved) = (
+    (rows, losses, (figures,)), (moved_rows, moved_losses, (moved,)) = (
         told(trained / kind / objective) for kind in ("straight", "moved")
     )
     attempts = record.load(trained / "moved" / objective).attempts
@@ -112,5 +65,9 @@ def test_a_run_on_two_ranks_then_one_then_three_is_the_run_that_never_moved(trai
     assert len(losses) == STEPS
     assert moved_rows == rows
     assert moved_losses == pytest.approx(losses, rel=2e-5)
-    assert moved == {name: pytest.approx(value, rel=2e-4, nan_ok=True) for name, value in figures.items()}
+    # Numbers that a model of eight steps predicts are nearly equal: their correlation magnifies the last bits.
+    assert moved == {
+        name: pytest.approx(value, rel=2e-4, abs=1e-3 if name == "pearson" else 0, nan_ok=True)
+        for name, value in figures.items()
+    }
     assert len(set(losses)) == STEPS

@@ -30,7 +30,7 @@ def row_documents(source: Source, file: InputFile) -> Iterator[Document]:
     """
     asked = [each for column in source.columns.values() for each in _asked(column)] or [source.text_field]
     for row in rows(source, file, list(dict.fromkeys(asked))):
-        yield _document(source, file, row, f"{file.id}:{row.line:09d}")
+        yield _document(source, file, row, f"{file.id}:{row.number or row.line:09d}")
 
 
 def aligned_documents(source: Source, files: list[InputFile]) -> Iterator[Document]:
@@ -77,7 +77,7 @@ def _document(source: Source, file: InputFile, row: Row, id_: str) -> Document:
     if source.columns or source.files:
         fields, problem = _picked(row, source.columns) if source.columns else _of_text(row.values)
         return Document(
-            id_, source.label, None, fields=fields, where=f"{file.shown}:{row.line}", problem=problem,
+            id_, source.label, None, fields=fields, where=f"{file.shown}:{row.place}", problem=problem,
         )  # fmt: skip
     try:
         if row.problem:
@@ -86,7 +86,7 @@ def _document(source: Source, file: InputFile, row: Row, id_: str) -> Document:
     except BadRowError as error:
         if source.on_bad_row == "error":
             raise UserError(
-                f"source {source.label}: {file.shown}:{row.line} {error}. Mend it, or leave such rows out with the "
+                f"source {source.label}: {file.shown}:{row.place} {error}. Mend it, or leave such rows out with the "
                 "source's on_bad_row: drop"
             ) from None
         return Document(id_, source.label, None, row.size, "bad_row")

@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -42,6 +42,13 @@ class Row:
     """not_text or too_large: always a counted drop."""
     problem: str = ""
     """Why it isn't a row, if it isn't: an error, or by recipe a counted drop."""
+    number: int | None = None
+    """Which object of a JSON list it is, from 1: the whole list may be one line."""
+
+    @property
+    def place(self) -> str:
+        """Where in its file, for a person."""
+        return f"{self.line}" if self.number is None else f"{self.line} (object {self.number})"
 
 
 def rows(source: Source, file: InputFile, columns: Sequence[str]) -> Iterator[Row]:
@@ -144,19 +151,19 @@ def _json_list(source: Source, file: InputFile, columns: Sequence[str]) -> Itera
     del content
     if text is None:
         raise UserError(f"source {source.label}: {file.shown} is not {source.encoding.upper()}: set `encoding`")
-    decoder, at, line, counted = json.JSONDecoder(), _after_space(text, 0), 1, 0
+    decoder, at, line, counted, number = json.JSONDecoder(), _after_space(text, 0), 1, 0, 0
     if text[at : at + 1] != "[":
         raise UserError(
             f"source {source.label}: {file.shown} should hold a list of JSON objects. An object a line is kind: jsonl"
         )
     at = _after_space(text, at + 1)
     while text[at : at + 1] != "]":
-        line, counted, begin = line + text.count("\n", counted, at), at, at
+        line, counted, begin, number = line + text.count("\n", counted, at), at, at, number + 1
         try:
             record, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise UserError(f"source {source.label}: {file.shown}:{line} is not JSON: {error}") from None
-        yield _record(line, record, at - begin)
+        yield replace(_record(line, record, at - begin), number=number)
         at = _after_space(text, at)
         at = _after_space(text, at + 1) if text[at : at + 1] == "," else at
 

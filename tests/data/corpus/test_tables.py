@@ -80,6 +80,14 @@ def test_what_hides_the_rows_after_it_is_an_error_and_never_a_drop(kind, content
         read(kind=kind, path=tmp_path / "x", on_bad_row=policy)
 
 
+def test_objects_of_a_json_list_that_is_one_line_have_ids_of_their_own(tmp_path):
+    (tmp_path / "x").write_text('[{"text": "a"}, {"text": "b"}, {"txt": "c"}]')
+    with pytest.raises(UserError, match=r"x:1 \(object 3\) has no field 'text'"):
+        read(kind="json", path=tmp_path / "x")
+    got = read(kind="json", path=tmp_path / "x", on_bad_row="drop")
+    assert [document.id for document in got] == ["x:000000001", "x:000000002", "x:000000003"]
+
+
 def test_a_quotation_mark_in_tsv_is_a_character_like_another(tmp_path):
     (tmp_path / "x").write_text('text\tn\n"He said so\t1\n5" nails\t2\n')
     assert [document.text for document in read(kind="tsv", path=tmp_path / "x")] == ['"He said so', '5" nails']

@@ -75,7 +75,7 @@ def test_a_bad_row_is_named_by_file_and_line_or_dropped_by_rule(tmp_path, settin
     [
         ("jsonl", '{"t": "x", "l": "a"}\n{"t": ', 2, "is not a JSON line"),
         ("jsonl", '{"t": "x", "l": "a"}\n\n[1]\n', 3, "should hold a JSON object, not list"),
-        ("json", '[\n {"t": "x", "l": "a"},\n 7]', 3, "should hold a JSON object, not int"),
+        ("json", '[\n {"t": "x", "l": "a"},\n 7]', r"3 \(object 2\)", "should hold a JSON object, not int"),
         ("csv", 't,l\n"two\nlines",a\nx,a,b\n', 4, "has 3 cells, but there are 2 columns: t, l"),
         ("tsv", 't\tl\n"x\ta\ny\n', 3, "has 1 cells, but there are 2 columns"),
     ],

@@ -117,6 +117,8 @@ class Engine:
         cuda = world.device.type == "cuda"
         told = configuration(recipe, world.size, micro_batch, accumulation, bf16, trainable, cuda)
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=told)[0]
+        if self.stage == 0 and world.size == 1:  # it would copy every gradient twice to average it with none
+            self._engine.enable_backward_allreduce = False
         for group in list(dist.distributed_c10d._world.pg_map):
             patience = timedelta(seconds=recipe.engine.timeout_s + watchdog.HEAD_START_S)
             dist.distributed_c10d._set_pg_timeout(patience, group)

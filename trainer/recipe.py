@@ -96,7 +96,8 @@ class Engine(Section):
     """How the training state is sharded and computed."""
 
     zero_stage: Free[Literal[0, 1, 2, 3]] = 2
-    """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing (for comparison, fp32 only)."""
+    """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing: in fp32 only, for comparison or
+    for a single rank, which has nobody to share with and saves up to a quarter of a step."""
     micro_batch: Free[int | None] = Field(default=None, ge=1)
     """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most; under exact: any
     a quarter of the batch, 16 at most, whatever the number of ranks."""

@@ -4,6 +4,7 @@ Both say which model they hold, hand out its weights one by one, and leave a lin
 may end in another head: what is new is drawn from its seed, what is left over stays behind, and both are said.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,3 +115,8 @@ def _cut(positions: str, name: str, held: tuple[int, ...], wanted: tuple[int, ..
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def is_pinned(ancestor: str) -> bool:
+    """Whether a recipe's `ancestor` names one state of the weights for good: a step, or a directory's digest."""
+    return re.search(r"@(\d+|sha256:[0-9a-f]{64})$", ancestor) is not None

@@ -31,7 +31,8 @@ from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
 from trainer.models.head import Head
 from trainer.recipe import Recipe
-from trainer.session import Progress, Session, give_weights
+from trainer.session import Progress, Session
+from trainer.weights import give_weights
 from trainer.world import World
 
 FOLDER = "guard"

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from data.errors import UserError
 from data.tokenizer.tokenizer import Tokenizer
+from trainer.ancestor import with_ancestor
 from trainer.hf.config import hugging_face_config
 from trainer.hf.read import Directory
 from trainer.models.build import build
@@ -16,7 +17,7 @@ from trainer.models.head import LM
 from trainer.models.initialize import initialize
 from trainer.origin import take_over
 from trainer.recipe import Model, Recipe
-from trainer.run import origin_of, with_ancestor
+from trainer.run import origin_of
 
 CONFIG = Model(context=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 VOCABULARY = 96

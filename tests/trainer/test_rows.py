@@ -10,7 +10,7 @@ import pytest
 from data import settings
 from data.dataset import load_dataset
 from data.errors import UserError
-from data.order.packing import pack_dataset
+from data.order.pack import pack_dataset
 from data.tokenizer.tokenizer import Tokenizer
 from tests.conftest import CommandLine
 from tests.corpora import texts

@@ -17,6 +17,8 @@ from trainer.recipe_adapter import Adapter
 if TYPE_CHECKING:  # a command that starts a run leaves torch to its ranks
     from torch import Tensor
 
+GENERATOR = "generator."
+"""What the parameters begin with of the net that writes, in a run of two (`trainer/models/adversarial.py`)."""
 SHOWN = 6  # names of parameters in a sentence
 
 
@@ -61,12 +63,20 @@ class Origin(Protocol):
         ...
 
 
+def generator_of(
+    held: Mapping[str, tuple[int, ...]], weight: "Callable[[str], Tensor]"
+) -> "tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]":
+    """Shapes and reader of the weights of the net that writes, under the names that it has alone."""
+    shapes = {name.removeprefix(GENERATOR): shape for name, shape in held.items() if name.startswith(GENERATOR)}
+    return shapes, lambda name: weight(GENERATOR + name)
+
+
 def take_over(
     model: Any, origin: str, held: Mapping[str, tuple[int, ...]], weight: "Callable[[str], Tensor]", seed: int
 ) -> Iterator[str]:
     """Give `model` the weights of an origin; yields what a person should hear. An adapter's own are left alone.
 
-    Learned positions beyond the model's context are cut off.
+    Learned positions beyond the model's context are cut off. Of two nets, the generator takes over a plain model's.
 
     Args:
         origin: its name.
@@ -80,6 +90,11 @@ def take_over(
     from trainer.adapters.peft import is_own
     from trainer.models.initialize import initialize
 
+    if hasattr(model, "generator") and not any(name.startswith(GENERATOR) for name in held):
+        yield from take_over(model.generator, origin, held, weight, seed)
+        initialize(model, seed, {name for name, _ in model.named_parameters() if not name.startswith(GENERATOR)})
+        yield f"the generator begins with the weights of {origin}, the discriminator with random ones"
+        return
     parameters, family = dict(model.named_parameters()), of_family(model.config.family)
     new, left = parameters.keys() - held.keys() - set(family.zeros), held.keys() - parameters.keys()
     new = {name for name in new if not is_own(name)}

@@ -21,7 +21,7 @@ from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.hf.read import Directory
 from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
-from trainer.origin import Origin, is_pinned
+from trainer.origin import Origin, generator_of, is_pinned
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter
@@ -104,6 +104,8 @@ class Source:
     def weights(self, recipe: Recipe) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], "Tensor"]]:
         """Every parameter's shape, and what reads one; with an adapter that doesn't go on, merged into the others."""
         before = read_recipe(self.run)
+        if before.objective.kind == "adversarial" != recipe.objective.kind:
+            return generator_of(self._held.shapes, self._held.weight)
         if before.adapter.kind == "none" or before.adapter.described() == recipe.adapter.described():
             return self._held.shapes, self._held.weight
         from trainer.adapters.adapt import inherited

@@ -218,6 +218,11 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
             f"train.patience may end this run before step {recipe.train.steps:,}, to which the {recipe.schedule.kind} "
             "schedule comes down: schedule.kind=constant or inverse_sqrt know no end"
         )
+    if recipe.objective.kind == "adversarial":
+        notes.append(
+            "EXPERIMENTAL: adversarial text generation. Such training is unstable, and tends to write few texts over "
+            "and over. The loss of a step says little: look at discriminator_advantage, the validation loss, and texts"
+        )
     if recipe.objective.gather:
         notes.append(
             f"objective.gather: each loss is over the {world.size} x {shape.micro_batch} rows that the ranks read at "
@@ -259,13 +264,14 @@ def _nodes(hosts: list[str]) -> int:
 
 def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
     share = text_figures(recipe)[1] if inputs.dataset.kind == "text" else 1.0
+    mixed = recipe.objective.kind == "adversarial"  # its loss is of several things, its work not that of one reading
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
-        tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text else None,
+        tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text and not mixed else None,
         epoch_tokens=inputs.epoch_tokens,
-        flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
+        flops=None if mixed else flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
         device=world.device.type,
         device_name=_device_name(world),
         precision="bf16" if bf16 else "fp32",

@@ -37,7 +37,9 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.models.build import build
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
+from trainer.origin import generator_of
 from trainer.recipe import Recipe
+from trainer.recipe_objective import Objective as Objectives
 from trainer.run import Source, read_recipe
 from trainer.units import size
 
@@ -168,6 +170,9 @@ def gathered(point: str, precision: Precision = "fp32") -> Export:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: bring the old one back")
     objective = objective_of(recipe, inputs.dataset)
     held, tensor = found.shapes, found.weight
+    if objective.name == "adversarial":  # its generator is a model like any other
+        recipe = recipe.model_copy(update={"objective": Objectives()})
+        objective, (held, tensor) = objective_of(recipe, inputs.dataset), generator_of(held, tensor)
     if recipe.adapter.kind != "none":
         whole = merged(recipe, found.weights())
         held, tensor = {name: tuple(each.shape) for name, each in whole.items()}, whole.__getitem__

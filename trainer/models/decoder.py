@@ -101,6 +101,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         at: Tensor | None = None,
         smoothing: float = 0.0,
+        worth: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the sum of the token losses, or the numbers of another head.
 
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
             documents: a token sees only its own document; None: all of its row before it.
             cache: what the rows hold already: first fed the prompts, padded on the right, then one token a row.
             at: (B,) int64, the place that the head reads in each row; None: all.
-            smoothing: of the labels, as `summed_cross_entropy` takes it.
+            smoothing, worth: of the labels, as `summed_cross_entropy` takes them; `worth` is (B, T).
         Returns:
             With labels: the sum over all labels, a scalar in fp32 (divide by their number for the mean).
             With a cache: (B, 1, vocabulary) logits after each row's last real token. Else (B, T, vocabulary), or with
@@ -126,7 +127,7 @@ class Decoder(nn.Module):
                 x = block(x, rotation, documents, cache, index)
         x = self.model.norm(chosen(x, cache, at))
         if self.head.kind == "lm":
-            return self.lm_head(x, labels, smoothing)
+            return self.lm_head(x, labels, smoothing, worth)
         return self.score(x) if self.head.kind == "classes" else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:

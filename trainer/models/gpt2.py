@@ -130,6 +130,7 @@ class GPT2(nn.Module):
         cache: Cache | None = None,
         at: Tensor | None = None,
         smoothing: float = 0.0,
+        worth: Tensor | None = None,
     ) -> Tensor:
         """As `Decoder.forward`."""
         stack = self.transformer
@@ -142,7 +143,7 @@ class GPT2(nn.Module):
                 x = block(x, documents, cache, index)
         x = stack.ln_f(chosen(x, cache, at))
         if self.head.kind == "lm":
-            return self.lm_head(x, labels, smoothing)
+            return self.lm_head(x, labels, smoothing, worth)
         return self.score(x) if self.head.kind == "classes" else x
 
     def _positions(self, input_ids: Tensor, documents: Documents | None, cache: Cache | None) -> Tensor:

@@ -239,9 +239,15 @@ class LMHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(vocab_size, hidden_size))
         self.bias = bias
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-        """`hidden` (..., hidden): logits (..., vocabulary), or with `labels` (...) the summed loss, in fp32."""
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, smoothing: float = 0.0, worth: Tensor | None = None
+    ) -> Tensor:
+        """`hidden` (..., hidden): logits (..., vocabulary), or with `labels` (...) the summed loss, in fp32.
+
+        `worth` (...) multiplies each label's.
+        """
         bias = None if self.bias is None else self.bias.flatten()
         if labels is None:
             return F.linear(hidden, self.weight, bias)
-        return summed_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), bias, smoothing)
+        worth = None if worth is None else worth.flatten()
+        return summed_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), bias, smoothing, worth)

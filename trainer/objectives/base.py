@@ -43,6 +43,8 @@ class Batch:
     """(B,) int64: the place that a decoder's head reads."""
     allowed: Tensor | None = None
     """(B, T) bool: where an answer may begin or end; contrastive: (B,), the rows that a text may be taken for."""
+    uniform: Tensor | None = None
+    """(B, k, N) fp64 in [0, 1): adversarial, what the N tokens of each row's k samples are drawn by."""
 
 
 class BatchMaker(Protocol):

@@ -6,6 +6,7 @@ from data.dataset import Dataset
 from data.tasks.part import control_id
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.adapt import prompted
+from trainer.objectives.adversarial import Adversarial
 from trainer.objectives.augment import Augmented
 from trainer.objectives.base import BatchMaker, Objective
 from trainer.objectives.causal import Causal
@@ -47,6 +48,13 @@ def _made(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) 
             )  # fmt: skip
         case "prefix":
             return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes)
+        case "adversarial":
+            told, (length, _) = recipe.objective, text_row(recipe, recipe.model.context)
+            discriminator = told.discriminator.model(recipe.model, told.prompt_tokens + told.sample_tokens)
+            return Adversarial(
+                recipe.seed, discriminator, length - 1, told.prompt_tokens, told.sample_tokens, told.samples,
+                told.mle_weight, piece_bytes,
+            )  # fmt: skip
         case "causal":
             return Causal(recipe.model.attention, piece_bytes, recipe.objective.label_smoothing)
         case _:

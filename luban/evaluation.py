@@ -1,4 +1,4 @@
-"""The verb that asks a model questions: evaluate."""
+"""The verbs that ask a model questions: evaluate, explain."""
 
 from pathlib import Path
 from typing import Annotated
@@ -86,3 +86,26 @@ def _as_job(run: str, dataset: str | None, words: list[str], on: str, after: str
         typer.echo(chosen.render_command(job), nl=False)
         return
     raise typer.Exit(chosen.submit_command(job))
+
+
+def explain(
+    run: PointArgument,
+    text: Annotated[str, typer.Argument(help="What the model reads.", show_default=False)],
+    second: Annotated[
+        str | None, typer.Option(help="The second text of a pair, or a question's context.", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Explain this class or text; default: what the model says itself.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Whose heads are shown one by one; default: the last.", show_default=False)
+    ] = None,
+) -> None:
+    """What a model looks at in one input, and what its answer owes to each token: pictures in the run's report.
+
+    Attention by layer and head, and integrated gradients of the next token, the answer, the class or the number.
+    """
+    from trainer.explain import explain_run
+
+    typer.echo(explain_run(run, text, second, target, layer))

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer import claim, goodput, jsonl, record
+from trainer.meters import labels_of
 from trainer.run import read_recipe
 from trainer.units import duration, precise, printable, short, size
 
@@ -201,8 +202,8 @@ def status(run: Path, on: str | None = None) -> str:
     rows = [("run", f"{recipe.name}: {state}")]
     if history.attempts and history.attempts[-1].message:
         rows.append(("", printable(history.attempts[-1].message)))
-    tokens = sum(event["labels"] for event in history.lineage() if event["verdict"] == "applied")
-    rows.append(("steps", f"{reached} of {recipe.train.steps}, {short(tokens)} tokens"))
+    labels = sum(event["labels"] for event in history.lineage() if event["verdict"] == "applied")
+    rows.append(("steps", f"{reached} of {recipe.train.steps}, {short(labels)} {labels_of(lines)}"))
     if train:
         rows.append((f"step {train['train/step']}", ", ".join(figures(train, eta=False))))
     best = best_evaluation(history)

@@ -257,7 +257,7 @@ class Loop:
             return  # the line of metrics with this number of steps is that of the update before
         if step % self.s.recipe.log.every_steps == 0 or step in (1, self.s.recipe.train.steps) or pending.norms:
             line = self.s.meter.line(
-                step=step, tokens=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
+                step=step, labels=pending.tokens, loss=loss, grad_norm=norm, lr=pending.event["lr"],
                 applied=step, skipped=pending.skipped,
             )  # fmt: skip
             line |= self.s.inputs.epochs(pending.event["positions"][1])

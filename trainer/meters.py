@@ -11,15 +11,20 @@ is not shown but said to be wrong.
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, Literal
 
 from trainer.clock import Clock
 from trainer.models.shapes import block_of, looked_up, parameter_shapes, reads
 from trainer.recipe import Model
 
 LN2 = math.log(2)
+
+Counted = Literal["tokens", "examples"]
+"""What an objective's labels are."""
 
 DENSE_BF16_TERAFLOPS = (
     (r"NVIDIA B200", 2250.0),
@@ -36,6 +41,11 @@ DENSE_BF16_TERAFLOPS = (
 )
 """(the whole device name as the driver gives it, dense bf16 peak in 10^12 FLOP/s), from NVIDIA's data sheets; the
 sheets of Hopper and later print the doubled figure "with sparsity", halved here."""
+
+
+def labels_of(lines: Iterable[Mapping[str, Any]]) -> Counted:
+    """What a run's labels are, as its lines of metrics count them."""
+    return "examples" if any("train/examples" in line for line in lines) else "tokens"
 
 
 def perplexity(loss: float) -> float:
@@ -154,6 +164,7 @@ class Meter:
         clock: Clock,
         steps: int,
         ranks: int,
+        counts: Counted = "tokens",
         tokens_per_byte: float | None = None,
         epoch_tokens: int | None = None,
         flops: Flops | None = None,
@@ -166,6 +177,7 @@ class Meter:
             clock: This rank's.
             steps: Updates of the whole run.
             ranks: Processes that train together.
+            counts: What the labels are. A loss an example has no perplexity.
             tokens_per_byte: Of the corpus, for bits per byte; None: not shown.
             epoch_tokens: Tokens of one pass over the corpus; None: no epoch shown.
             flops: Of one token; None: no MFU.
@@ -176,7 +188,7 @@ class Meter:
         self.peak = peak_flops(device_name, precision)
         self.notes: list[str] = []
         """Things that a person should hear once; the loop takes them away when it has said them."""
-        self._steps, self._ranks, self._flops, self._device = steps, ranks, flops, device
+        self._steps, self._ranks, self._flops, self._device, self._counts = steps, ranks, flops, device, counts
         self._tokens_per_byte, self._epoch_tokens, self._clock = tokens_per_byte, epoch_tokens, clock
         self._began: float | None = None
         self._at = (0.0, 0.0)  # seconds of training, and those of them that waited for data, at the last step
@@ -197,24 +209,32 @@ class Meter:
         self._counted += 1
         self._all_counted += 1
 
+    def axes(self, step: int, labels: int) -> dict[str, float | int]:
+        """Where a line of metrics stands: applied updates, and the labels that these learned from."""
+        return {"train/step": step, f"train/{self._counts}": labels}
+
     def line(
-        self, *, step: int, tokens: int, loss: float, grad_norm: float, lr: float, applied: int, skipped: int
+        self, *, step: int, labels: int, loss: float, grad_norm: float, lr: float, applied: int, skipped: int
     ) -> dict[str, float | int]:
         """The metrics of `step` (which may be one behind the step under way), and the speed since the line before.
 
         Args:
             step: Applied updates after this one.
-            tokens: Label tokens trained on so far.
-            loss: Mean over the update's label tokens, in nats.
+            labels: Trained on so far.
+            loss: Mean over the update's labels, of tokens in nats.
             grad_norm: Of the whole gradient, before clipping.
             lr: Learning rate of this update.
             applied: Applied updates of the run.
             skipped: Skipped updates of the run.
         """
-        values: dict[str, float | int] = {"train/step": step, "train/tokens": tokens}
+        values = self.axes(step, labels)
         if self._epoch_tokens:
-            values["train/epoch"] = tokens / self._epoch_tokens
-        values |= loss_figures(loss, self._tokens_per_byte, "train/")
+            values["train/epoch"] = labels / self._epoch_tokens
+        values["train/loss"] = loss
+        if self._counts == "tokens":
+            values["train/perplexity"] = perplexity(loss)
+        if self._tokens_per_byte:
+            values["train/bits_per_byte"] = bits_per_byte(loss, self._tokens_per_byte)
         values |= {"train/grad_norm": grad_norm, "train/lr": lr, "train/applied": applied, "train/skipped": skipped}
         values |= self._speed(step)
         values["memory/peak_gib"] = peak_memory_gib(self._device)
@@ -244,11 +264,3 @@ class Meter:
                 self.peak = None
                 values.pop("speed/mfu_pct", None)
         return values
-
-
-def loss_figures(loss: float, tokens_per_byte: float | None, prefix: str = "") -> dict[str, float]:
-    """A mean loss in nats a token, with its perplexity and, where the corpus is known, its bits per byte."""
-    values = {f"{prefix}loss": loss, f"{prefix}perplexity": perplexity(loss)}
-    if tokens_per_byte:
-        values[f"{prefix}bits_per_byte"] = bits_per_byte(loss, tokens_per_byte)
-    return values

@@ -185,8 +185,9 @@ class Evaluations:
             named = {f"evaluation/valid/{name}": value for name, value in figures.items()}
             for source, held in by_source.get("sources", {}).items():
                 named |= {f"evaluation/valid/{source}/{name}": value for name, value in held.items()}
-            axes = {"train/step": progress.step, "train/tokens": progress.tokens}
-            s.tracker.log(axes | named | {"samples": samples}, kind="evaluation")
+            s.tracker.log(
+                s.meter.axes(progress.step, progress.tokens) | named | {"samples": samples}, kind="evaluation"
+            )
         return improved
 
     def _samples(self) -> list[dict[str, str]]:

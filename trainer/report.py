@@ -5,7 +5,7 @@ says, and in which order. A run that is still going, was killed or never began h
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,14 @@ def _card(name: str, value: str, remark: str) -> Html:
 
 def _loss_section(stories: list[Story]) -> Html:
     by_axis = [
-        tag("div", render(_loss_chart(stories, axis)), class_=f"by-{axis}") for axis in ("steps", "tokens")
+        tag("div", render(_loss_chart(stories, axis)), class_=f"by-{axis}") for axis in ("steps", "labels")
     ]  # both are drawn; the buttons need no script to choose
     return section(
         "Loss",
         tag("input", type="radio", name="axis", id="axis-steps", class_="axis", checked=True),
         tag("label", "steps", for_="axis-steps"),
-        tag("input", type="radio", name="axis", id="axis-tokens", class_="axis use-tokens"),
-        tag("label", "tokens", for_="axis-tokens"),
+        tag("input", type="radio", name="axis", id="axis-labels", class_="axis use-labels"),
+        tag("label", _counts(stories), for_="axis-labels"),
         *by_axis,
     )
 
@@ -129,7 +129,14 @@ def _loss_chart(stories: list[Story], axis: str) -> Chart:
         if valid:
             series.append(Series("validation" if alone else f"{name}, validation", valid_colour, valid, dots=True))
     restarts, bands = _marks(stories, axis)
-    return Chart("Nats a token", axis, series, restarts, bands, logarithmic=True, tall=True)
+    counts = _counts(stories)
+    title = "Nats a token" if counts == "tokens" else "Mean over an update's labels"
+    return Chart(title, axis if axis == "steps" else counts, series, restarts, bands, logarithmic=True, tall=True)
+
+
+def _counts(stories: Iterable[Story]) -> str:
+    """What the labels of these runs are, in words."""
+    return " or ".join(dict.fromkeys(story.counts for story in stories))
 
 
 def _small_charts(stories: list[Story]) -> Html:
@@ -207,7 +214,11 @@ def _lineage(story: Story) -> Html:
     covered = coverage(story.lineage)
     rows = [
         ["positions covered", f"[0, {covered.consumed:,})", _verdict(covered)],
-        ["applied updates", f"{covered.updates:,}", f"{short(max(story.tokens_at.values()))} label tokens"],
+        [
+            "applied updates",
+            f"{covered.updates:,}",
+            f"{short(max(story.labels_at.values()))} {'label tokens' if story.counts == 'tokens' else 'examples'}",
+        ],
         ["skipped updates", str(len(covered.skipped)), _intervals(covered.skipped) or "none"],
         ["lost updates", f"{story.lost_steps:,}", _lost_in_words(story) or "none"],
     ]

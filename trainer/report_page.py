@@ -150,8 +150,8 @@ font-variant-numeric:tabular-nums}
 border-radius:14px;margin:0 6px 10px 0;color:var(--soft)}
 .axis:checked+label{background:var(--card);color:var(--ink)}
 .axis:focus-visible+label{outline:2px solid var(--c0)}
-.by-tokens{display:none}
-.use-tokens:checked~.by-tokens{display:block}.use-tokens:checked~.by-steps{display:none}
+.by-labels{display:none}
+.use-labels:checked~.by-labels{display:block}.use-labels:checked~.by-steps{display:none}
 .bar{display:flex;height:22px;border-radius:6px;overflow:hidden;margin:10px 0;gap:1px}
 .bars{display:grid;grid-template-columns:auto 1fr auto;gap:4px 12px;align-items:center;font-size:13px;
 color:var(--soft);margin:10px 0}.bars .bar{margin:0}.bars .bar>div{flex-basis:0}.unknown{background:var(--line)}
@@ -168,7 +168,7 @@ border-radius:6px;padding:4px 8px;color:var(--ink);white-space:pre;line-height:1
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);pointer-events:none}
 @media (max-width:600px){main{padding:16px 14px 48px}h1{font-size:22px}.tall .plot{height:260px}
 .cards{grid-template-columns:repeat(2,1fr)}}
-@media print{.by-tokens{display:none!important}details>*{display:block}}
+@media print{.by-labels{display:none!important}details>*{display:block}}
 """
 
 SCRIPT = """

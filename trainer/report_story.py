@@ -14,6 +14,7 @@ from trainer import record
 from trainer.console import best_evaluation, state_of
 from trainer.explanation import Explanation, written
 from trainer.goodput import Goodput, measure
+from trainer.meters import Counted, labels_of
 from trainer.recipe import Recipe
 from trainer.report_charts import Piece, Point
 from trainer.run import FILE, read_recipe
@@ -21,7 +22,6 @@ from trainer.units import duration, short
 
 EXPLANATIONS = 6
 """Inputs whose explanations are read, the newest."""
-AXES = {"steps": "train/step", "tokens": "train/tokens"}
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,13 @@ class Story:
         return self.history.lineage()
 
     @cached_property
-    def tokens_at(self) -> dict[int, int]:
-        """Label tokens behind each step of the lineage."""
+    def counts(self) -> Counted:
+        """What its labels are."""
+        return labels_of(self.lines)
+
+    @cached_property
+    def labels_at(self) -> dict[int, int]:
+        """Labels behind each step of the lineage."""
         total, found = 0, {0: 0}
         for event in self.lineage:
             if event["verdict"] == "applied":
@@ -101,9 +106,10 @@ class Story:
         return {attempt.number: attempt.last_step for attempt in self.history.attempts}
 
     def curve(self, name: str, axis: str, kind: str = "train") -> list[Piece]:
-        """The metric `name` over "steps" or "tokens", as one line of what counts and one for each lost part."""
+        """The metric `name` over "steps" or "labels", as one line of what counts and one for each lost part."""
+        x_name = "train/step" if axis == "steps" else f"train/{self.counts}"
         samples = [
-            (line["attempt"], line["train/step"], line.get(AXES[axis]), line.get(name))
+            (line["attempt"], line["train/step"], line.get(x_name), line.get(name))
             for line in self.lines
             if line.get("kind", "train") == kind and isinstance(line.get("train/step"), int) and "attempt" in line
         ]
@@ -134,7 +140,7 @@ class Story:
     def _x(self, step: int, axis: str) -> float:
         if axis == "steps":
             return step
-        known = self.tokens_at
+        known = self.labels_at
         return known.get(step, max(known.values()) if step > max(known) else 0)
 
     @cached_property
@@ -162,17 +168,22 @@ class Story:
         best = self.best["metrics"] if self.best else {}
         accuracy = best.get("accuracy")
         steps = self.history.attempts[-1].last_step if self.history.attempts else 0
-        yield "Training loss", _shown(train.get("train/loss"), 4), f"nats a token, at step {train.get('train/step', 0)}"
+        of_tokens = self.counts == "tokens"
+        unit = "nats a token" if of_tokens else "a mean over examples"
+        yield "Training loss", _shown(train.get("train/loss"), 4), f"{unit}, at step {train.get('train/step', 0)}"
         yield "Best validation loss", _shown(best.get("loss"), 4), f"at step {self.best['step']}" if self.best else ""
         yield "Perplexity", _shown(best.get("perplexity"), 2), "validation"
         yield "Bits per byte", _shown(best.get("bits_per_byte"), 4), "validation"
         yield (
-            "Next-token accuracy",
+            "Token accuracy" if of_tokens else "Accuracy",
             _percent(None if accuracy is None else 100 * accuracy),
             "validation",
         )
         yield "Steps", f"{steps:,}", f"of {self.recipe.train.steps:,}"
-        yield "Tokens", short(self.tokens_at.get(steps, max(self.tokens_at.values()))), "label tokens in the weights"
+        learned = short(self.labels_at.get(steps, max(self.labels_at.values())))
+        yield (
+            ("Tokens", learned, "label tokens in the weights") if of_tokens else ("Examples", learned, "in the weights")
+        )
         parameters = self.history.attempts[-1].start.get("parameters") if self.history.attempts else None
         yield "Parameters", short(parameters) if parameters else "n/a", ""
         speeds = self.values("speed/tokens_per_s")

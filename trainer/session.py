@@ -181,7 +181,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
     session = Session(
         run, recipe, world, inputs, objective, engine, shape, feed, progress, frozen,
         _fixed_sets(recipe, inputs, objective, shape), None, None, clock,
-        _meter(recipe, inputs, counted, world, bf16, clock), root,
+        _meter(recipe, inputs, objective, counted, world, bf16, clock), root,
     )  # fmt: skip
     me = {"rank": world.rank, "host": socket.gethostname(), "pid": os.getpid()}
     start = {
@@ -262,13 +262,22 @@ def _nodes(hosts: list[str]) -> int:
     return len(runs) if len(set(runs)) == 1 and len(runs) == len(set(hosts)) else 1
 
 
-def _meter(recipe: Recipe, inputs: Inputs, counted: tuple[int, int], world: World, bf16: bool, clock: Clock) -> Meter:
+def _meter(
+    recipe: Recipe,
+    inputs: Inputs,
+    objective: Objective,
+    counted: tuple[int, int],
+    world: World,
+    bf16: bool,
+    clock: Clock,
+) -> Meter:
     share = text_figures(recipe)[1] if inputs.dataset.kind == "text" else 1.0
     mixed = recipe.objective.kind == "adversarial"  # its loss is of several things, its work not that of one reading
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
+        counts="tokens" if objective.token_labels else "examples",
         tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text and not mixed else None,
         epoch_tokens=inputs.epoch_tokens,
         flops=None if mixed else flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from data.remote.origin import short_name
 from trainer.recipe import Recipe
 
-AXES = ("train/step", "train/tokens")
+AXES = ("train/step", "train/tokens", "train/examples")
 NOT_METRICS = ("line", "kind", "time", "samples")
 PREEMPTED = 75
 """The exit code of a run that stopped early and can go on."""

@@ -64,7 +64,7 @@ def watch(folder: Path, recipe: Recipe) -> dict[str, float]:
         clocked("meter: step", meter.step, LABELS)
         if step % recipe.log.every_steps == 0:
             line = clocked(
-                "meter: line", meter.line, step=step, tokens=step * LABELS, loss=loss, grad_norm=norm, lr=1e-3,
+                "meter: line", meter.line, step=step, labels=step * LABELS, loss=loss, grad_norm=norm, lr=1e-3,
                 applied=step, skipped=0,
             )  # fmt: skip
             clocked("tracker: line", tracker.log, line)

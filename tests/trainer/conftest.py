@@ -23,7 +23,7 @@ class FakeRun:
     """Writes attempts, metrics, evaluations; `steps` gives loss 8 falling to about 2."""
 
     def __init__(self, folder: Path, **overrides: object) -> None:
-        self.folder, self.clock = folder, BEGAN
+        self.folder, self.clock, self.counts = folder, BEGAN, "tokens"
         folder.mkdir(parents=True)
         given = {"name": folder.name, "data.dataset": str(folder.parent / "corpus"), "train.steps": 60} | overrides
         self.recipe = settings.load(Recipe, None, [f"{key}={json.dumps(value)}" for key, value in given.items()])
@@ -64,10 +64,11 @@ class FakeRun:
                 "step", step=step, positions=positions, labels=ROWS * CONTEXT, rows="0f", verdict="applied",
                 reason=None, loss=loss, grad_norm=1 / step, lr=1e-3,
             )  # fmt: skip
+            of_tokens = {"train/perplexity": math.exp(loss), "train/bits_per_byte": loss / 2}
             self.metrics.write(
                 {
-                    "train/step": step, "train/tokens": step * ROWS * CONTEXT, "train/loss": loss,
-                    "train/perplexity": math.exp(loss), "train/bits_per_byte": loss / 2, "train/grad_norm": 1 / step,
+                    "train/step": step, f"train/{self.counts}": step * ROWS * CONTEXT, "train/loss": loss,
+                    **(of_tokens if self.counts == "tokens" else {}), "train/grad_norm": 1 / step,
                     "train/lr": 1e-3 * min(1, step / 10), "speed/tokens_per_s": 250.0 + step % 5,
                     "speed/step_ms": 1000.0, "speed/data_wait_pct": 0.4, "memory/peak_gib": 0.5, "eta_s": 60.0 - step,
                     "time": self.clock,
@@ -88,7 +89,7 @@ class FakeRun:
         figures = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 2, "accuracy": 0.5}
         samples = [{"prompt": "def f(", "text": text}]
         self.event("evaluation", step=step, set="valid", metrics=figures, seconds=2.0, best=best, samples=samples)
-        axes = {"train/step": step, "train/tokens": step * ROWS * CONTEXT}
+        axes = {"train/step": step, f"train/{self.counts}": step * ROWS * CONTEXT}
         named = {f"evaluation/valid/{name}": value for name, value in figures.items()}
         self.metrics.write({**axes, **named, "samples": samples, "time": self.clock}, "evaluation")
 

@@ -151,6 +151,16 @@ def test_status_of_a_run_that_was_killed_once_and_is_done(killed_run):
     assert re.search(r"compute 1 min 01 s \(5\d\.\d %\), lost work 15.2 s .*, down 14.0 s .*, start-up 12.0 s", text)
 
 
+def test_status_counts_the_examples_of_a_run_whose_labels_are_no_tokens(fake_run):
+    run = fake_run()
+    run.counts = "examples"
+    run.attempt()
+    run.steps(1, 10)
+    text = status(run.folder)
+    assert "10 of 60, 2.56k examples" in text
+    assert "ppl" not in text
+
+
 def test_status_tells_running_from_killed_by_the_heartbeat(fake_run):
     run = fake_run()
     assert "demo: not started" in status(run.folder)

@@ -11,7 +11,6 @@ from trainer.meters import (
     Meter,
     bits_per_byte,
     flops_per_token,
-    loss_figures,
     mfu_pct,
     peak_flops,
     peak_memory_gib,
@@ -37,7 +36,6 @@ def test_perplexity_and_bits_per_byte_of_a_uniform_guess():
     assert bits_per_byte(math.log(256), tokens_per_byte=0.25) == pytest.approx(2)
     assert perplexity(1e6) == math.inf
     assert math.isnan(perplexity(math.nan))
-    assert "bits_per_byte" not in loss_figures(2.0, None)
 
 
 def test_flops_count_each_weight_six_times_and_attention_both_ways():
@@ -159,7 +157,7 @@ def meter(clock, **changes):
 
 
 def line(subject, step, loss=2.0):
-    return subject.line(step=step, tokens=step * 100, loss=loss, grad_norm=1.0, lr=1e-3, applied=step, skipped=0)
+    return subject.line(step=step, labels=step * 100, loss=loss, grad_norm=1.0, lr=1e-3, applied=step, skipped=0)
 
 
 def run(subject, clock, steps, seconds=2.0, waited=0.5):
@@ -186,6 +184,16 @@ def test_speed_excludes_the_first_step_and_pauses_but_the_eta_does_not():
     assert values["eta_s"] == pytest.approx(88 * (22 + 40) / 11)
     assert values["train/epoch"] == pytest.approx(1.2)
     assert "speed/mfu_pct" not in values
+
+
+def test_only_a_loss_of_tokens_has_a_perplexity_and_counts_tokens():
+    values = line(meter(Time()), 5)
+    assert values["train/tokens"] == 500
+    assert values["train/perplexity"] == pytest.approx(math.exp(2))
+    assert values["train/bits_per_byte"] == pytest.approx(2 / math.log(2) * 0.5)
+    values = line(meter(Time(), counts="examples", tokens_per_byte=None, epoch_tokens=None), 5)
+    assert values["train/examples"] == 500
+    assert not {"train/tokens", "train/perplexity", "train/bits_per_byte"} & set(values)
 
 
 def test_each_line_measures_its_own_interval():

@@ -126,6 +126,19 @@ def test_figures_and_chapters_are_there(one):
     assert "num_hidden_layers: 6" in text
 
 
+def test_a_loss_of_examples_is_not_shown_as_one_of_tokens(fake_run):
+    run = fake_run()
+    run.counts = "examples"
+    run.attempt()
+    run.steps(1, 10)
+    text = " ".join(parsed(write([run.folder], run.folder / "report.html").read_text("utf-8")).text)
+    assert "2.56k" in text and "a mean over examples" in text
+    for word in ("Nats a token", "nats a token", "label tokens", "Perplexity"):
+        assert word not in text
+    (curve,) = Story.load(run.folder).curve("train/loss", "labels")
+    assert [x for x, _ in curve.points][-1] == 2560
+
+
 def test_the_corpus_chapter_tells_what_was_dropped_and_why(killed_run):
     corpus = killed_run.folder.parent / "corpus"
     corpus.mkdir()

@@ -245,8 +245,8 @@ def test_bits_per_byte_is_shown_of_next_tokens_alone(luban: CommandLine):
 
     for family, shown in (("llama", True), ("bert", False)):
         chosen, inputs = opened(luban, f"model.family={family}")
-        meter = _meter(chosen, inputs, (10_000, 10_000), alone(), False, Clock())
-        line = meter.line(step=1, tokens=100, loss=2.0, grad_norm=1.0, lr=0.1, applied=1, skipped=0)
+        meter = _meter(chosen, inputs, objective_of(chosen, inputs.dataset), (10_000, 10_000), alone(), False, Clock())
+        line = meter.line(step=1, labels=100, loss=2.0, grad_norm=1.0, lr=0.1, applied=1, skipped=0)
         assert ("train/bits_per_byte" in line) == shown
         assert line["train/epoch"] == pytest.approx(100 / (inputs.epoch_tokens or 0))
 

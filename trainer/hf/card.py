@@ -15,6 +15,7 @@ import yaml
 from data.dataset import Dataset
 from trainer import checkpoint, record
 from trainer.checkpoint import Checkpoint
+from trainer.meters import labels_of
 from trainer.recipe import Recipe
 from trainer.units import short, size
 
@@ -125,7 +126,8 @@ def _training(run: Path, recipe: Recipe, found: Checkpoint) -> Iterator[str]:
     yield "\n| | |\n|---|---|"
     yield f"| updates | {found.step:,} of {recipe.train.batch_rows} rows |"
     yield f"| rows read | {progress['consumed']:,}, of them skipped {skipped:,} |"
-    yield f"| label tokens | {progress['tokens']:,} ({short(progress['tokens'])}) |"
+    learned = "label tokens" if labels_of(history.metrics()) == "tokens" else "examples"
+    yield f"| {learned} | {progress['tokens']:,} ({short(progress['tokens'])}) |"
     yield f"| seed | {recipe.seed} |"
     yield (
         f"| learning rate | {recipe.optimizer.lr:g} at its peak, {recipe.schedule.kind}, "
@@ -157,7 +159,7 @@ def _ancestry(run: Path, recipe: Recipe) -> Iterator[str]:
     origin, _, point = recipe.ancestor.rpartition("@")
     yield "## Ancestry"
     what = f"step {point}" if point.isdigit() else point
-    read = f", which had learned from {held['tokens']:,} label tokens" if held.get("tokens") else ""
+    read = f", which had learned from {held['tokens']:,} labels" if held.get("tokens") else ""
     yield f"\nIt began with the weights of {Path(origin).name}, {what}{read} (`{held.get('manifest', 'unknown')}`).\n"
 
 

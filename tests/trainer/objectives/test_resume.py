@@ -71,3 +71,7 @@ def test_a_run_on_two_ranks_then_one_then_three_is_the_run_that_never_moved(trai
         for name, value in figures.items()
     }
     assert len(set(losses)) == STEPS
+    lines = [line for line in record.load(trained / "straight" / objective).metrics() if line["kind"] == "train"]
+    of_tokens = objective in ("seq2seq", "causal")
+    assert all(("train/perplexity" in line) == ("train/tokens" in line) == of_tokens for line in lines)
+    assert all(("train/examples" in line) != of_tokens for line in lines)

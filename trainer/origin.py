@@ -76,7 +76,8 @@ def take_over(
 ) -> Iterator[str]:
     """Give `model` the weights of an origin; yields what a person should hear. An adapter's own are left alone.
 
-    Learned positions beyond the model's context are cut off. Of two nets, the generator takes over a plain model's.
+    Learned positions beyond the model's context are cut off. Of two nets, the generator takes over a plain model's,
+    or that of two others.
 
     Args:
         origin: its name.
@@ -90,7 +91,9 @@ def take_over(
     from trainer.adapters.peft import is_own
     from trainer.models.initialize import initialize
 
-    if hasattr(model, "generator") and not any(name.startswith(GENERATOR) for name in held):
+    if hasattr(model, "generator") and {n: tuple(p.shape) for n, p in model.named_parameters()} != dict(held):
+        if any(name.startswith(GENERATOR) for name in held):  # beside another discriminator
+            held, weight = generator_of(held, weight)
         yield from take_over(model.generator, origin, held, weight, seed)
         initialize(model, seed, {name for name, _ in model.named_parameters() if not name.startswith(GENERATOR)})
         yield f"the generator begins with the weights of {origin}, the discriminator with random ones"

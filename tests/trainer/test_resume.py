@@ -76,6 +76,7 @@ def test_its_checkpoint_is_evaluated_to_the_figures_of_the_run(trained: Path, ob
     assert f"{figures['accuracy']:10.4f}" in text
     assert f"over {figures['tokens']:,.0f} label tokens in 7 rows" in text
     assert ("next sentence" in text) == (objective == "next_sentence")
+    assert ("judge advantage" in text) == (objective == "adversarial")
 
 
 @pytest.mark.slow

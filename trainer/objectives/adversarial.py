@@ -3,13 +3,14 @@
 Rows are those of causal text, each read once. Of each the generator is given the first `prompt` tokens and continues
 them `samples` times; the discriminator tells these from the row itself, and what it finds is the generator's reward
 (`trainer/models/adversarial.py`). The loss is a sum of three means: the discriminator's over rows, the policy's over
-samples, and `mle_weight` times the cross entropy of real text, without which a generator soon writes one thing only
-(mode collapse; Yu et al. 2017 and Guo et al. 2018 alternate the two).
+samples, and `mle_weight` times the cross entropy of real text, without which a generator tends to write one thing only
+(mode collapse; LeakGAN, Guo et al. 2018, arXiv:1709.08624, interleaves the two for that reason).
 
 Each token of each sample is drawn by a hash of (seed, row's position, sample, place), so that a run is the same at any
 number of ranks and after any resume. One thing more than elsewhere hangs on rounding: where a number falls within a
-rounding of the edge between two tokens, another micro-batch may draw the other one. In fp32 that is one token in some
-millions, in bf16 one in hundreds; under `exact: any` micro-batches stay what they are, and so do the tokens.
+rounding of the edge between two tokens, another micro-batch may draw the other one. On a CPU, 64 rows at once against
+16, none of 3,072 texts of 24 tokens changed in fp32, and none of 1,024 in bf16; under `exact: any` micro-batches stay
+what they are, and so do the tokens.
 """
 
 import math

@@ -16,6 +16,8 @@ from data.reader import Rows
 from tests.trainer.families import VOCABULARY, config, gradients, scatter
 from trainer.models.adversarial import discrimination
 from trainer.models.build import build
+from trainer.models.depth import rate_scales
+from trainer.models.head import Head
 from trainer.models.initialize import initialize
 from trainer.objectives.adversarial import Adversarial
 from trainer.objectives.base import Objective
@@ -145,23 +147,44 @@ def test_figures_tell_how_well_samples_are_told_from_text() -> None:
     assert found["discriminator_advantage"] == 1 / 4
 
 
+def weights_of(model: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """Shapes and weights by name."""
+    held = {name: each.detach().clone() for name, each in model.named_parameters()}
+    return {name: tuple(each.shape) for name, each in held.items()}, held
+
+
+def taken(origin: Any, judge: Model) -> tuple[Any, list[str]]:
+    """Two nets that begin with the weights of `origin`, and what is said of it."""
+    model = build(config("llama", context=CONTEXT), VOCABULARY, Head("adversarial", discriminator=judge))
+    shapes, held = weights_of(origin)
+    return model, list(take_over(model, "origin", shapes, held.__getitem__, seed=3))
+
+
 def test_the_generator_begins_as_a_plain_model_and_leaves_as_one() -> None:
     plain = build(config("llama", context=CONTEXT), VOCABULARY)
     scatter(plain, seed=9)
-    held: dict[str, Tensor] = {name: each.detach() for name, each in plain.named_parameters()}
-    model = build(config("llama", context=CONTEXT), VOCABULARY, objective().head)
-    shapes = {name: tuple(each.shape) for name, each in held.items()}
-    (said,) = take_over(model, "plain", shapes, held.__getitem__, seed=3)
-    assert said == "the generator begins with the weights of plain, the discriminator with random ones"
-    weights = {name: each.detach() for name, each in model.named_parameters()}
-    drawn = build(config("llama", context=CONTEXT), VOCABULARY, objective().head)
-    initialize(drawn, 3)
-    for name, parameter in drawn.named_parameters():
-        if name.startswith("discriminator."):
-            assert torch.equal(weights[name], parameter)
+    model, said = taken(plain, config("bert"))
+    assert said == ["the generator begins with the weights of origin, the discriminator with random ones"]
+    _, weights = weights_of(model)
+    initialize(model, 3)
+    for name, parameter in model.discriminator.named_parameters():
+        assert torch.equal(weights[f"discriminator.{name}"], parameter)
     found, read = generator_of({name: tuple(each.shape) for name, each in weights.items()}, weights.__getitem__)
+    shapes, held = weights_of(plain)
     assert found == shapes
     assert all(torch.equal(read(name), tensor) for name, tensor in held.items())
+
+
+def test_two_nets_go_on_as_two_and_a_discriminator_of_other_sizes_begins_anew() -> None:
+    before = nets()
+    alike, said = taken(before, objective().discriminator)
+    assert said == []
+    _, held = weights_of(before)
+    assert all(torch.equal(parameter, held[name]) for name, parameter in alike.named_parameters())
+    other, said = taken(before, config("bert"))
+    assert len(said) == 1
+    assert all(torch.equal(each, held[f"generator.{name}"]) for name, each in other.generator.named_parameters())
+    assert all(each.any() for name, each in other.discriminator.named_parameters() if each.dim() > 1)
 
 
 def chosen(*overrides: str) -> Recipe:
@@ -187,6 +210,13 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(overrides: list[st
     assert kind_of(chosen(), text) == "adversarial"
     with pytest.raises(UserError, match=said):
         kind_of(chosen(*overrides), text)
+
+
+def test_the_discriminator_has_a_rate_of_its_own_and_the_generator_s_levels_keep_theirs() -> None:
+    scale = rate_scales(chosen("optimizer.layer_decay=0.5", "objective.discriminator.lr_ratio=3"))
+    assert scale("discriminator.bert.encoder.layer.0.output.dense.weight") == 3
+    assert scale("generator.model.norm.weight") == 1
+    assert scale("generator.model.layers.5.mlp.up_proj.weight") == 0.5
 
 
 def test_its_settings_mean_nothing_to_other_objectives() -> None:

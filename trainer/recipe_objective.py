@@ -15,7 +15,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "next_sentence_weight": ("masked",),
     "noise_density": ("span",),
     "mean_span": ("span",),
-    "label_smoothing": ("causal", "seq2seq", "classification"),
+    "label_smoothing": ("causal", "span", "prefix", "seq2seq", "classification"),
     "positives": ("contrastive",),
     "positive_class": ("contrastive",),
     "pooling": ("contrastive",),
@@ -84,11 +84,12 @@ class Objective(Section):
     ] = "auto"  # fmt: skip
     """causal: the next token; in a dataset of examples only their marked tokens count. masked: the tokens that were
     hidden, from both sides (BERT). span: the spans that were cut out, each after its sentinel (T5). prefix: the rest of
-    a row from its beginning (encoder-decoders). seq2seq: a target after its source (encoder-decoders). classification,
-    regression: a class, or a number, for a text or a pair. qa: where an answer begins and ends (bert). contrastive:
-    sentence vectors, near for what is alike (InfoNCE). adversarial: EXPERIMENTAL, to write texts that a discriminator
-    takes for real (decoders; SeqGAN). auto: what the dataset and the family suggest, never contrastive or adversarial;
-    of text a decoder learns the next token, bert masked tokens, t5 and transformer spans."""
+    a row from its beginning (encoder-decoders, and decoders with model.attention prefix). seq2seq: a target after its
+    source (encoder-decoders). classification, regression: a class, or a number, for a text or a pair. qa: where an
+    answer begins and ends (bert). contrastive: sentence vectors, near for what is alike (InfoNCE). adversarial:
+    EXPERIMENTAL, to write texts that a discriminator takes for real (decoders; SeqGAN). auto: what the dataset and the
+    family suggest, never contrastive or adversarial; of text a decoder learns the next token (prefix, if that is its
+    attention), bert masked tokens, t5 and transformer spans."""
     mask_rate: Fixed[float] = Field(default=0.15, gt=0, lt=1)
     """masked: share of a row's tokens that are predicted. Of these 80 % are hidden behind the mask, 10 % are another
     token, 10 % stay as they are, so that the model can trust no token it sees (BERT)."""
@@ -105,8 +106,8 @@ class Objective(Section):
     mean_span: Fixed[float] = Field(default=3.0, ge=1)
     """span: mean length of what is cut out at one place, in tokens."""
     label_smoothing: Fixed[float] = Field(default=0.0, ge=0, lt=1)
-    """causal, seq2seq, classification: the share of a label that is spread over all (arXiv:1512.00567, section 7), in
-    training; validation measures without it."""
+    """causal, span, prefix, seq2seq, classification: the share of a label that is spread over all (arXiv:1512.00567,
+    section 7), in training; validation measures without it."""
     positives: Fixed[Literal["auto", "dropout", "pair"]] = "auto"
     """contrastive: what is alike. dropout: a text read twice under different dropout (SimCSE, arXiv:2104.08821); pair:
     the two texts of a pair of `positive_class`. auto: pair where the dataset holds labelled pairs."""

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "next_sentence": ("model.family=bert", "objective.next_sentence=true", "data.lanes=2"),
     "span": ("model.family=t5",),
     "prefix": ("model.family=transformer", "objective.kind=prefix"),
+    "prefix_decoder": ("model.family=llama", "model.attention=prefix", "objective.label_smoothing=0.1"),
     "adversarial": (
         "model.attention=full", "objective.kind=adversarial", "objective.prompt_tokens=4", "objective.sample_tokens=8",
         "objective.samples=2", "engine.zero_stage=3",

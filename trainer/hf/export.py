@@ -165,6 +165,11 @@ def gathered(point: str, precision: Precision = "fp32") -> Export:
     found, recipe = source.checkpoint(), read_recipe(source.run)
     if recipe.adapter.kind == "prompt":
         raise UserError(f"{point} learned a prompt, which no model of transformers has: export its adapter alone")
+    if recipe.model.attention == "prefix":
+        raise UserError(
+            f"{point} reads a prompt in both directions (model.attention prefix), which no {recipe.model.family} of "
+            "transformers can be told to: generate with it here, or go on training it with model.attention=full"
+        )
     inputs = open_inputs(recipe)
     if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: bring the old one back")

@@ -39,6 +39,8 @@ class Batch:
     """(B, U) int64: what an encoder-decoder's decoder reads."""
     targets: Tensor | None = None
     """(B,) fp32: the number that a row is to predict."""
+    prefixes: Tensor | None = None
+    """(B,) int64: how many tokens at a row's beginning see one another in a decoder; None: each sees those before."""
     at: Tensor | None = None
     """(B,) int64: the place that a decoder's head reads."""
     allowed: Tensor | None = None

@@ -14,7 +14,7 @@ from trainer.objectives.classification import Classification, Regression, Texts
 from trainer.objectives.contrastive import Contrastive
 from trainer.objectives.masked import Masked, Vocabulary
 from trainer.objectives.pieces import ordinary, sentinels, word_starts
-from trainer.objectives.prefix import Prefix
+from trainer.objectives.prefix import Prefix, PrefixDecoder
 from trainer.objectives.qa import QuestionAnswering
 from trainer.objectives.rows import kind_of, row_labels, text_row
 from trainer.objectives.seq2seq import Seq2Seq
@@ -44,10 +44,13 @@ def _made(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) 
             told = recipe.objective
             return Span(
                 recipe.seed, sentinels(recipe, length, tokenizer), tokenizer.eos_id, tokenizer.pad_id,
-                _start(recipe, tokenizer), told.noise_density, told.mean_span, piece_bytes,
+                _start(recipe, tokenizer), told.noise_density, told.mean_span, piece_bytes, told.label_smoothing,
             )  # fmt: skip
         case "prefix":
-            return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes)
+            smoothing = recipe.objective.label_smoothing
+            if recipe.model.is_decoder:
+                return PrefixDecoder("prefix", piece_bytes, smoothing, seed=recipe.seed)
+            return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes, smoothing)
         case "adversarial":
             told, (length, _) = recipe.objective, text_row(recipe, recipe.model.context)
             discriminator = told.discriminator.model(recipe.model, told.prompt_tokens + told.sample_tokens)

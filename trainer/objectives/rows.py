@@ -27,6 +27,8 @@ def kind_of(recipe: Recipe, dataset: Dataset) -> str:
         raise UserError(
             f"a model of family {recipe.model.family} has no use for objective.kind {kind}: leave it at auto"
         )
+    if recipe.model.is_decoder:
+        _refuse_other_attention(recipe, kind)
     recipe.objective.refuse_unused(kind)
     if recipe.objective.next_sentence:
         _refuse_pairs(recipe)
@@ -40,7 +42,7 @@ def text_kind(recipe: Recipe) -> str:
     if recipe.objective.kind != "auto":
         return recipe.objective.kind
     if recipe.model.is_decoder:
-        return "causal"
+        return "prefix" if recipe.model.attention == "prefix" else "causal"
     return "span" if recipe.model.is_encoder_decoder else "masked"
 
 
@@ -50,8 +52,30 @@ def _learns(recipe: Recipe, kind: str) -> bool:
             return recipe.model.is_decoder
         case "masked":
             return recipe.model.family == "bert"
+        case "prefix":
+            return recipe.model.is_decoder or recipe.model.is_encoder_decoder
         case _:
             return recipe.model.is_encoder_decoder
+
+
+def _refuse_other_attention(recipe: Recipe, kind: str) -> None:
+    """Raise UserError where a decoder's attention and its objective on text don't go together."""
+    attention = recipe.model.attention
+    if kind == "prefix" and attention != "prefix":
+        raise UserError(
+            f"objective.kind prefix has a decoder read the beginning of a row in both directions, and model.attention "
+            f"is {attention}: set it to prefix"
+        )
+    if attention == "prefix" and kind != "prefix":
+        raise UserError(
+            f"model.attention prefix has a decoder read the beginning of a row in both directions, and of text only "
+            f"objective.kind prefix draws one: leave it at auto, not {kind}, or set model.attention to full"
+        )
+    if kind == "prefix" and recipe.data.packing == "best_fit":
+        raise UserError(
+            "model.attention prefix reads a row as one text, and with data.packing best_fit a row is of many: set "
+            "data.packing to chop"
+        )
 
 
 def _refuse_pairs(recipe: Recipe) -> None:
@@ -113,7 +137,7 @@ def text_row(recipe: Recipe, context: int) -> tuple[int, int]:
 
     causal, adversarial: context + 1, and context: the last token of a row is only a label, and the next row's first
     input. masked: what `<|cls|>` and each `<|sep|>` leave. span: as many as become `context` when spans are cut out.
-    prefix: context.
+    prefix: context, and for a decoder one more, which is only a label.
     """
     match text_kind(recipe):
         case "causal" | "adversarial":
@@ -123,7 +147,7 @@ def text_row(recipe: Recipe, context: int) -> tuple[int, int]:
         case "span":
             length = span_row(context, recipe.objective.noise_density, recipe.objective.mean_span)
         case _:
-            length = context
+            length = context + 1 if recipe.model.is_decoder else context
     return length, length
 
 
@@ -164,7 +188,7 @@ def row_reads(recipe: Recipe, length: int) -> int:
             _, spans = span_counts(length, recipe.objective.noise_density, recipe.objective.mean_span)
             return length + 2 * (spans + 1)
         case _:
-            return length
+            return length - 1 if recipe.model.is_decoder else length
 
 
 def masks(tokens: int, rate: float) -> int:

@@ -22,6 +22,9 @@ def evaluate(
     groups: Annotated[
         str | None, typer.Option(help="JSONL of text and group: what the model makes of each.", show_default=False)
     ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="Local tasks of lm-eval: a YAML file, or a folder of them.", show_default=False)
+    ] = None,
     on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
     after: After = None,
     dry_run: DryRun = False,
@@ -31,17 +34,17 @@ def evaluate(
     Text: loss, perplexity, bits per byte, accuracy; completions, translations and summaries also BLEU, chrF and ROUGE.
     Classes: accuracy, F1, a table by class; numbers: correlations; questions: exact match and F1 of the answers.
 
-    --stride, --pairs and --groups each ask something else, and are said instead.
+    --stride, --pairs, --groups and --lm-eval each ask something else, and are said instead.
 
     With --on slurm it is a job of its own, and what it prints goes to the run's logs.
     """
     from data.errors import UserError
 
-    asked = {"--stride": stride, "--pairs": pairs, "--groups": groups}
+    asked = {"--stride": stride, "--pairs": pairs, "--groups": groups, "--lm-eval": lm_eval}
     asked = {option: str(value) for option, value in asked.items() if value is not None}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} are several questions: ask one after the other")
-    if dataset is not None and (pairs or groups):
+    if dataset is not None and asked and stride is None:
         raise UserError(f"{next(iter(asked))} brings its own texts: leave --dataset out")
     if on != "local" or after is not None:
         words = ["--rows", str(rows), "--generations", str(generations)]
@@ -63,6 +66,10 @@ def evaluate(
         from trainer.groups import evaluate_groups
 
         typer.echo(evaluate_groups(run, groups))
+    elif lm_eval is not None:
+        from trainer.local_tasks import evaluate_tasks
+
+        typer.echo(evaluate_tasks(run, lm_eval))
     else:
         from trainer.scores import evaluate_run
 

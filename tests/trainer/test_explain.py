@@ -310,7 +310,5 @@ def test_a_picture_of_the_longest_input_stays_small(fake_run: Any) -> None:
 def test_the_command_explains_the_newest_checkpoint_and_the_report_shows_it(straight: CommandLine) -> None:
     said = straight("explain", "straight", "The list of names", "--target", " is")
     assert "straight at step 24" in said and "log-probability of the text that follows ' is'" in said
-    straight("report", "straight")
-    page = (straight.run("straight") / "report.html").read_text("utf-8")
+    page = write([straight.run("straight")], straight.home / "page.html").read_text("utf-8")
     assert "Single inputs" in page and "step 24: The list of names" in page
-    assert "layers 1 to 2" in straight("explain", "straight", "a", "--layer", "9", code=2)

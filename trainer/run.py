@@ -262,7 +262,10 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     if recipe.train.patience and not inputs.fixed:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
     if recipe.ancestor and is_pinned(recipe.ancestor) and not places(recipe, run):
-        origin_of(recipe.ancestor).refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
+        origin = origin_of(recipe.ancestor)
+        origin.refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
+        if isinstance(origin, Directory):
+            origin.refuse_other_model(recipe.model, inputs.vocab_size)
     if recipe.adapter.kind != "none" and recipe.ancestor is None:
         raise UserError(
             f"adapter.kind={recipe.adapter.kind} leaves the model's weights as they are, and this run starts from "

@@ -8,12 +8,14 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/installed
 	$(BIN)/luban demo
 
-# The tests of clusters wait most of their time, so they run beside the fast ones; what they say comes after those.
+# Slow tests wait for processes most of their time, so half of them runs beside the others, to be read after those.
+BESIDE := tests/cluster tests/chaos tests/trainer
+
 test: .venv/installed-test
-	@$(BIN)/python -m pytest -m slow tests/cluster >.cluster-tests.log 2>&1 & beside=$$!; failed=0; \
+	@$(BIN)/python -m pytest -m slow $(BESIDE) >.beside.log 2>&1 & beside=$$!; failed=0; \
 	$(BIN)/python -m pytest -m "not slow" || failed=1; \
-	wait $$beside || failed=1; cat .cluster-tests.log; \
-	$(BIN)/python -m pytest -m slow --ignore=tests/cluster || failed=1; \
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(BESIDE)) || failed=1; \
+	wait $$beside || failed=1; cat .beside.log; \
 	exit $$failed
 
 check: .venv/installed-test
@@ -33,7 +35,7 @@ chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos.runs
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .cluster-tests.log
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .beside.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

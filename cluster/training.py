@@ -12,8 +12,9 @@ from typing import Any
 
 from data import settings
 from data.errors import UserError
+from trainer.ancestor import with_ancestor
 from trainer.recipe import Recipe
-from trainer.run import place, with_ancestor
+from trainer.run import place
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 
 from cluster.provision.app import app as cluster_app
 from luban.dataset import data_app, tokenizer_app
-from luban.evaluation import evaluate
+from luban.evaluation import evaluate, explain
 from luban.model import export, generate
 from luban.run import logs, report, status, stop, verify
 from luban.training import demo, doctor, finetune, plan, pretrain
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    plan, pretrain, finetune, evaluate, generate, export, verify, status, logs, stop, report, doctor, demo,
+    plan, pretrain, finetune, evaluate, explain, generate, export, verify, status, logs, stop, report, doctor, demo,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(data_app, name="data")

@@ -51,7 +51,7 @@ def data_pack(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
     """Make best-fit packing plans of a built dataset, for runs with this model.context and data.packing=best_fit."""
-    from data.order.packing import pack_dataset
+    from data.order.pack import pack_dataset
     from data.progress import for_this_stream
 
     pack_dataset(at_home(dataset), context, workers, for_this_stream())

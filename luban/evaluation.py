@@ -1,4 +1,4 @@
-"""The verb that asks a model questions: evaluate."""
+"""The verbs that ask a model questions: evaluate, explain."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,9 @@ def evaluate(
     groups: Annotated[
         str | None, typer.Option(help="JSONL of text and group: what the model makes of each.", show_default=False)
     ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="Local tasks of lm-eval: a YAML file, or a folder of them.", show_default=False)
+    ] = None,
     on: Annotated[str, typer.Option("--on", help="Where to run: local or slurm[=SITE.yaml].")] = "local",
     after: After = None,
     dry_run: DryRun = False,
@@ -31,17 +34,17 @@ def evaluate(
     Text: loss, perplexity, bits per byte, accuracy; completions, translations and summaries also BLEU, chrF and ROUGE.
     Classes: accuracy, F1, a table by class; numbers: correlations; questions: exact match and F1 of the answers.
 
-    --stride, --pairs and --groups each ask something else, and are said instead.
+    --stride, --pairs, --groups and --lm-eval each ask something else, and are said instead.
 
     With --on slurm it is a job of its own, and what it prints goes to the run's logs.
     """
     from data.errors import UserError
 
-    asked = {"--stride": stride, "--pairs": pairs, "--groups": groups}
+    asked = {"--stride": stride, "--pairs": pairs, "--groups": groups, "--lm-eval": lm_eval}
     asked = {option: str(value) for option, value in asked.items() if value is not None}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} are several questions: ask one after the other")
-    if dataset is not None and (pairs or groups):
+    if dataset is not None and asked and stride is None:
         raise UserError(f"{next(iter(asked))} brings its own texts: leave --dataset out")
     if on != "local" or after is not None:
         words = ["--rows", str(rows), "--generations", str(generations)]
@@ -63,6 +66,10 @@ def evaluate(
         from trainer.groups import evaluate_groups
 
         typer.echo(evaluate_groups(run, groups))
+    elif lm_eval is not None:
+        from trainer.local_tasks import evaluate_tasks
+
+        typer.echo(evaluate_tasks(run, lm_eval))
     else:
         from trainer.scores import evaluate_run
 
@@ -86,3 +93,26 @@ def _as_job(run: str, dataset: str | None, words: list[str], on: str, after: str
         typer.echo(chosen.render_command(job), nl=False)
         return
     raise typer.Exit(chosen.submit_command(job))
+
+
+def explain(
+    run: PointArgument,
+    text: Annotated[str, typer.Argument(help="What the model reads.", show_default=False)],
+    second: Annotated[
+        str | None, typer.Option(help="The second text of a pair, or a question's context.", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Explain this class or text; default: what the model says itself.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Whose heads are shown one by one; default: the last.", show_default=False)
+    ] = None,
+) -> None:
+    """What a model looks at in one input, and what its answer owes to each token: pictures in the run's report.
+
+    Attention by layer and head, and integrated gradients of the next token, the answer, the class or the number.
+    """
+    from trainer.explain import explain_run
+
+    typer.echo(explain_run(run, text, second, target, layer))

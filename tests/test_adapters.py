@@ -12,10 +12,11 @@ from trainer import record
 from trainer.adapters import peft
 from trainer.adapters.adapt import model_of
 from trainer.adapters.save import save_adapter
+from trainer.ancestor import with_ancestor
 from trainer.recipe import Recipe
-from trainer.run import Source, dataset_path, open_run, read_recipe, with_ancestor
+from trainer.run import Source, dataset_path, open_run, read_recipe
 from trainer.scores import load_model, measure
-from trainer.session import give_weights
+from trainer.weights import give_weights
 from trainer.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

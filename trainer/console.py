@@ -177,6 +177,7 @@ def evaluation_figures(metrics: Mapping[str, float | None]) -> str:
         ("macro_f1", "macro F1 {:.4f}"),
         ("f1", "F1 {:.4f}"),
         ("pearson", "Pearson {:.4f}"),
+        ("discriminator_advantage", "discriminator's advantage {:.3f}"),
     )
     parts = [shape.format(metrics[name]) for name, shape in shapes if metrics.get(name) is not None]
     if metrics.get("accuracy") is not None:

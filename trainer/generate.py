@@ -48,6 +48,7 @@ def generate(
         UserError: a prompt is empty, has ids beyond the vocabulary, or leaves no room in the context for
             `max_new_tokens`.
     """
+    model = getattr(model, "generator", model)  # of two nets, the one that writes
     start, ends = _checked(model, prompts, eos_id, start_id)
     limits = decoding.limits([len(prompt) if start is None else 1 for prompt in prompts], _context(model))
     together = max(1, TOGETHER // max(decoding.num_beams, decoding.num_return_sequences))
@@ -79,6 +80,7 @@ def stream(
         raise UserError("beam search knows its text only at the end: it can't be streamed; set num_beams to 1")
     if decoding.num_return_sequences > 1:
         raise UserError(f"one text can be streamed, not num_return_sequences {decoding.num_return_sequences}")
+    model = getattr(model, "generator", model)
     start, ends = _checked(model, [prompt], eos_id, start_id)
     limits = decoding.limits([len(prompt) if start is None else 1], _context(model))
     with _still(model):

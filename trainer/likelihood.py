@@ -27,7 +27,8 @@ class Passage:
     tokens: np.ndarray
     """(n,) integers, n at least 2 and at most context + 1."""
     asked: int = 1
-    """The first token that counts, at least 1: before it, tokens are only read."""
+    """The first token that counts, at least 1: before it, tokens are only read, by a model with prefix attention in
+    both directions."""
 
 
 def refuse_others(loaded: Loaded, what: str) -> None:
@@ -62,7 +63,9 @@ def _read(loaded: Loaded, passages: Sequence[Passage]) -> np.ndarray:
     text_bytes = np.where(asked, loaded.inputs.tokenizer.piece_bytes[np.where(asked, labels, 0)], 0).sum(1)
     with torch.no_grad():
         targets: Tensor = torch.from_numpy(labels).to(loaded.device)
-        logits = loaded.model(torch.from_numpy(inputs).to(loaded.device), None, None).float()
+        begun = torch.tensor([each.asked for each in passages], device=loaded.device)
+        prefixes = begun if loaded.recipe.model.attention == "prefix" else None
+        logits = loaded.model(torch.from_numpy(inputs).to(loaded.device), None, None, prefixes=prefixes).float()
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
         )

@@ -64,7 +64,7 @@ class Flops:
     """Floating-point operations of forward and backward, a token."""
 
     causal: float
-    """Attention counted as what a causal mask leaves of it: half."""
+    """Attention counted as what a causal mask leaves of it: half; of prefixes as long as not, two thirds."""
     full: float
     """Attention counted as if there were no mask, as PaLM and most published figures do."""
 
@@ -105,7 +105,9 @@ def flops_per_token(
     width = model.num_attention_heads * model.head_size
     if not model.is_encoder_decoder:
         attention = each * model.num_hidden_layers * model.context * width
-        return Flops(causal=weights + (attention / 2 if model.is_decoder else attention), full=weights + attention)
+        # The first c of T tokens see c - 1 ... 0 later ones beside those before: c^2 / 2, on average T^2 / 6.
+        part = (2 / 3 if model.attention == "prefix" else 1 / 2) if model.is_decoder else 1
+        return Flops(causal=weights + attention * part, full=weights + attention)
     source, target = (model.context * share / max(labels, 1 - labels) for share in (1 - labels, labels))
     seen = (1 - labels) * model.num_hidden_layers * source + labels * model.decoder_layers * source
     own = labels * model.decoder_layers * target

@@ -112,8 +112,10 @@ class Model(Section):
     """gpt2, bert, transformer: added to the variance in LayerNorm."""
     tie_word_embeddings: Fixed[bool] = True
     """Use the embedding as the output projection too; transformer always does."""
-    attention: Fixed[Literal["document", "full"]] = "document"
-    """llama, gpt2: a token sees only its own document, or the whole row before it."""
+    attention: Fixed[Literal["document", "full", "prefix"]] = "document"
+    """llama, gpt2: a token sees, of what is before it, only its own document, or the whole row. prefix: the whole row,
+    and the tokens at its beginning see one another in both directions: those that objective prefix draws, those of an
+    example's prompt, and in generation those of the prompt."""
     residual_dropout: Fixed[float] = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping a feature of a block's output before it joins the residual stream, in training; of the
     embeddings too, except in llama."""

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from data.errors import UserError
-from data.settings import Fixed, Section
+from data.settings import Branch, Fixed, Section
+from trainer.recipe_model import Model
 
 _ONLY: dict[str, tuple[str, ...]] = {
     "mask_rate": ("masked",),
@@ -14,13 +15,18 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "next_sentence_weight": ("masked",),
     "noise_density": ("span",),
     "mean_span": ("span",),
-    "label_smoothing": ("causal", "seq2seq", "classification"),
+    "label_smoothing": ("causal", "span", "prefix", "seq2seq", "classification"),
     "positives": ("contrastive",),
     "positive_class": ("contrastive",),
     "pooling": ("contrastive",),
     "temperature": ("contrastive",),
     "group": ("contrastive",),
     "gather": ("contrastive",),
+    "mle_weight": ("adversarial",),
+    "prompt_tokens": ("adversarial",),
+    "sample_tokens": ("adversarial",),
+    "samples": ("adversarial",),
+    "discriminator": ("adversarial",),
 }
 """The objectives that have a use for a setting."""
 
@@ -44,21 +50,46 @@ class Augment(Section):
         return bool(self.drop or self.swap)
 
 
+class Discriminator(Section):
+    """The encoder of family bert that tells a generator's samples from real text; it begins from random weights."""
+
+    hidden_size: Fixed[int | None] = Field(default=None, ge=8)
+    """Width of its residual stream, in features. null: the generator's."""
+    num_hidden_layers: Fixed[int] = Field(default=2, ge=1)
+    """Blocks."""
+    num_attention_heads: Fixed[int | None] = Field(default=None, ge=1)
+    """Attention heads. null: the generator's."""
+    lr_ratio: Branch[float] = Field(default=5.0, gt=0)
+    """Its learning rate as a multiple of optimizer.lr, which is the generator's: what rewards must learn faster than
+    what is rewarded (two time scales: Heusel et al. 2017, arXiv:1706.08500)."""
+
+    def model(self, generator: Model, tokens: int) -> Model:
+        """The net, for texts of so many tokens."""
+        return Model(
+            family="bert", context=max(tokens, 8), hidden_size=self.hidden_size or generator.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads or generator.num_attention_heads,
+            initializer_range=generator.initializer_range,
+        )  # fmt: skip
+
+
 class Objective(Section):
     """What is predicted, and how the loss counts it."""
 
     kind: Fixed[
         Literal[
             "auto", "causal", "masked", "span", "prefix",
-            "seq2seq", "classification", "regression", "qa", "contrastive",
+            "seq2seq", "classification", "regression", "qa", "contrastive", "adversarial",
         ]
     ] = "auto"  # fmt: skip
     """causal: the next token; in a dataset of examples only their marked tokens count. masked: the tokens that were
     hidden, from both sides (BERT). span: the spans that were cut out, each after its sentinel (T5). prefix: the rest of
-    a row from its beginning (encoder-decoders). seq2seq: a target after its source (encoder-decoders). classification,
-    regression: a class, or a number, for a text or a pair. qa: where an answer begins and ends (bert). contrastive:
-    sentence vectors, near for what is alike (InfoNCE). auto: what the dataset and the family suggest, never
-    contrastive; of text a decoder learns the next token, bert masked tokens, t5 and transformer spans."""
+    a row from its beginning (encoder-decoders, and decoders with model.attention prefix). seq2seq: a target after its
+    source (encoder-decoders). classification, regression: a class, or a number, for a text or a pair. qa: where an
+    answer begins and ends (bert). contrastive: sentence vectors, near for what is alike (InfoNCE). adversarial:
+    EXPERIMENTAL, to write texts that a discriminator takes for real (decoders; SeqGAN). auto: what the dataset and the
+    family suggest, never contrastive or adversarial; of text a decoder learns the next token (prefix, if that is its
+    attention), bert masked tokens, t5 and transformer spans."""
     mask_rate: Fixed[float] = Field(default=0.15, gt=0, lt=1)
     """masked: share of a row's tokens that are predicted. Of these 80 % are hidden behind the mask, 10 % are another
     token, 10 % stay as they are, so that the model can trust no token it sees (BERT)."""
@@ -75,8 +106,8 @@ class Objective(Section):
     mean_span: Fixed[float] = Field(default=3.0, ge=1)
     """span: mean length of what is cut out at one place, in tokens."""
     label_smoothing: Fixed[float] = Field(default=0.0, ge=0, lt=1)
-    """causal, seq2seq, classification: the share of a label that is spread over all (arXiv:1512.00567, section 7), in
-    training; validation measures without it."""
+    """causal, span, prefix, seq2seq, classification: the share of a label that is spread over all (arXiv:1512.00567,
+    section 7), in training; validation measures without it."""
     positives: Fixed[Literal["auto", "dropout", "pair"]] = "auto"
     """contrastive: what is alike. dropout: a text read twice under different dropout (SimCSE, arXiv:2104.08821); pair:
     the two texts of a pair of `positive_class`. auto: pair where the dataset holds labelled pairs."""
@@ -92,6 +123,18 @@ class Objective(Section):
     gather: Fixed[bool] = False
     """contrastive: the negatives are all rows that the ranks read at once. The loss then depends on ranks and
     micro-batch, which the run can't change any more."""
+    mle_weight: Fixed[float] = Field(default=1.0, ge=0)
+    """adversarial: weight of the cross entropy of real text beside the discriminator's and the policy's losses. 0: the
+    generator learns from the discriminator alone, and may soon write one thing only."""
+    prompt_tokens: Fixed[int] = Field(default=8, ge=1)
+    """adversarial: the generator continues so many first tokens of a row."""
+    sample_tokens: Fixed[int] = Field(default=24, ge=1)
+    """adversarial: by so many; each costs a forward pass. The discriminator sees both."""
+    samples: Fixed[int] = Field(default=4, ge=2)
+    """adversarial: texts that the generator writes for each row; each is compared with the others (RLOO,
+    arXiv:2402.14740)."""
+    discriminator: Discriminator = Discriminator()
+    """adversarial: what tells samples from real text."""
     augment: Augment = Augment()
     """Fine-tuning on examples: seeded changes to their texts."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from data.errors import UserError
 from data.publish import published
 from data.settings import differences
-from trainer import report_corpus, report_time
+from trainer import report_corpus, report_explained, report_time
 from trainer.console import STATES, evaluation_figures
 from trainer.report_charts import COLOURS, Chart, Piece, Series, render
 from trainer.report_page import Html, details, join, page, section, table, tag
@@ -81,6 +81,7 @@ def section_of_run(story: Story, head: Html) -> Html:
 def _chapters(story: Story) -> Iterator[Html | None]:
     yield _samples(story)
     yield _evaluations(story)
+    yield report_explained.chapter(story)
     yield _lineage(story)
     yield _proof(story)
     yield _attempts(story)

@@ -156,6 +156,13 @@ border-radius:14px;margin:0 6px 10px 0;color:var(--soft)}
 .bars{display:grid;grid-template-columns:auto 1fr auto;gap:4px 12px;align-items:center;font-size:13px;
 color:var(--soft);margin:10px 0}.bars .bar{margin:0}.bars .bar>div{flex-basis:0}.unknown{background:var(--line)}
 .swatch{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
+.tokens{font:13px/2 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+.tokens span{padding:3px 1px;border-radius:3px;margin-right:2px;unicode-bidi:isolate}
+.named text{font:11px ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;fill:var(--soft)}
+.named{display:block}.sheet{fill:var(--card)}.cells{stroke:var(--c0);fill:none;shape-rendering:crispEdges}
+.up{fill:var(--c0)}.down{fill:var(--c1)}
+.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(120px,1fr));gap:12px}.maps figure{margin:0}
+.maps svg{display:block;width:100%;height:auto}.maps figcaption{color:var(--soft);font-size:12px}
 .tip{position:absolute;z-index:1;pointer-events:none;background:var(--paper);border:1px solid var(--line);
 border-radius:6px;padding:4px 8px;color:var(--ink);white-space:pre;line-height:1.45;box-shadow:0 1px 5px #0003}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);pointer-events:none}

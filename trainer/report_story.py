@@ -12,12 +12,16 @@ from data.remote.origin import is_remote
 from data.remote.remote import known_info
 from trainer import record
 from trainer.console import best_evaluation, state_of
+from trainer.explanation import Explanation, written
 from trainer.goodput import Goodput, measure
 from trainer.meters import Counted, labels_of
 from trainer.recipe import Recipe
 from trainer.report_charts import Piece, Point
 from trainer.run import FILE, read_recipe
 from trainer.units import duration, short
+
+EXPLANATIONS = 6
+"""Inputs whose explanations are read, the newest."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,16 @@ class Story:
     """dataset.json of each of the run's sources, by name; None where the dataset isn't in its place any more."""
     proof: dict[str, Any] | None
     """proof.json."""
+    explanations: list[Explanation]
+    """Of single inputs, the newest first, `EXPLANATIONS` at most."""
+    explained: int
+    """How many there are."""
 
     @classmethod
     def load(cls, run: Path) -> "Story":
         """Raises UserError where `run` is no run folder, or its record is damaged."""
         recipe, history = read_recipe(run), record.load(run)
+        explained = written(run)
         return cls(
             run,
             recipe,
@@ -47,6 +56,8 @@ class Story:
             history.metrics(),
             {name: _info(place, recipe) for name, place in recipe.data.places.items()},
             _json(run / "proof.json"),
+            [Explanation.read(path) for path in explained[:EXPLANATIONS]],
+            len(explained),
         )
 
     @property

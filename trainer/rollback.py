@@ -31,7 +31,8 @@ from trainer.feed import Feed
 from trainer.guard import Avoid, Guard, Trouble, plan
 from trainer.models.head import Head
 from trainer.recipe import Recipe
-from trainer.session import Progress, Session, give_weights
+from trainer.session import Progress, Session
+from trainer.weights import give_weights
 from trainer.world import World
 
 FOLDER = "guard"
@@ -85,7 +86,8 @@ class Watch:
         first, last = event["positions"]
         known = math.nan if loss is None else loss
         norm = math.nan if grad_norm is None else grad_norm
-        return self._guard.observe(event["step"], (first, last), known, norm, event["verdict"] == "applied")
+        applied = event["verdict"] == "applied"
+        return self._guard.observe(event["step"], (first, last), event["labels"], known, norm, applied)
 
 
 def roll_back(s: Session, watch: Watch) -> None:

@@ -21,18 +21,16 @@ from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.hf.read import Directory
 from trainer.inputs import Inputs, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
-from trainer.origin import Origin
+from trainer.origin import Origin, generator_of, is_pinned
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
-from trainer.recipe_adapter import Adapter, refuse_other
+from trainer.recipe_adapter import Adapter
 
 if TYPE_CHECKING:  # a command that starts a run leaves torch to its ranks
     from torch import Tensor
 
 FILE = "recipe.yaml"
 ORDER = ("data.sources", "data.stages", "data.window", "data.packing", "data.lanes")  # what fixes the order of rows
-FREE_OF_ANCESTOR = ("attention", "residual_dropout", "attention_dropout")
-"""Settings of the model that a run may set anew."""
 
 
 def home() -> Path:
@@ -106,6 +104,8 @@ class Source:
     def weights(self, recipe: Recipe) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], "Tensor"]]:
         """Every parameter's shape, and what reads one; with an adapter that doesn't go on, merged into the others."""
         before = read_recipe(self.run)
+        if before.objective.kind == "adversarial" != recipe.objective.kind:
+            return generator_of(self._held.shapes, self._held.weight)
         if before.adapter.kind == "none" or before.adapter.described() == recipe.adapter.described():
             return self._held.shapes, self._held.weight
         from trainer.adapters.adapt import inherited
@@ -235,7 +235,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
     restore(recipe, run)
     refuse_older(recipe, run)
     _refuse_cut_short(run)
-    if _has_begun(run):
+    if has_begun(run):
         changed = [entry for entry in departures(read_recipe(run), recipe) if entry[1] != "free"]
         if changed:
             lines = [f"  {name} ({kind}): {old!r} there, {new!r} here" for name, kind, old, new in changed]
@@ -261,8 +261,11 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         )
     if recipe.train.patience and not inputs.fixed:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
-    if recipe.ancestor and _pinned(recipe.ancestor) and not places(recipe, run):
-        origin_of(recipe.ancestor).refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
+    if recipe.ancestor and is_pinned(recipe.ancestor) and not places(recipe, run):
+        origin = origin_of(recipe.ancestor)
+        origin.refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
+        if isinstance(origin, Directory):
+            origin.refuse_other_model(recipe.model, inputs.vocab_size)
     if recipe.adapter.kind != "none" and recipe.ancestor is None:
         raise UserError(
             f"adapter.kind={recipe.adapter.kind} leaves the model's weights as they are, and this run starts from "
@@ -333,7 +336,7 @@ def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
         peft.read(Path(recipe.adapter.source), model, recipe.adapter)
 
 
-def _has_begun(run: Path) -> bool:
+def has_begun(run: Path) -> bool:
     """Whether a run has anything that its recipe protects: an update. Raises UserError where the recipe is gone."""
     begun = any(attempt.of("step") or attempt.start["adopts"] for attempt in record.load(run).attempts)
     if begun and not (run / FILE).exists():
@@ -343,92 +346,10 @@ def _has_begun(run: Path) -> bool:
 
 def changes(recipe: Recipe, run: Path) -> list[str]:
     """In words, the free settings in which `recipe` differs from what its run was last started with."""
-    if not _has_begun(run):
+    if not has_begun(run):
         return []
     old, new = read_recipe(run), dataset_path(recipe)
     said = [f"{name} {a!r} -> {b!r}" for name, kind, a, b in settings.differences(old, new) if kind == "free"]
     if old.data.plan != new.data.plan:
         said.append("other stages ahead: " + "; ".join(str(stage) for stage in new.data.plan))
     return said
-
-
-def with_ancestor(recipe: Recipe, run: Path, source: str | None, given: set[str], later: bool = False) -> Recipe:
-    """`recipe` starting from the weights of `source` (RUN[@STEP], a Hugging Face directory), whose model it takes over.
-
-    A run that has begun keeps the ancestor and the step it began from: neither needs to be there any more.
-
-    Args:
-        run: the folder of the run that is to start.
-        source: None: the ancestor that the run has already, if it has begun from one.
-        given: dotted names that the caller set by hand.
-        later: the checkpoint need not be there yet; `pin_ancestor` finds it when the run begins.
-
-    Raises:
-        UserError: there is no such checkpoint, or the caller asks for another model.
-    """
-    begun = read_recipe(run) if _has_begun(run) else None
-    if begun is not None and begun.ancestor is not None:
-        origin, _, step = begun.ancestor.rpartition("@")
-        if source in (None, begun.ancestor) or _names(source or "", Path(origin), step):
-            return _of_ancestor(recipe, begun.ancestor, Path(origin).name, begun.model, begun.adapter, given)
-    if source is None:
-        return recipe
-    origin = origin_of(source)
-    if later and isinstance(origin, Source):
-        pinned = f"{origin.run.absolute()}{f'@{origin.point}' if origin.point else ''}"
-    else:
-        pinned = origin.pinned()
-    adapter = origin.adapter().model_copy(update={"source": None})
-    made = _of_ancestor(recipe, pinned, origin.name, origin.model()[0], adapter, given)
-    refuse_other(origin.adapter(), made.adapter, origin.name)
-    return made
-
-
-def pin_ancestor(run: Path) -> None:
-    """Settle the checkpoint that a run starts from, where it was left open until the run it comes from had one.
-
-    Raises:
-        UserError: that run has no such checkpoint, or it doesn't fit.
-    """
-    recipe = read_recipe(run)
-    if recipe.ancestor is None or _pinned(recipe.ancestor):
-        return
-    open_run(recipe.model_copy(update={"ancestor": origin_of(recipe.ancestor).pinned()}), run)
-
-
-def _pinned(ancestor: str) -> bool:
-    return re.search(r"@(\d+|sha256:[0-9a-f]{64})$", ancestor) is not None
-
-
-def _names(source: str, run: Path, step: str) -> bool:
-    """Whether `source` means a run's ancestor: the same run, at the same step, or at none or the best then."""
-    name, _, point = source.rpartition("@") if re.search(r"@(\d+|best)$", source) else (source, "", "")
-    return Path(name).name == run.name and point in ("", "best", step)
-
-
-def _of_ancestor(recipe: Recipe, origin: str, name: str, model: Model, adapter: Adapter, given: set[str]) -> Recipe:
-    """`recipe` with an ancestor's model, and unless it asks for another one by hand, its adapter."""
-    if any(setting.startswith("adapter.") for setting in given):
-        adapter = recipe.adapter
-        if adapter.source:  # a rank may start elsewhere
-            adapter = adapter.model_copy(update={"source": str(Path(adapter.source).absolute())})
-    other = sorted(
-        name
-        for name in Model.model_fields
-        if name not in FREE_OF_ANCESTOR
-        and any(each == f"model.{name}" or each.startswith(f"model.{name}.") for each in given)
-        and getattr(recipe.model, name) != getattr(model, name)
-        and not (name == "context" and (recipe.model.context < model.context or model.family == "t5"))
-    )
-    if other == ["context"]:
-        raise UserError(
-            f"model.context is {model.context} in {name} and can only become shorter, not {recipe.model.context}: it "
-            "has learned no later position"
-        )
-    if other:
-        raise UserError(
-            f"model.{other[0]} is {getattr(model, other[0])!r} in {name} and can't become "
-            f"{getattr(recipe.model, other[0])!r}: leave the model's settings out, --from brings them"
-        )
-    free = {each: getattr(recipe.model, each) for each in (*FREE_OF_ANCESTOR, "context") if f"model.{each}" in given}
-    return recipe.model_copy(update={"ancestor": origin, "model": model.model_copy(update=free), "adapter": adapter})

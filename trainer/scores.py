@@ -109,7 +109,7 @@ def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: 
         return lines + task_lines(loaded.model, inputs, dataset, fixed, found)
     figures, baseline = loaded.objective.figures(found), unigram_baseline(inputs.sources, fixed)
     of_tokens = figures | {"loss": figures.get("masked_loss", figures["loss"])}
-    right = "next token right" if loaded.objective.name == "causal" else "token right"
+    right = "next token right" if loaded.objective.name in ("causal", "adversarial") else "token right"
     lines.append(f"  {'':16} {'model':>10} {'unigram':>10}")
     for name, label in (
         ("loss", "loss, nats/token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"),
@@ -118,6 +118,9 @@ def _evaluated(point: str, loaded: Loaded, rows: int, generations: int, source: 
         lines.append(f"  {label:16} {of_tokens[name]:10.4f} {baseline[name]:10.4f}")
     if "next_sentence_accuracy" in figures:
         lines.append(f"  {'next sentence':16} {figures['next_sentence_accuracy']:10.4f} {0.5:10.4f}")
+    if "discriminator_advantage" in figures:
+        for name, guess in (("accuracy", 0.5), ("advantage", 0.0)):
+            lines.append(f"  {f'judge {name}':16} {figures[f'discriminator_{name}']:10.4f} {guess:10.4f}")
     lines.append(f"  over {figures['tokens']:,.0f} label tokens in {fixed.rows:,} rows")
     if task and generations:
         made = written(loaded.model, loaded.recipe, inputs, dataset, fixed, generations)

@@ -19,8 +19,7 @@ from data.order.deal import reading_groups
 from data.order.departure import departure
 from data.order.permutation import key
 from trainer import checkpoint, claim, goodput, record
-from trainer.adapters.adapt import begin_adapter, model_of
-from trainer.adapters.peft import is_own
+from trainer.adapters.adapt import model_of
 from trainer.adopt import adopt, agree, offers, span_by_span
 from trainer.checkpoint import Checkpoint
 from trainer.clock import Clock
@@ -33,17 +32,16 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.meters import Meter, flops_per_token
 from trainer.mirror import Mirror, root_of, store_of
 from trainer.models.depth import rate_scales
-from trainer.models.initialize import initialize
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import for_training, objective_of
 from trainer.objectives.rows import text_figures
 from trainer.optimizer import parameter_groups
-from trainer.origin import take_over
 from trainer.place import Place
 from trainer.recipe import Recipe
 from trainer.run import origin_of, read_recipe
 from trainer.shape import Shape
 from trainer.tracker import Tracker
+from trainer.weights import give_weights
 from trainer.world import World
 
 DROPOUT = 11  # what a key is for
@@ -220,6 +218,11 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
             f"train.patience may end this run before step {recipe.train.steps:,}, to which the {recipe.schedule.kind} "
             "schedule comes down: schedule.kind=constant or inverse_sqrt know no end"
         )
+    if recipe.objective.kind == "adversarial":
+        notes.append(
+            "EXPERIMENTAL: adversarial text generation. Such training is unstable, and tends to write few texts over "
+            "and over. The loss of a step says little: look at discriminator_advantage, the validation loss, and texts"
+        )
     if recipe.objective.gather:
         notes.append(
             f"objective.gather: each loss is over the {world.size} x {shape.micro_batch} rows that the ranks read at "
@@ -243,45 +246,6 @@ def _refuse_other_topology(before: dict[str, Any] | None, ranks: int, shape: Sha
             f"micro-batch of {was[1]}, and this start has {ranks} with {shape.micro_batch}; set launch.ranks={was[0]} "
             f"and engine.micro_batch={was[1]}"
         )
-
-
-def give_weights(
-    run: Path, recipe: Recipe, model: Any, found: Checkpoint | None, world: World, notes: list[str]
-) -> str | None:
-    """Give the model its weights; returns the file in `base/` of those that don't train. `notes` are added to."""
-    parameters = dict(model.named_parameters())
-    still = {name: parameter.data for name, parameter in parameters.items() if not parameter.requires_grad}
-    if found:
-        frozen = found.frozen()
-        _refuse_other_weights(str(found.place), frozen, still)
-        with torch.no_grad():
-            for name, tensor in frozen.items():
-                parameters[name].copy_(tensor)
-        if found.base is None:
-            return None
-    elif recipe.ancestor:
-        origin = origin_of(recipe.ancestor)
-        agree(world, lambda: origin.check() if world.rank == 0 else None)
-        shapes, weight = origin.weights(recipe)
-        notes += [*origin.model()[1], *take_over(model, origin.name, shapes, weight, recipe.seed)]
-        if not any(map(is_own, shapes)):
-            begin_adapter(model, recipe, notes)
-    else:
-        initialize(model, recipe.seed)
-        begin_adapter(model, recipe, notes)
-    root = root_of(recipe, run)
-    name = agree(world, lambda: checkpoint.save_frozen(root, still) if world.rank == 0 else None)
-    return world.told(name)
-
-
-def _refuse_other_weights(origin: str, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Raise UserError unless `weights` are just those `wanted`: what is missing would stay uninitialized memory."""
-    for name in sorted({*weights, *wanted}):
-        held, shape = (tuple(each[name].shape) if name in each else None for each in (weights, wanted))
-        if held is None or shape is None:
-            raise UserError(f"{origin} is of another model: it and this one don't share {name}")
-        if held != shape:
-            raise UserError(f"{origin} holds {name} as {held}, the model wants {shape}: it is of another model")
 
 
 def _fixed_sets(recipe: Recipe, inputs: Inputs, objective: Objective, shape: Shape) -> dict[str, FixedSet]:
@@ -308,14 +272,15 @@ def _meter(
     clock: Clock,
 ) -> Meter:
     share = text_figures(recipe)[1] if inputs.dataset.kind == "text" else 1.0
+    mixed = recipe.objective.kind == "adversarial"  # its loss is of several things, its work not that of one reading
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
         counts="tokens" if objective.token_labels else "examples",
-        tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text else None,
+        tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text and not mixed else None,
         epoch_tokens=inputs.epoch_tokens,
-        flops=flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
+        flops=None if mixed else flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
         device=world.device.type,
         device_name=_device_name(world),
         precision="bf16" if bf16 else "fp32",

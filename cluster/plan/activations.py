@@ -59,10 +59,13 @@ def attention(model: Model, width: int, gpu: bool, biased: bool) -> int:
 
 
 def around_blocks(model: Model, tokens: int, width: int, gpu: bool) -> int:
-    """Bytes that lie around the blocks: the last norm's of each stack, and T5's table of biases, a row at most."""
+    """Bytes that lie around the blocks: the last norm's of each stack, T5's table of biases, a row at most, and prefix
+    attention's mask."""
     kept = norm(model, width) - width * model.hidden_size if model.is_decoder or model.family == "t5" else 0
     if model.family == "t5":
         kept += width * model.num_attention_heads * model.context
+    if model.is_decoder and model.attention == "prefix":
+        kept += width * model.context
     if model.residual_dropout and model.family != "llama":
         kept += model.hidden_size * (1 if gpu else width)
     return tokens * kept * (2 if model.is_encoder_decoder else 1)

@@ -129,8 +129,14 @@ def plan(recipe: Recipe, asked: Question) -> Plan:
     """Everything about `recipe`.
 
     Raises:
-        UserError: an unknown device, an efficiency without a peak, a dataset of another vocabulary.
+        UserError: an unknown device, an efficiency without a peak, a dataset of another vocabulary, an objective whose
+            work isn't that of reading each row once.
     """
+    if recipe.objective.kind == "adversarial":
+        raise UserError(
+            "a plan counts one network that reads each row once, and objective.kind adversarial trains two and samples "
+            "from one: start it for a few updates, and look at speed and memory"
+        )
     vocab_size, source, tokens = vocabulary(recipe)
     where = device(asked.device, recipe.launch.gpus_per_rank > 0)
     setup = Setup.of(recipe, vocab_size, recipe.launch.ranks, where.gpu)

@@ -111,7 +111,8 @@ def take(
     from cluster.slurm.ranks import SlurmRanks, TooFewNodes
     from cluster.supervisor import Supervisor
     from trainer import record
-    from trainer.run import pin_ancestor, read_recipe
+    from trainer.ancestor import pin_ancestor
+    from trainer.run import read_recipe
     from trainer.signals import requested
 
     first = allocation.restarts == 0

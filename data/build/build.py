@@ -26,7 +26,8 @@ from data.build.workplace import pool, publish, workplace
 from data.clean.needs import library_versions
 from data.dataset import FILE, FORMAT, VERSION, Dataset, describe_tokenizer, digests, load_dataset
 from data.errors import UserError
-from data.order.packing import contexts, pack, pack_dataset
+from data.order.pack import pack, pack_dataset
+from data.order.packing import contexts
 from data.progress import Progress, Silent
 from data.publish import write_json
 from data.recipe import DatasetRecipe

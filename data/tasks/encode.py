@@ -92,9 +92,11 @@ def _rows(examples: Sequence[Example], tokenizer: Tokenizer, task: Task, classes
         if kept != lengths:
             notes.update(truncated=1, truncated_tokens=sum(lengths) - sum(kept))
         target: tuple[float, ...] = ()
-        if task.regression:
+        if example.target is None:
+            pass  # a text to be judged, not to learn from
+        elif task.regression:
             target = (float(example.target),)
-        elif example.target is not None:
+        else:
             name = class_name(example.target, task)
             target = (ids[name],)
             notes[f"label={name}"] += 1

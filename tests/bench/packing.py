@@ -13,7 +13,8 @@ import numpy as np
 
 from data.build.workplace import InProcess
 from data.order.order import Order
-from data.order.packing import fill, load_packing, pack
+from data.order.pack import pack
+from data.order.packing import fill, load_packing
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import Index

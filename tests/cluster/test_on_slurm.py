@@ -14,8 +14,9 @@ from data.errors import UserError
 from data.settings import apply
 from tests.conftest import CommandLine
 from tests.slurm_testbed.loopback import Loopback
+from trainer.ancestor import pin_ancestor
 from trainer.recipe import Launch, Recipe
-from trainer.run import pin_ancestor, read_recipe
+from trainer.run import read_recipe
 
 TWO_BY_TWO = ("launch.ranks=4", "launch.nodes=2", "launch.gpus_per_rank=1")
 

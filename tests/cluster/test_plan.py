@@ -231,6 +231,11 @@ def test_what_cannot_be_is_refused(asked, words):
         plan.plan(recipe_of(), asked)
 
 
+def test_two_networks_are_not_planned_as_one():
+    with pytest.raises(UserError, match="adversarial trains two and samples from one"):
+        plan.plan(recipe_of("objective.kind=adversarial"), Question())
+
+
 def test_every_known_gpu_has_the_meters_peak_and_a_machine_s_own_is_found(tmp_path):
     assert all(each.peak("bf16") for each in KNOWN.values() if each.gpu)
     (tmp_path / "0").mkdir()

@@ -10,7 +10,7 @@ from torch import Tensor
 from cluster.plan.activations import block_activations, buffers
 from trainer.models import bert, decoder, gpt2, t5, transformer
 from trainer.models.build import build
-from trainer.models.layers import Documents
+from trainer.models.layers import Documents, prefix_mask
 from trainer.models.presets import PRESETS
 from trainer.models.rotary import rotary_table
 from trainer.recipe_model import Model
@@ -20,16 +20,24 @@ SIZES = {"context": CONTEXT, "hidden_size": HIDDEN, "num_attention_heads": 4, "i
 DROPOUTS = ({}, {"residual_dropout": 0.1}, {"attention_dropout": 0.1})
 
 
-def block_and_inputs(model: Model, decoding: bool, documents: bool, dtype: torch.dtype) -> tuple[Any, list[Any]]:
+def block_and_inputs(model: Model, decoding: bool, dtype: torch.dtype) -> tuple[Any, list[Any]]:
     """A block of the family, and what its stack hands to it."""
     x, memory = (torch.randn(ROWS, CONTEXT, HIDDEN, dtype=dtype, requires_grad=True) for _ in range(2))
-    apart = Documents.of([np.array([0, 16])] * ROWS, CONTEXT) if documents else None
+    apart = Documents.of([np.array([0, 16])] * ROWS, CONTEXT) if model.attention == "document" else None
+    mask = prefix_mask(x, model.attention, torch.full((ROWS,), 9), None) if model.attention == "prefix" else None
     match model.family:
         case "llama":
             table = rotary_table(CONTEXT, model.head_size, 1e4, model.rope_scaling)
-            return decoder.Block(model), [x, tuple(part[None, :, None].to(dtype) for part in table), apart]
+            return decoder.Block(model), [
+                x,
+                tuple(part[None, :, None].to(dtype) for part in table),
+                apart,
+                None,
+                0,
+                mask,
+            ]
         case "gpt2":
-            return gpt2.Block(model), [x, apart]
+            return gpt2.Block(model), [x, apart, None, 0, mask]
         case "bert":
             return bert.Layer(model), [x, None]
         case "t5":
@@ -61,20 +69,20 @@ def saved_bytes(block: Any, inputs: list[Any]) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout", DROPOUTS, ids=str)
 @pytest.mark.parametrize(
-    ("family", "decoding", "documents"),
+    ("family", "decoding", "attention"),
     [
-        ("llama", False, False), ("llama", False, True), ("gpt2", False, False), ("gpt2", False, True),
-        ("bert", False, False), ("t5", False, False), ("t5", True, False), ("transformer", False, False),
-        ("transformer", True, False),
+        ("llama", False, "full"), ("llama", False, "document"), ("llama", False, "prefix"), ("gpt2", False, "full"),
+        ("gpt2", False, "document"), ("gpt2", False, "prefix"), ("bert", False, None), ("t5", False, None),
+        ("t5", True, None), ("transformer", False, None), ("transformer", True, None),
     ],
 )  # fmt: skip
-def test_a_block_keeps_what_the_plan_says(family, decoding, documents, dropout, dtype):
-    attention = {} if family not in ("llama", "gpt2") else {"attention": "document" if documents else "full"}
-    model = Model.model_validate({"family": family} | SIZES | attention | dropout)
-    block, inputs = block_and_inputs(model, decoding, documents, dtype)
+def test_a_block_keeps_what_the_plan_says(family, decoding, attention, dropout, dtype):
+    given = {"attention": attention} if attention else {}
+    model = Model.model_validate({"family": family} | SIZES | given | dropout)
+    block, inputs = block_and_inputs(model, decoding, dtype)
     saved = saved_bytes(block.to(dtype), inputs)
     said = block_activations(model, decoding, ROWS * CONTEXT, dtype.itemsize, gpu=False)
-    if documents and model.attention_dropout:  # probabilities of documents shorter than the row
+    if attention == "document" and model.attention_dropout:  # probabilities of documents shorter than the row
         assert saved < said
     else:
         assert said == saved

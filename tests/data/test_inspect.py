@@ -12,7 +12,7 @@ from data.build.build import build
 from data.dataset import Dataset, load_dataset
 from data.errors import UserError
 from data.inspect import inspect, page, report
-from data.order.packing import pack_dataset
+from data.order.pack import pack_dataset
 from data.recipe import Dedup, Split, Task
 from data.shards import IN_LOSS, SPLITS
 

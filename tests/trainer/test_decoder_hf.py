@@ -1,4 +1,4 @@
-"""Llama and GPT-2 against transformers: logits, gradients of one step, greedy text, classes."""
+"""Llama and GPT-2 against transformers: logits, gradients of one step, greedy text, classes, prefixes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -132,3 +132,21 @@ def test_classes_are_read_where_transformers_reads_them(hf, variant):
     for row, last in zip(ids, at, strict=True):
         row[last + 1 :] = 0  # padding, which transformers finds by its id
     assert (model(ids, at=at) - other(ids).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama wide heads", "gpt2"])
+def test_prefixes_give_the_logits_and_gradients_of_transformers_under_the_same_mask(pairs, variant):
+    model, other = pairs[variant]
+    ids, prefixes, place = tokens(3, 40), torch.tensor([1, 17, 40]), torch.arange(40)
+    seen = (place <= place[:, None]) | (place < prefixes[:, None, None])
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    found, expected = model(ids, prefixes=prefixes), other(ids, attention_mask=mask).logits
+    assert (found - expected).abs().max() <= 1e-5
+    assert (found - model(ids))[1:].abs().max() > 0.1
+    names = [name for name, _ in model.named_parameters()]
+    grads = [
+        torch.autograd.grad(logits.log_softmax(-1)[..., 7].sum(), [each.get_parameter(name) for name in names])
+        for each, logits in ((model, found), (other, expected))
+    ]
+    for name, one, reference in zip(names, *grads, strict=True):
+        assert (one - reference).norm() <= 1e-4 * reference.norm(), name

@@ -207,6 +207,9 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path,
         export.export(str(run), tmp_path / "there")
     with pytest.raises(UserError, match=r"no checkpoint 9; steps with one: 4"):
         export.export(f"{run}@9", tmp_path / "out")
+    prefix, _ = held_run(tmp_path / "prefix", dataset, **{"model.attention": "prefix"})
+    with pytest.raises(UserError, match=r"a prompt in both directions \(model.attention prefix\), which no llama"):
+        export.export(str(prefix), tmp_path / "out")
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'luban\[hf\]'; or export unchecked, by --no-check"):
         export.export(str(run), tmp_path / "out")

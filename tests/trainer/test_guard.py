@@ -17,6 +17,7 @@ from trainer.feed import spans
 from trainer.guard import Avoid, Guard, Trouble, median, plan, robust_z
 
 ROWS = 4
+LABELS = 1_000_000  # of an update of tokens
 
 
 def chosen(**changes: object) -> recipe.Guard:
@@ -25,12 +26,14 @@ def chosen(**changes: object) -> recipe.Guard:
     return settings.load(recipe.Recipe, None, given_).guard
 
 
-def watched(losses: list[float], norms: list[float] | None = None, **changes: object) -> list[tuple[int, Trouble]]:
+def watched(
+    losses: list[float], norms: list[float] | None = None, labels: int = LABELS, **changes: object
+) -> list[tuple[int, Trouble]]:
     """(step, what was seen) for applied updates with these figures."""
     watching = Guard(chosen(**changes))
     found = []
     for step, (loss, norm) in enumerate(zip(losses, norms or [1.0] * len(losses), strict=True), 1):
-        seen = watching.observe(step, ((step - 1) * ROWS, step * ROWS), loss, norm, True)
+        seen = watching.observe(step, ((step - 1) * ROWS, step * ROWS), labels, loss, norm, True)
         if seen:
             found.append((step, seen))
     return found
@@ -123,11 +126,21 @@ def test_the_spike_of_a_real_run_is_found_where_it_rose():
     assert plan(seen, [], chosen(), ROWS)["positions"] == [66 * ROWS, 69 * ROWS]  # with the update before it
 
 
+def test_classes_that_begin_to_be_told_apart_are_no_spike_where_an_update_has_few_examples():
+    """What was seen: 68 updates of 16 examples at chance, then losses and norms as of a model that learns."""
+    losses = [0.6833 + 0.006 * math.sin(step) for step in range(68)] + [0.66, 1.1, 1.28, 0.5, 1.0]
+    norms = [0.5 + 0.1 * math.cos(step) for step in range(68)] + [2.0, 8.0, 10.7, 5.0, 9.0]
+    assert watched(losses, norms, labels=16) == []
+    assert watched(losses, norms, labels=100_000)
+    assert watched([*losses[:68], 3.5, 3.5], [*norms[:68], 10.0, 10.0], labels=16)
+
+
 def test_updates_that_are_not_finite_are_trouble_after_so_many_in_a_row():
     watching = Guard(chosen(max_nonfinite=3))
     refused = [(math.nan, math.nan, False)] * 2 + [(2.0, 1.0, True)] + [(math.nan, math.nan, False)] * 3
     seen = [
-        watching.observe(1, (number * ROWS, (number + 1) * ROWS), *figures) for number, figures in enumerate(refused)
+        watching.observe(1, (number * ROWS, (number + 1) * ROWS), LABELS, *figures)
+        for number, figures in enumerate(refused)
     ]
     assert seen[:5] == [None] * 5
     assert seen[5] is not None
@@ -146,7 +159,7 @@ def test_a_gradient_a_hundred_times_too_large_is_trouble_at_once_also_where_ever
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (2.0, math.inf)])
 def test_an_applied_update_that_is_not_finite_is_trouble_at_once(loss, norm):
-    seen = Guard(chosen()).observe(1, (0, ROWS), loss, norm, True)
+    seen = Guard(chosen()).observe(1, (0, ROWS), LABELS, loss, norm, True)
     assert seen is not None
     assert seen.positions == (0, ROWS)
 
@@ -154,11 +167,11 @@ def test_an_applied_update_that_is_not_finite_is_trouble_at_once(loss, norm):
 def test_what_is_suspected_is_said_until_it_has_passed():
     watching = Guard(chosen(warmup=8, window=8))
     for step in range(1, 12):
-        watching.observe(step, (0, 1), 2.0, 1.0, True)
+        watching.observe(step, (0, 1), LABELS, 2.0, 1.0, True)
     assert not watching.suspects
-    watching.observe(12, (0, 1), 2.5, 1.0, True)
+    watching.observe(12, (0, 1), LABELS, 2.5, 1.0, True)
     assert watching.suspects
-    watching.observe(13, (0, 1), 2.0, 1.0, True)
+    watching.observe(13, (0, 1), LABELS, 2.0, 1.0, True)
     assert not watching.suspects
 
 
@@ -168,6 +181,7 @@ def test_what_is_suspected_is_said_until_it_has_passed():
 def test_the_robust_z_of_a_window_by_hand():
     assert robust_z(9.0, [1, 2, 3, 4, 5], 0.1) == pytest.approx(6 / 1.4826)  # median 3, distances 2 1 0 1 2: MAD 1
     assert robust_z(4.0, [3, 3, 3, 3], 0.5) == pytest.approx(1 / (1.4826 * 0.5))
+    assert robust_z(4.0, [3, 3, 3, 3], 0.5, noise=2.0) == pytest.approx(1 / 2)
     assert robust_z(2.0, [3, 3, 3, 3], 0.5) == 0
     assert (median([3, 1, 2]), median([4, 1, 2, 3])) == (2, 2.5)
 
@@ -180,7 +194,7 @@ def test_watching_an_update_costs_less_than_fifty_microseconds():
     for _ in range(5):
         began = time.thread_time()
         for step, (loss, norm) in enumerate(figures, 1):
-            watching.observe(step, (step, step + 1), loss, norm, True)
+            watching.observe(step, (step, step + 1), LABELS, loss, norm, True)
         best = min(best, (time.thread_time() - began) / len(figures))
     assert best < 50e-6
 

@@ -9,14 +9,15 @@ from safetensors.torch import save_file
 
 from data.errors import UserError
 from data.tokenizer.tokenizer import Tokenizer
+from trainer.ancestor import with_ancestor
 from trainer.hf.config import hugging_face_config
 from trainer.hf.read import Directory
 from trainer.models.build import build
-from trainer.models.head import LM
+from trainer.models.head import LM, Head
 from trainer.models.initialize import initialize
 from trainer.origin import take_over
 from trainer.recipe import Model, Recipe
-from trainer.run import origin_of, with_ancestor
+from trainer.run import origin_of
 
 CONFIG = Model(context=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 VOCABULARY = 96
@@ -219,7 +220,9 @@ def test_nothing_from_outside_is_unpickled(directory, tmp_path):
     folder, _ = directory()
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin can't be read as weights"):
+    with pytest.raises(
+        UserError, match=r"it is damaged, or holds more than tensors, which Luban doesn't unpickle\. Take"
+    ):
         Directory(folder).shapes()
 
 
@@ -262,3 +265,31 @@ def test_a_dataset_of_another_tokenizer_is_refused_with_the_mend(directory, tmp_
     (folder / "vocab.txt").unlink()
     unsure = Directory(folder).refuse_other_tokenizer(own, "corpus")
     assert unsure is not None and f"whether the tokenizer of corpus is that of {folder} can't be told" in unsure
+
+
+def test_what_is_of_another_model_is_refused_before_a_run_is_set_up(directory):
+    whole, _ = directory("whole")
+    Directory(whole).refuse_other_model(CONFIG, VOCABULARY)
+    wrong, _ = directory("wrong", change=lambda w: w | {"model.norm.weight": torch.ones(33)})
+    with pytest.raises(UserError, match=r"holds model\.norm\.weight as \(33,\), the model wants \(32,\)"):
+        Directory(wrong).refuse_other_model(CONFIG, VOCABULARY)
+    with pytest.raises(UserError, match=r"model\.embed_tokens\.weight as \(96, 32\), the model wants \(97, 32\)"):
+        Directory(whole).refuse_other_model(CONFIG, VOCABULARY + 1)
+
+
+def test_a_head_for_another_number_of_classes_is_drawn_anew_and_that_is_said(directory):
+    three, _ = directory("three", change=lambda w: w | {"score.weight": torch.ones(3, 32)})
+    found, notes = taken(three, head=Head("classes", 2))
+    assert found.score.weight.shape == (2, 32) and not found.score.weight.eq(1).any()
+    assert [note.split(":")[0] for note in notes] == [
+        "a new head",
+        f"not taken over from {three}, which ends in another head",
+    ]
+    same, notes = taken(three, head=Head("classes", 3))
+    assert same.score.weight.eq(1).all() and notes == []
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(directory):
+    folder, _ = directory(change=lambda w: w | {"model.norm.weight": torch.full((32,), float("nan"))})
+    with pytest.raises(UserError, match=r"holds values in model\.norm\.weight that are not finite"):
+        taken(folder)

@@ -28,22 +28,26 @@ def inputs(tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tu
     return hidden, weight, bias, labels
 
 
-def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float, worth: Tensor | None = None
+) -> Tensor:
     logits = F.linear(hidden.double(), weight.double(), bias.double())
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return (losses if worth is None else losses * worth).sum()
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 70), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31))
-def test_loss_and_gradients_with_bias_and_smoothing_are_those_of_torch(tokens, smoothing, rows, seed):
+@given(st.integers(0, 70), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
+def test_loss_and_gradients_with_bias_smoothing_and_worth_are_those_of_torch(tokens, smoothing, rows, seed, weighted):
     hidden, weight, bias, labels = inputs(tokens, seed)
+    worth = torch.randn(tokens, generator=torch.Generator().manual_seed(seed)) if weighted else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(loss_module.CHUNK_LOGITS, "cpu", rows * VOCABULARY)
         patch.setattr(loss_module, "LEAST_CHUNK_ROWS", 1)
-        ours = summed_cross_entropy(hidden, weight, labels, bias, smoothing)
+        ours = summed_cross_entropy(hidden, weight, labels, bias, smoothing, worth)
         with torch.no_grad():
-            assert summed_cross_entropy(hidden, weight, labels, bias, smoothing).item() == ours.item()
-    theirs = plain(hidden, weight, bias, labels, smoothing)
+            assert summed_cross_entropy(hidden, weight, labels, bias, smoothing, worth).item() == ours.item()
+    theirs = plain(hidden, weight, bias, labels, smoothing, worth)
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-5)
     parameters = hidden, weight, bias

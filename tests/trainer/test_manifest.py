@@ -35,8 +35,8 @@ from trainer.optimizer import freeze
 from trainer.place import DIGEST, Folder
 from trainer.recipe import Recipe
 from trainer.run import Source
-from trainer.session import give_weights
 from trainer.verify import check_run
+from trainer.weights import give_weights
 
 NAME = folder_name(7, 2)
 SHAPES = {"embed.weight": (9, 4), "norm.weight": (5,), "scale": ()}

@@ -6,7 +6,7 @@ import torch
 
 from data.build.workplace import InProcess
 from data.order.order import Order
-from data.order.packing import pack
+from data.order.pack import pack
 from data.reader import LocalReader, Rows, layout
 from data.shard_writer import TokenDocument
 from tests.splits import write_split

@@ -3,12 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import CommandLine
 from tests.ranks import launch
 from tests.trainer.lives import begun, life, told
 from trainer import record
-from trainer.scores import evaluate_run
+from trainer.generation.prompts import continued
+from trainer.generation.settings import Decoding
+from trainer.hf.export import export
+from trainer.hf.read import Directory
+from trainer.recipe_objective import Objective
+from trainer.run import Source, read_recipe
+from trainer.scores import evaluate_run, load_model
 
 STEPS, SAVED, KILLED = 6, 3, 5
 SETTINGS = (
@@ -22,7 +29,12 @@ OBJECTIVES = {
     "next_sentence": ("model.family=bert", "objective.next_sentence=true", "data.lanes=2"),
     "span": ("model.family=t5",),
     "prefix": ("model.family=transformer", "objective.kind=prefix"),
-}
+    "prefix_decoder": ("model.family=llama", "model.attention=prefix", "objective.label_smoothing=0.1"),
+    "adversarial": (
+        "model.attention=full", "objective.kind=adversarial", "objective.prompt_tokens=4", "objective.sample_tokens=8",
+        "objective.samples=2", "engine.zero_stage=3",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +77,21 @@ def test_its_checkpoint_is_evaluated_to_the_figures_of_the_run(trained: Path, ob
     assert f"{figures['accuracy']:10.4f}" in text
     assert f"over {figures['tokens']:,.0f} label tokens in 7 rows" in text
     assert ("next sentence" in text) == (objective == "next_sentence")
+    assert ("judge advantage" in text) == (objective == "adversarial")
+
+
+@pytest.mark.slow
+def test_of_two_nets_the_one_that_writes_is_exported_asked_and_gone_on_with(trained: Path, tmp_path: Path) -> None:
+    run, said = trained / "straight" / "adversarial", list[str]()
+    assert any("EXPERIMENTAL" in event["text"] for event in record.load(run).attempts[0].of("note"))
+    figures = told(run)[2][0]
+    assert figures["discriminator_advantage"] == pytest.approx(2 * figures["discriminator_accuracy"] - 1)
+    export(str(run), tmp_path / "out", checked=False, say=said.append)
+    loaded, written = load_model(str(run)), Directory(tmp_path / "out")
+    generator = {name: tensor.detach() for name, tensor in loaded.model.generator.named_parameters()}
+    assert all(torch.equal(written.weight(name), tensor) for name, tensor in generator.items())
+    assert "LlamaForCausalLM" in said[-1]
+    assert len(continued(loaded, ["The "], Decoding(5, seed=1))[0]) == 1
+    shapes, weight = Source.parse(str(run)).weights(read_recipe(run).model_copy(update={"objective": Objective()}))
+    assert list(shapes) == list(generator)
+    assert all(torch.equal(weight(name), tensor) for name, tensor in generator.items())

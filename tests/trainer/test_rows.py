@@ -10,7 +10,7 @@ import pytest
 from data import settings
 from data.dataset import load_dataset
 from data.errors import UserError
-from data.order.packing import pack_dataset
+from data.order.pack import pack_dataset
 from data.tokenizer.tokenizer import Tokenizer
 from tests.conftest import CommandLine
 from tests.corpora import texts
@@ -55,13 +55,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("llama", "causal", (65, 64)),
         ("gpt2", "causal", (65, 64)),
+        ("gpt2 model.attention=prefix", "prefix", (65, 65)),
         ("bert", "masked", (62, 62)),
         ("t5", "span", (70, 70)),
         ("transformer", "span", (70, 70)),
     ],
 )
 def test_a_family_suggests_what_it_learns_of_text(luban: CommandLine, family, kind, row):
-    chosen, inputs = opened(luban, f"model.family={family}")
+    chosen, inputs = opened(luban, *f"model.family={family}".split())
     assert kind_of(chosen, inputs.dataset) == kind == objective_of(chosen, inputs.dataset).name
     assert text_row(chosen, 64) == row
     rows = inputs.reader().rows(np.arange(4))
@@ -81,7 +82,17 @@ def _cpu():
     [
         (["model.family=llama", "objective.kind=masked"], "family llama has no use for objective.kind masked"),
         (["model.family=bert", "objective.kind=causal"], "family bert has no use for objective.kind causal"),
-        (["model.family=gpt2", "objective.kind=prefix"], "family gpt2 has no use for objective.kind prefix"),
+        (["model.family=gpt2", "objective.kind=span"], "family gpt2 has no use for objective.kind span"),
+        (
+            ["model.family=gpt2", "objective.kind=prefix"],
+            "reads? the beginning of a row in both directions, and model.attention is document: set it to prefix",
+        ),
+        (
+            ["model.attention=prefix", "objective.kind=causal"],
+            "of text only objective.kind prefix draws one: leave it at auto, not causal",
+        ),
+        (["model.attention=prefix", "data.packing=best_fit"], "model.attention prefix reads a row as one text"),
+        (["model.family=t5", "model.attention=prefix"], "attention means something only with family llama or gpt2"),
         (["model.family=t5", "objective.mask_rate=0.2"], "mask_rate means something only with objective masked"),
         (["objective.noise_density=0.2"], "noise_density means something only with objective span.* is causal"),
         (

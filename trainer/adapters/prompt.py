@@ -91,8 +91,8 @@ def prefixed(batch: Batch, prefix: Sequence[int]) -> Batch:
         longer["token_types"] = F.pad(batch.token_types, (count, 0))
     if batch.at is not None:
         longer["at"] = batch.at + count
-    if batch.at is not None:
-        longer["at"] = batch.at + count
+    if batch.prefixes is not None:
+        longer["prefixes"] = batch.prefixes + count
     return replace(batch, **longer)
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer import watchdog
 from trainer.generation.passes import Passes
@@ -118,3 +118,29 @@ def draw(chances: Tensor, uniform: Tensor) -> Tensor:
     edges = chances.double().cumsum(-1)
     found = torch.searchsorted(edges, uniform[:, None] * edges[:, -1:], right=True)[:, 0]
     return found.clamp(max=chances.size(-1) - 1)
+
+
+@torch.no_grad()
+def continuations(model: nn.Module, prompts: Tensor, uniform: Tensor) -> Tensor:
+    """Samples of the model's own distribution, all of one length; every rank that holds a shard must call this alike.
+
+    Args:
+        model: a decoder.
+        prompts: (B, P) int64.
+        uniform: (B, k, N) fp64 in [0, 1): what the N tokens of each prompt's k samples are drawn by.
+    Returns:
+        (B * k, P + N) int64, each prompt with its samples, one after the other.
+    """
+    rows, copies, count = uniform.shape
+    passes = Passes(model, prompts.tolist(), [count] * rows, None)
+    logits = passes.begin().repeat_interleave(copies, 0)
+    passes.repeat(copies)
+    by_text = uniform.flatten(0, 1)
+    for place in range(count):
+        watchdog.enter("sampling")
+        tokens = draw(probabilities(logits, 1.0), by_text[:, place])
+        if place + 1 < count:
+            logits = passes.advance(tokens)
+        else:
+            passes.take(tokens)
+    return passes.history

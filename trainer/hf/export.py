@@ -37,7 +37,9 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.models.build import build
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
+from trainer.origin import generator_of
 from trainer.recipe import Recipe
+from trainer.recipe_objective import Objective as Objectives
 from trainer.run import Source, read_recipe
 from trainer.units import size
 
@@ -163,11 +165,19 @@ def gathered(point: str, precision: Precision = "fp32") -> Export:
     found, recipe = source.checkpoint(), read_recipe(source.run)
     if recipe.adapter.kind == "prompt":
         raise UserError(f"{point} learned a prompt, which no model of transformers has: export its adapter alone")
+    if recipe.model.attention == "prefix":
+        raise UserError(
+            f"{point} reads a prompt in both directions (model.attention prefix), which no {recipe.model.family} of "
+            "transformers can be told to: generate with it here, or go on training it with model.attention=full"
+        )
     inputs = open_inputs(recipe)
     if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: bring the old one back")
     objective = objective_of(recipe, inputs.dataset)
     held, tensor = found.shapes, found.weight
+    if objective.name == "adversarial":  # its generator is a model like any other
+        recipe = recipe.model_copy(update={"objective": Objectives()})
+        objective, (held, tensor) = objective_of(recipe, inputs.dataset), generator_of(held, tensor)
     if recipe.adapter.kind != "none":
         whole = merged(recipe, found.weights())
         held, tensor = {name: tuple(each.shape) for name, each in whole.items()}, whole.__getitem__

@@ -36,7 +36,7 @@ def refuse_unlike(point: str, file: Path) -> None:
         raise UserError(f"--gguf writes models of family llama, and {point} is a {recipe.model.family}")
     if recipe.model.rope_scaling.rope_type == "llama3":
         raise UserError("--gguf writes rotary positions of type default or linear; this model's are llama3")
-    if recipe.objective.kind not in ("auto", "causal"):
+    if recipe.objective.kind not in ("auto", "causal", "adversarial"):
         raise UserError(f"--gguf writes models that predict the next token; objective.kind is {recipe.objective.kind}")
     if find_spec("gguf") is None:
         raise UserError("--gguf needs the gguf library: pip install 'luban[gguf]'")

@@ -8,6 +8,7 @@ body's prefix, BERT files of 2018 say gamma and beta, and some files hold buffer
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from data.errors import UserError
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.hf import config as hf_config
 from trainer.hf.families import Family
+from trainer.models.shapes import parameter_shapes
 from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter
 
@@ -168,6 +170,8 @@ class Directory:
         """A parameter, in fp32. Raises UserError where it isn't one of floating point numbers."""
         entry = self.entries[name]
         tensor = self._open(entry.file).tensor(entry.key)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{self.path} holds values in {name} that are not finite: such weights can't be trained")
         if not tensor.is_floating_point():
             raise UserError(
                 f"{self.path} holds {name} as {tensor.dtype}: quantized weights can't be trained, take the directory "
@@ -219,13 +223,32 @@ class Directory:
             )
         return None
 
+    def refuse_other_model(self, config: Model, vocab_size: int) -> None:
+        """Raise UserError where its names and shapes below the head aren't those of `config`; safetensors need no torch
+        for it."""
+        from trainer.origin import refuse_unlike
+
+        heads, wanted = self.family.heads, parameter_shapes(config, vocab_size)
+        refuse_unlike(config, heads, self.name, wanted, self.shapes())
+
     def ancestry(self) -> dict[str, Any]:
         """Which directory, and which weights in it."""
         digest = self.known or self.digest
         return {"checkpoint": f"{self.path}@sha256:{digest}", "manifest": digest, "model_type": self.family.model_type}
 
     def _listed(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield from self._open(file).shapes()
+        path = self.path / file
+        if path.suffix != ".safetensors":
+            yield from self._open(file).shapes()
+            return
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as header:  # a command that starts a run reads it without torch
+                names = header.keys()
+                yield from [(name, tuple(header.get_slice(name).get_shape())) for name in names]
+        except (SafetensorError, OSError) as error:
+            raise UserError(_unreadable(path, error)) from None
 
     def _open(self, file: str) -> "_Weights":
         if file not in self._files:
@@ -257,8 +280,13 @@ class _Weights:
                 self._held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # the format before torch 1.6 can't be mapped
                 self._held = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch, pickle and safetensors raise many kinds of their own
-            raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0][:300]}") from None
+        except pickle.UnpicklingError:  # its words advise to unpickle anything
+            raise UserError(
+                f"{path} can't be read as weights: it is damaged, or holds more than tensors, which Luban doesn't "
+                "unpickle. Take the model's safetensors"
+            ) from None
+        except Exception as error:  # torch and safetensors raise many kinds of their own
+            raise UserError(_unreadable(path, error)) from None
         if not isinstance(self._held, dict) or not all(isinstance(each, torch.Tensor) for each in self._held.values()):
             raise UserError(f"{path} doesn't hold a model's weights by name")
         self._names = list(self._held)
@@ -271,6 +299,10 @@ class _Weights:
     def tensor(self, name: str) -> "Tensor":
         """One tensor."""
         return self._safe.get_tensor(name) if self._safe else self._held[name]
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path} can't be read as weights: {str(error).splitlines()[0][:300]}"
 
 
 def _has_prefix(family: Family, keys: dict[str, Entry]) -> bool:

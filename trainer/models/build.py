@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from data.errors import UserError
+from trainer.models.adversarial import Adversarial
 from trainer.models.bert import Bert
 from trainer.models.decoder import Decoder
 from trainer.models.gpt2 import GPT2
@@ -14,6 +15,8 @@ from trainer.models.transformer import Transformer
 from trainer.recipe import Model
 
 CLASSES: dict[str, Any] = {"llama": Decoder, "gpt2": GPT2, "bert": Bert, "t5": T5, "transformer": Transformer}
+JUDGEMENT = Head("classes", 1)
+"""What a discriminator ends in: the logit of a text's being real."""
 
 
 def build(config: Model, vocab_size: int, head: Head = LM, activation_checkpointing: bool = False) -> nn.Module:
@@ -26,6 +29,10 @@ def build(config: Model, vocab_size: int, head: Head = LM, activation_checkpoint
     Raises:
         UserError: the family has no such head.
     """
+    if head.discriminator is not None:
+        generator = build(config, vocab_size, LM, activation_checkpointing)
+        discriminator = build(head.discriminator, vocab_size, JUDGEMENT, activation_checkpointing)
+        return Adversarial(generator, discriminator, head)
     made = CLASSES[config.family]
     if head.kind not in made.heads:
         raise UserError(

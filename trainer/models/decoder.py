@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.head import LM, Head
-from trainer.models.layers import Attention, Cache, Documents, Embedding, Linear, LMHead, RMSNorm, SwiGLU, chosen
+from trainer.models.layers import (
+    Attention,
+    Cache,
+    Documents,
+    Embedding,
+    Linear,
+    LMHead,
+    RMSNorm,
+    SwiGLU,
+    chosen,
+    prefix_mask,
+)
 from trainer.models.loss import LOSS_KERNEL
 from trainer.models.rotary import rotary_table
 from trainer.recipe import Model
@@ -43,9 +54,10 @@ class Block(nn.Module):
         documents: Documents | None = None,
         cache: Cache | None = None,
         layer: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The residual stream `x` (B, T, hidden) after this block."""
-        attended = self.self_attn(self.input_layernorm(x), rotation, documents, cache, layer)
+        attended = self.self_attn(self.input_layernorm(x), rotation, documents, cache, layer, mask)
         x = x + F.dropout(attended, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
@@ -101,6 +113,8 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         at: Tensor | None = None,
         smoothing: float = 0.0,
+        worth: Tensor | None = None,
+        prefixes: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the sum of the token losses, or the numbers of another head.
 
@@ -110,7 +124,9 @@ class Decoder(nn.Module):
             documents: a token sees only its own document; None: all of its row before it.
             cache: what the rows hold already: first fed the prompts, padded on the right, then one token a row.
             at: (B,) int64, the place that the head reads in each row; None: all.
-            smoothing: of the labels, as `summed_cross_entropy` takes it.
+            smoothing, worth: of the labels, as `summed_cross_entropy` takes them; `worth` is (B, T).
+            prefixes: (B,) int64, tokens at the beginning of each row that see one another; without documents only.
+                With a cache it is the model's attention that says whether the prompts do.
         Returns:
             With labels: the sum over all labels, a scalar in fp32 (divide by their number for the mean).
             With a cache: (B, 1, vocabulary) logits after each row's last real token. Else (B, T, vocabulary), or with
@@ -119,14 +135,15 @@ class Decoder(nn.Module):
         """
         x = self.model.embed_tokens(input_ids)
         rotation = self._rotation(input_ids.size(1), x.dtype, cache)
+        mask = prefix_mask(x, self.config.attention, prefixes, cache)
         for index, block in enumerate(self.model.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, documents, use_reentrant=False)
+                x = checkpoint(block, x, rotation, documents, mask=mask, use_reentrant=False)
             else:
-                x = block(x, rotation, documents, cache, index)
+                x = block(x, rotation, documents, cache, index, mask)
         x = self.model.norm(chosen(x, cache, at))
         if self.head.kind == "lm":
-            return self.lm_head(x, labels, smoothing)
+            return self.lm_head(x, labels, smoothing, worth)
         return self.score(x) if self.head.kind == "classes" else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 
 from trainer.recipe import Model, Recipe
 
@@ -46,5 +45,11 @@ def rate_scale(name: str, model: Model, decay: float) -> float:
 
 
 def rate_scales(recipe: Recipe) -> Callable[[str], float]:
-    """`rate_scale` by a recipe: parameter name -> factor."""
-    return partial(rate_scale, model=recipe.model, decay=recipe.optimizer.layer_decay)
+    """`rate_scale` by a recipe: parameter name -> factor. A discriminator has a rate of its own, the same all over."""
+
+    def scale(name: str) -> float:
+        if name.startswith("discriminator."):
+            return recipe.objective.discriminator.lr_ratio
+        return rate_scale(name, recipe.model, recipe.optimizer.layer_decay)
+
+    return scale

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.head import LM, Head
-from trainer.models.layers import Cache, Documents, Embedding, Linear, LMHead, chosen, self_attention
+from trainer.models.layers import Cache, Documents, Embedding, Linear, LMHead, chosen, prefix_mask, self_attention
 from trainer.models.loss import LOSS_KERNEL
 from trainer.recipe import Model
 
@@ -45,10 +45,12 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, documents: Documents | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, documents: Documents | None, cache: Cache | None, layer: int, mask: Tensor | None
+    ) -> Tensor:
         """`x` (B, T, hidden) to (B, T, hidden)."""
         q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.c_attn(x).chunk(3, -1))
-        out = self_attention(q, k, v, documents, cache, layer, self.dropout if self.training else 0.0)
+        out = self_attention(q, k, v, documents, cache, layer, self.dropout if self.training else 0.0, mask)
         return self.c_proj(out.flatten(-2))
 
 
@@ -76,10 +78,15 @@ class Block(nn.Module):
         self.dropout = config.residual_dropout
 
     def forward(
-        self, x: Tensor, documents: Documents | None = None, cache: Cache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        documents: Documents | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The residual stream `x` (B, T, hidden) after this block."""
-        x = x + F.dropout(self.attn(self.ln_1(x), documents, cache, layer), self.dropout, self.training)
+        x = x + F.dropout(self.attn(self.ln_1(x), documents, cache, layer, mask), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
@@ -130,19 +137,22 @@ class GPT2(nn.Module):
         cache: Cache | None = None,
         at: Tensor | None = None,
         smoothing: float = 0.0,
+        worth: Tensor | None = None,
+        prefixes: Tensor | None = None,
     ) -> Tensor:
         """As `Decoder.forward`."""
         stack = self.transformer
         x = stack.wte(input_ids) + stack.wpe(self._positions(input_ids, documents, cache))
         x = F.dropout(x, self.config.residual_dropout, self.training)
+        mask = prefix_mask(x, self.config.attention, prefixes, cache)
         for index, block in enumerate(stack.h):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, documents, use_reentrant=False)
+                x = checkpoint(block, x, documents, mask=mask, use_reentrant=False)
             else:
-                x = block(x, documents, cache, index)
+                x = block(x, documents, cache, index, mask)
         x = stack.ln_f(chosen(x, cache, at))
         if self.head.kind == "lm":
-            return self.lm_head(x, labels, smoothing)
+            return self.lm_head(x, labels, smoothing, worth)
         return self.score(x) if self.head.kind == "classes" else x
 
     def _positions(self, input_ids: Tensor, documents: Documents | None, cache: Cache | None) -> Tensor:

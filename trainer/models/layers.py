@@ -131,13 +131,14 @@ class Attention(nn.Module):
         documents: Documents | None = None,
         cache: Cache | None = None,
         layer: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """`x` (B, T, hidden) to (B, T, hidden); `layer` is this block's place in `cache`."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out = self_attention(q, k, v, documents, cache, layer, self.dropout if self.training else 0.0)
+        out = self_attention(q, k, v, documents, cache, layer, self.dropout if self.training else 0.0, mask)
         return self.o_proj(out.flatten(-2))
 
 
@@ -149,14 +150,34 @@ def self_attention(
     cache: Cache | None = None,
     layer: int = 0,
     dropout: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """A decoder's attention of (B, T, heads, head size): with what `cache` holds, within `documents`, or causal."""
+    """A decoder's attention of (B, T, heads, head size): with what `cache` holds, within `documents`, as `mask` says,
+    or causal."""
     if cache is not None:
-        k, v, mask = cache.extend(layer, k, v)
-        return attend(q, k, v, mask, dropout)
+        k, v, held = cache.extend(layer, k, v)
+        return attend(q, k, v, held if mask is None else mask, dropout)
     if documents is None:
-        return attend(q, k, v, None, dropout)
+        return attend(q, k, v, mask, dropout)
     return attend_within(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents, dropout).view(q.shape)
+
+
+def prefix_mask(x: Tensor, attention: str, prefixes: Tensor | None, cache: Cache | None) -> Tensor | None:
+    """What lets the first `prefixes` (B,) tokens of a row of `x` (B, T, ...) see one another, and every other one what
+    is before it; None: causal. Prompts that go into a cache are prefixes where the model's `attention` says so.
+
+    As numbers in the dtype of `x`, made once: of a boolean mask each block would keep its own copy in numbers.
+
+    Returns:
+        (B, 1, T, T), added to the scores: 0 or minus infinity.
+    """
+    if cache is not None:
+        prefixes = cache.lengths if attention == "prefix" and not cache.filled else None
+    if prefixes is None:
+        return None
+    place = torch.arange(x.size(1), device=x.device)
+    seen = (place <= place[:, None]) | (place < prefixes[:, None, None])
+    return torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, -torch.inf)[:, None]
 
 
 def chosen(x: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
@@ -175,14 +196,18 @@ def chosen(x: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> T
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Softmax attention of (B, T, heads, head size): where `mask` is True; without one causal, or, for one token that
-    has others before it, everywhere. Each probability is dropped with that of `dropout`."""
+    """Softmax attention of (B, T, heads, head size): where a boolean `mask` is True, or with one of numbers added;
+    without one causal, or, for one token that has others before it, everywhere. Each probability is dropped with that
+    of `dropout`."""
     grouped = q.size(2) != k.size(2)
     if q.size(1) == 1 < k.size(1) and grouped:
         # Heads that share keys are so many queries of one head: half the time, as no key is copied.
         shared = q.unflatten(2, (k.size(2), -1))[:, 0]
         return F.scaled_dot_product_attention(shared, k.transpose(1, 2), v.transpose(1, 2), mask).flatten(1, 2)[:, None]
     causal = mask is None and q.size(1) == k.size(1)
+    if grouped and mask is not None and q.is_cuda:  # its kernel of masks knows no shared heads: all scores in memory
+        k, v = (part.repeat_interleave(q.size(2) // part.size(2), 2) for part in (k, v))
+        grouped = False
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
@@ -239,9 +264,15 @@ class LMHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(vocab_size, hidden_size))
         self.bias = bias
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-        """`hidden` (..., hidden): logits (..., vocabulary), or with `labels` (...) the summed loss, in fp32."""
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, smoothing: float = 0.0, worth: Tensor | None = None
+    ) -> Tensor:
+        """`hidden` (..., hidden): logits (..., vocabulary), or with `labels` (...) the summed loss, in fp32.
+
+        `worth` (...) multiplies each label's.
+        """
         bias = None if self.bias is None else self.bias.flatten()
         if labels is None:
             return F.linear(hidden, self.weight, bias)
-        return summed_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), bias, smoothing)
+        worth = None if worth is None else worth.flatten()
+        return summed_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), bias, smoothing, worth)

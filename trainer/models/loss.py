@@ -27,7 +27,12 @@ IGNORED = -100
 
 
 def summed_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    smoothing: float = 0.0,
+    worth: Tensor | None = None,
 ) -> Tensor:
     """Sum of -log softmax(hidden @ weight.T + bias)[label] over the tokens whose label isn't -100.
 
@@ -38,6 +43,7 @@ def summed_cross_entropy(
         bias: (vocabulary,), added to the logits in fp32.
         smoothing: the share of the target that is spread over the whole vocabulary (arXiv:1512.00567, section 7; as
             `F.cross_entropy(label_smoothing=...)` does it).
+        worth: (N,) fp32, by what each token's loss is multiplied; no gradient reaches it. None: by 1.
     Returns:
         An fp32 scalar; 0, with zero gradients, where every label is -100.
     """
@@ -45,9 +51,10 @@ def summed_cross_entropy(
         used = (labels != IGNORED).nonzero()[:, 0]
         if len(used) < len(labels):
             hidden, labels = hidden.index_select(0, used), labels.index_select(0, used)
+            worth = None if worth is None else worth.index_select(0, used)
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, bias, smoothing, None, None, None)
-    loss = _SummedCrossEntropy.apply(hidden, weight, labels, bias, smoothing)
+        return _chunked(hidden, weight, labels, bias, smoothing, worth, None, None, None)
+    loss = _SummedCrossEntropy.apply(hidden, weight, labels, bias, smoothing, worth)
     assert isinstance(loss, Tensor)
     return loss
 
@@ -55,13 +62,19 @@ def summed_cross_entropy(
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, smoothing: float = 0.0
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None = None,
+        smoothing: float = 0.0,
+        worth: Tensor | None = None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if wanted[0] else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[3] else None
-        loss = _chunked(hidden, weight, labels, bias, smoothing, hidden_grad, weight_grad, bias_grad)
+        loss = _chunked(hidden, weight, labels, bias, smoothing, worth, hidden_grad, weight_grad, bias_grad)
         summed = (None if grad is None else grad.to(weight.dtype) for grad in (weight_grad, bias_grad))
         ctx.save_for_backward(hidden_grad, *summed)
         return loss
@@ -70,7 +83,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
         hidden, weight, bias = (None if grad is None else grad * scale for grad in ctx.saved_tensors)
-        return hidden, weight, None, bias, None
+        return hidden, weight, None, bias, None, None
 
 
 def _chunked(
@@ -79,6 +92,7 @@ def _chunked(
     labels: Tensor,
     bias: Tensor | None,
     smoothing: float,
+    worth: Tensor | None,
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
     bias_grad: Tensor | None,
@@ -89,6 +103,8 @@ def _chunked(
     for start in range(0, len(labels), rows):
         chunk, label = hidden[start : start + rows], labels[start : start + rows]
         used = (label != IGNORED).float()
+        if worth is not None:
+            used *= worth[start : start + rows]
         correct = torch.arange(len(label), device=label.device), label.clamp(min=0)
         z = F.linear(chunk, weight).float()
         if bias is not None:

@@ -39,10 +39,14 @@ class Batch:
     """(B, U) int64: what an encoder-decoder's decoder reads."""
     targets: Tensor | None = None
     """(B,) fp32: the number that a row is to predict."""
+    prefixes: Tensor | None = None
+    """(B,) int64: how many tokens at a row's beginning see one another in a decoder; None: each sees those before."""
     at: Tensor | None = None
     """(B,) int64: the place that a decoder's head reads."""
     allowed: Tensor | None = None
     """(B, T) bool: where an answer may begin or end; contrastive: (B,), the rows that a text may be taken for."""
+    uniform: Tensor | None = None
+    """(B, k, N) fp64 in [0, 1): adversarial, what the N tokens of each row's k samples are drawn by."""
 
 
 class BatchMaker(Protocol):

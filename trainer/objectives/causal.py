@@ -4,8 +4,8 @@ Text: a row is context + 1 tokens and overlaps the next one by a token, so each 
 document's first token, predicted from the end of the one before, which teaches what documents begin with.
 Packed text: a document's first token is no label, since what stands before it is any other document's end.
 Examples: one a row or packed, and only the tokens marked at build time are labels. Rows are cut to the longest of the
-micro-batch rounded up to 32 tokens, so that few widths occur: a batch of 60-token examples in a context of 256 costs
-a quarter of padding to the context.
+micro-batch rounded up to 8 tokens, so that few widths occur: a batch of 60-token examples in a context of 256 costs a
+quarter of padding to the context.
 """
 
 import math
@@ -28,9 +28,10 @@ from trainer.objectives.examples import rounded
 
 @dataclass(frozen=True)
 class Causal:
-    """Predict each token from those before it: of its own `document`, or of the `full` row."""
+    """Predict each token from those before it: of its own `document`, or of the `full` row; `prefix`: those of an
+    example's prompt see one another."""
 
-    attention: Literal["document", "full"] = "document"
+    attention: Literal["document", "full", "prefix"] = "document"
     piece_bytes: np.ndarray | None = field(default=None, compare=False)
     """UTF-8 bytes that each token stands for; None: no bits per byte."""
     smoothing: float = 0.0
@@ -56,21 +57,23 @@ class Causal:
                 row[starts[(starts > 0) & (starts <= width)] - 1] = False
         labels = np.where(asked, rows.tokens[:, 1 : width + 1], IGNORED)
         documents = Documents.of(rows.starts, width, device) if self.attention == "document" else None
+        prompts = asked.argmax(1) + 1  # up to the token that the first label follows
         return Batch(
             input_ids=sent(rows.tokens[:, :width], device),
             labels=sent(labels, device),
             documents=documents,
             label_tokens=int(asked.sum()),
             rows=int((rows.lengths > 0).sum()),
+            prefixes=sent(prompts, device) if self.attention == "prefix" else None,
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the batch's labels."""
-        return model(batch.input_ids, batch.labels, batch.documents, smoothing=self.smoothing)
+        return model(batch.input_ids, batch.labels, batch.documents, smoothing=self.smoothing, prefixes=batch.prefixes)
 
     def measure(self, model: nn.Module, batch: Batch) -> list[float]:
         """Loss, labels, how many are the likeliest token, and their bytes."""
-        logits = model(batch.input_ids, None, batch.documents)
+        logits = model(batch.input_ids, None, batch.documents, prefixes=batch.prefixes)
         return token_sums(logits, batch, self.piece_bytes)
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:

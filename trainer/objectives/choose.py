@@ -6,6 +6,7 @@ from data.dataset import Dataset
 from data.tasks.part import control_id
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.adapt import prompted
+from trainer.objectives.adversarial import Adversarial
 from trainer.objectives.augment import Augmented
 from trainer.objectives.base import BatchMaker, Objective
 from trainer.objectives.causal import Causal
@@ -13,7 +14,7 @@ from trainer.objectives.classification import Classification, Regression, Texts
 from trainer.objectives.contrastive import Contrastive
 from trainer.objectives.masked import Masked, Vocabulary
 from trainer.objectives.pieces import ordinary, sentinels, word_starts
-from trainer.objectives.prefix import Prefix
+from trainer.objectives.prefix import Prefix, PrefixDecoder
 from trainer.objectives.qa import QuestionAnswering
 from trainer.objectives.rows import kind_of, row_labels, text_row
 from trainer.objectives.seq2seq import Seq2Seq
@@ -43,10 +44,20 @@ def _made(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) 
             told = recipe.objective
             return Span(
                 recipe.seed, sentinels(recipe, length, tokenizer), tokenizer.eos_id, tokenizer.pad_id,
-                _start(recipe, tokenizer), told.noise_density, told.mean_span, piece_bytes,
+                _start(recipe, tokenizer), told.noise_density, told.mean_span, piece_bytes, told.label_smoothing,
             )  # fmt: skip
         case "prefix":
-            return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes)
+            smoothing = recipe.objective.label_smoothing
+            if recipe.model.is_decoder:
+                return PrefixDecoder("prefix", piece_bytes, smoothing, seed=recipe.seed)
+            return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes, smoothing)
+        case "adversarial":
+            told, (length, _) = recipe.objective, text_row(recipe, recipe.model.context)
+            discriminator = told.discriminator.model(recipe.model, told.prompt_tokens + told.sample_tokens)
+            return Adversarial(
+                recipe.seed, discriminator, length - 1, told.prompt_tokens, told.sample_tokens, told.samples,
+                told.mle_weight, piece_bytes,
+            )  # fmt: skip
         case "causal":
             return Causal(recipe.model.attention, piece_bytes, recipe.objective.label_smoothing)
         case _:

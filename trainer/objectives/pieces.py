@@ -23,7 +23,8 @@ _CHINESE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00
 
 def refuse_missing_pieces(recipe: Recipe, kind: str, tokenizer: Tokenizer) -> None:
     """Raise UserError, naming the piece, where the tokenizer lacks one that the objective `kind` inserts."""
-    for piece in _NEEDED.get(kind, ()):  # what examples need was put in when their dataset was built
+    inserts = kind != "prefix" or not recipe.model.is_decoder
+    for piece in _NEEDED.get(kind, ()) if inserts else ():  # what examples need was put in when they were built
         tokenizer.piece_id(piece)
     if kind == "span":
         length, _ = text_row(recipe, recipe.model.context)

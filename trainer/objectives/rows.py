@@ -5,7 +5,7 @@ from data.errors import UserError
 from trainer.objectives.tasks import task_kind
 from trainer.recipe import Recipe
 
-TEXT = ("masked", "span", "prefix")
+TEXT = ("masked", "span", "prefix", "adversarial")
 """Objectives of text alone."""
 
 
@@ -27,9 +27,13 @@ def kind_of(recipe: Recipe, dataset: Dataset) -> str:
         raise UserError(
             f"a model of family {recipe.model.family} has no use for objective.kind {kind}: leave it at auto"
         )
+    if recipe.model.is_decoder:
+        _refuse_other_attention(recipe, kind)
     recipe.objective.refuse_unused(kind)
     if recipe.objective.next_sentence:
         _refuse_pairs(recipe)
+    if kind == "adversarial":
+        _refuse_unsampled(recipe)
     return kind
 
 
@@ -38,18 +42,40 @@ def text_kind(recipe: Recipe) -> str:
     if recipe.objective.kind != "auto":
         return recipe.objective.kind
     if recipe.model.is_decoder:
-        return "causal"
+        return "prefix" if recipe.model.attention == "prefix" else "causal"
     return "span" if recipe.model.is_encoder_decoder else "masked"
 
 
 def _learns(recipe: Recipe, kind: str) -> bool:
     match kind:
-        case "causal":
+        case "causal" | "adversarial":
             return recipe.model.is_decoder
         case "masked":
             return recipe.model.family == "bert"
+        case "prefix":
+            return recipe.model.is_decoder or recipe.model.is_encoder_decoder
         case _:
             return recipe.model.is_encoder_decoder
+
+
+def _refuse_other_attention(recipe: Recipe, kind: str) -> None:
+    """Raise UserError where a decoder's attention and its objective on text don't go together."""
+    attention = recipe.model.attention
+    if kind == "prefix" and attention != "prefix":
+        raise UserError(
+            f"objective.kind prefix has a decoder read the beginning of a row in both directions, and model.attention "
+            f"is {attention}: set it to prefix"
+        )
+    if attention == "prefix" and kind != "prefix":
+        raise UserError(
+            f"model.attention prefix has a decoder read the beginning of a row in both directions, and of text only "
+            f"objective.kind prefix draws one: leave it at auto, not {kind}, or set model.attention to full"
+        )
+    if kind == "prefix" and recipe.data.packing == "best_fit":
+        raise UserError(
+            "model.attention prefix reads a row as one text, and with data.packing best_fit a row is of many: set "
+            "data.packing to chop"
+        )
 
 
 def _refuse_pairs(recipe: Recipe) -> None:
@@ -73,28 +99,62 @@ def _refuse_pairs(recipe: Recipe) -> None:
         )
 
 
+def _refuse_unsampled(recipe: Recipe) -> None:
+    """Raise UserError where samples would be of another kind than the rows that they are told from."""
+    told, model = recipe.objective, recipe.model
+    if recipe.adapter.kind != "none":
+        raise UserError(
+            f"objective.kind adversarial trains two networks, and adapter.kind {recipe.adapter.kind} adapts one: leave "
+            "the adapter out, and freeze what should stay by train.trainable"
+        )
+    if recipe.data.packing == "best_fit":
+        raise UserError(
+            "objective.kind adversarial continues a row as one text, and with data.packing best_fit a row is of many: "
+            "set data.packing to chop"
+        )
+    if model.attention == "document":
+        raise UserError(
+            "objective.kind adversarial continues a row as one text, and with model.attention document a token sees "
+            "only its own document of it: set model.attention to full"
+        )
+    judge = told.discriminator
+    width, heads = judge.hidden_size or model.hidden_size, judge.num_attention_heads or model.num_attention_heads
+    if width % 8 or width % (2 * heads):
+        raise UserError(
+            f"the discriminator's hidden_size {width} must divide by 8, and by its {heads} heads into even parts: set "
+            "objective.discriminator.hidden_size or num_attention_heads"
+        )
+    room = min([recipe.room, *(stage.context for stage in recipe.data.stages if stage.context is not None)])
+    if told.prompt_tokens + told.sample_tokens > room:
+        raise UserError(
+            f"objective.prompt_tokens {told.prompt_tokens} + sample_tokens {told.sample_tokens} are more than the "
+            f"{room} tokens of a row: lower one of them"
+        )
+
+
 def text_row(recipe: Recipe, context: int) -> tuple[int, int]:
     """Tokens of a row of text for a model that reads `context` tokens, and from one row's start to the next one's.
 
-    causal: context + 1, and context: the last token of a row is only a label, and the next row's first input. masked:
-    what `<|cls|>` and each `<|sep|>` leave. span: as many as become `context` when spans are cut out. prefix: context.
+    causal, adversarial: context + 1, and context: the last token of a row is only a label, and the next row's first
+    input. masked: what `<|cls|>` and each `<|sep|>` leave. span: as many as become `context` when spans are cut out.
+    prefix: context, and for a decoder one more, which is only a label.
     """
     match text_kind(recipe):
-        case "causal":
+        case "causal" | "adversarial":
             return context + 1, context
         case "masked":
             length = context - (3 if recipe.objective.next_sentence else 2)
         case "span":
             length = span_row(context, recipe.objective.noise_density, recipe.objective.mean_span)
         case _:
-            length = context
+            length = context + 1 if recipe.model.is_decoder else context
     return length, length
 
 
 def row_labels(recipe: Recipe, length: int) -> float:
     """Labels of a full row of `length` tokens of text; prefix: on average; whole words: at most."""
     match text_kind(recipe):
-        case "causal":
+        case "causal" | "adversarial":
             return length - 1
         case "masked":
             return masks(length, recipe.objective.mask_rate)
@@ -120,7 +180,7 @@ def text_figures(recipe: Recipe) -> tuple[int, float]:
 def row_reads(recipe: Recipe, length: int) -> int:
     """Tokens that a model reads of a full row of `length` tokens of text, an encoder-decoder on both sides."""
     match text_kind(recipe):
-        case "causal":
+        case "causal" | "adversarial":
             return length - 1
         case "masked":
             return length + (3 if recipe.objective.next_sentence else 2)
@@ -128,7 +188,7 @@ def row_reads(recipe: Recipe, length: int) -> int:
             _, spans = span_counts(length, recipe.objective.noise_density, recipe.objective.mean_span)
             return length + 2 * (spans + 1)
         case _:
-            return length
+            return length - 1 if recipe.model.is_decoder else length
 
 
 def masks(tokens: int, rate: float) -> int:

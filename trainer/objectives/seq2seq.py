@@ -1,7 +1,7 @@
 """A target for a source, by an encoder-decoder: translation, summarisation (arXiv:1706.03762, section 3 and 5.4).
 
 A row is source <|eos|> target <|eos|>; the encoder reads the first part, the decoder the second, shifted right behind
-the token that it begins with. Both are as wide as the longest of the micro-batch rounded up to 32 tokens, so that few
+the token that it begins with. Both are as wide as the longest of the micro-batch rounded up to 8 tokens, so that few
 widths occur.
 """
 

@@ -44,6 +44,8 @@ class Span(EncoderDecoder):
     mean_span: float = 3.0
     piece_bytes: np.ndarray | None = field(default=None, compare=False)
     """UTF-8 bytes that each token stands for; None: no bits per byte."""
+    smoothing: float = 0.0
+    """Label smoothing, in training."""
     name: str = "span"
     head: Head = LM
     sums: tuple[str, ...] = ("loss", "labels", "correct", "bytes")

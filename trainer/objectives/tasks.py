@@ -44,10 +44,28 @@ def task_kind(recipe: Recipe, dataset: Dataset) -> str:
         raise UserError(
             f"data.packing best_fit puts several examples into a row, and {kind} takes one a row: set it to chop"
         )
+    if recipe.model.attention == "prefix":
+        _check_prompts(recipe, dataset, kind)
     if recipe.objective.augment.on and kind == "qa":
         raise UserError("objective.augment would move a question's answer: leave it out")
     recipe.objective.refuse_unused(kind)
     return kind
+
+
+def _check_prompts(recipe: Recipe, dataset: Dataset, kind: str) -> None:
+    """Raise UserError where not each row is a prompt and one answer, what a decoder with prefix attention reads."""
+    task = dataset.info["task"]
+    if kind != "causal" or task["kind"] == "chat":
+        raise UserError(
+            f"model.attention prefix has a decoder read a prompt in both directions before one answer, and "
+            f"{dataset.place} holds examples of kind {task['kind']} with template {task['template']}: set "
+            "model.attention to full"
+        )
+    if recipe.data.packing == "best_fit":
+        raise UserError(
+            "model.attention prefix reads a row as one prompt and its answer, and with data.packing best_fit a row is "
+            "of many: set data.packing to chop"
+        )
 
 
 def is_regression(dataset: Dataset) -> bool:

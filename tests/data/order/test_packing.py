@@ -20,7 +20,8 @@ from data.dataset import FILE, Dataset, load_dataset
 from data.errors import UserError
 from data.order import best_fit
 from data.order.order import Order
-from data.order.packing import Packing, contexts, file_name, fill, load_packing, pack, pack_dataset
+from data.order.pack import pack, pack_dataset
+from data.order.packing import Packing, contexts, file_name, fill, load_packing
 from data.publish import locked
 from data.reader import LocalReader, layout
 from data.remote.remote import Access
@@ -212,7 +213,7 @@ def test_plans_are_the_same_bytes_from_the_build_or_later_and_from_any_number_of
     built = build(small_recipe.model_copy(update={"pack": (64, 128)}), tmp_path / "built")
     pack_dataset(copy, [128])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.order.packing._WORTH_A_POOL", 0)
+        patch.setattr("data.order.pack._WORTH_A_POOL", 0)
         later = pack_dataset(copy, [64], workers=2)
     assert digests(copy) == digests(built.folder)
     plain = json.loads((small_dataset.folder / FILE).read_text("utf-8"))

@@ -7,7 +7,7 @@ import pytest
 
 from data.build.workplace import InProcess
 from data.order.order import Order
-from data.order.packing import pack
+from data.order.pack import pack
 from data.reader import LocalReader, layout
 from data.shard_writer import TokenDocument
 from data.shards import Index, MappedShard, Targets

@@ -49,6 +49,7 @@ CASES = [
     ("seq2seq", "encoder_decoder", "t5", "seq2seq", "lm"),
     ("seq2seq", "encoder_decoder", "transformer", "seq2seq", "lm"),
     ("seq2seq", "decoder", "gpt2", "causal", "lm"),
+    ("seq2seq", "decoder", "gpt2 model.attention=prefix", "causal", "lm"),
     ("prompt_completion", "completion", "llama", "causal", "lm"),
 ]
 
@@ -57,7 +58,7 @@ CASES = [
 def test_auto_is_what_dataset_and_family_suggest(
     made: Made, kind: str, template: str, family: str, name: str, head: str
 ):
-    chosen = recipe(made(kind, template), f"model.family={family}")
+    chosen = recipe(made(kind, template), *f"model.family={family}".split())
     inputs = open_inputs(chosen)
     objective = objective_of(chosen, inputs.dataset)
     assert (objective.name, objective.head.kind) == (name, head)
@@ -65,6 +66,7 @@ def test_auto_is_what_dataset_and_family_suggest(
     batch = objective.batch(rows, torch.device("cpu"))
     assert batch.rows == 8
     assert batch.label_tokens >= 8
+    assert (batch.prefixes is not None) == ("prefix" in family)
     assert objective.token_labels == (name in ("causal", "seq2seq"))
 
 
@@ -93,6 +95,14 @@ def test_numbers_are_learnt_by_regression(made: Made):
             "objective.temperature means something only with objective contrastive, and this run's is classification",
         ),
         ("seq2seq", "decoder", ["objective.kind=contrastive"], "learns from texts or pairs of texts"),
+        (
+            "classification", "decoder", ["model.attention=prefix"],
+            "a prompt in both directions before one answer, .* with template decoder: set model.attention to full",
+        ),
+        (
+            "seq2seq", "decoder", ["model.attention=prefix", "data.packing=best_fit"],
+            "reads a row as one prompt and its answer, .* set data.packing to chop",
+        ),
         (
             "classification", "encoder", ["model.family=bert", "objective.kind=contrastive"],
             "under different dropout, and the model has none: set model.residual_dropout=0.1",

@@ -11,6 +11,7 @@ from data.order.layout import Layout
 from data.order.order import Order, Source, Stage
 from data.order.packing import Fill, fill
 from data.reader import LocalReader, layout
+from data.remote.patience import Unreachable
 from data.remote.remote import Remote
 from data.remote.streaming import reader_of, refuse_small_cache
 from data.shards import Index
@@ -213,6 +214,15 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 f"{recipe.room}: shorten it"
             )
     return inputs
+
+
+def classes_of(recipe: Recipe) -> tuple[str, ...] | None:
+    """The classes of a recipe's examples, in the order of their ids; None where it has none, or its dataset is gone."""
+    try:
+        dataset = load_dataset(next(iter(recipe.data.places.values())), recipe.data.access)
+    except (UserError, Unreachable):
+        return None
+    return tuple(dataset.info["task"]["classes"] or ()) or None if dataset.kind == "examples" else None
 
 
 def order_of(recipe: Recipe, trains: Mapping[str, Index], far: Collection[str] = ()) -> Order:

@@ -102,7 +102,7 @@ main{max-width:1060px;margin:0 auto;padding:24px 20px 64px}
 h1{font-size:26px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:40px 0 12px}
 h3{font-size:14px;margin:0 0 2px;font-weight:600}
-p{margin:6px 0}.soft,.note{color:var(--soft)}.note{font-size:13px}
+p{margin:6px 0;overflow-wrap:anywhere}.soft,.note{color:var(--soft)}.note{font-size:13px}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;margin:20px 0}
 .card{background:var(--card);border-radius:8px;padding:10px 12px;min-width:0}
@@ -118,7 +118,7 @@ pre{background:var(--card);border-radius:8px;padding:12px;font:12.5px/1.5 ui-mon
 "DejaVu Sans Mono",monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0;unicode-bidi:isolate}
 pre b{font-weight:400;color:var(--soft)}
 details{border-bottom:1px solid var(--line);padding:6px 0}
-summary{cursor:pointer}summary:hover{color:var(--c0)}
+summary{cursor:pointer;overflow-wrap:anywhere}summary:hover{color:var(--c0)}
 section>details:last-child{border:0}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:28px 28px}
 .chart{min-width:0}

@@ -19,9 +19,9 @@ from data.tokenizer.tokenizer import Tokenizer
 from trainer import checkpoint, claim, record
 from trainer.checkpoint import Checkpoint, CorruptCheckpoint
 from trainer.hf.read import Directory
-from trainer.inputs import Inputs, open_inputs
+from trainer.inputs import Inputs, classes_of, open_inputs
 from trainer.mirror import check_store, places, refuse_older, refuse_vanished, restore
-from trainer.origin import Origin, generator_of, is_pinned
+from trainer.origin import CLASSES, Origin, generator_of, is_pinned
 from trainer.place import Place
 from trainer.recipe import Model, Recipe
 from trainer.recipe_adapter import Adapter
@@ -102,8 +102,19 @@ class Source:
         return read_recipe(self.run).adapter
 
     def weights(self, recipe: Recipe) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], "Tensor"]]:
-        """Every parameter's shape, and what reads one; with an adapter that doesn't go on, merged into the others."""
+        """Every parameter's shape, and what reads one; with an adapter that doesn't go on, merged into the others.
+
+        A head for other classes is left out.
+        """
         before = read_recipe(self.run)
+        held, weight = self._weights(recipe, before)
+        if classes_of(before) != classes_of(recipe):
+            held = {name: shape for name, shape in held.items() if not name.startswith(CLASSES)}
+        return held, weight
+
+    def _weights(
+        self, recipe: Recipe, before: Recipe
+    ) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], "Tensor"]]:
         if before.objective.kind == "adversarial" != recipe.objective.kind:
             return generator_of(self._held.shapes, self._held.weight)
         if before.adapter.kind == "none" or before.adapter.described() == recipe.adapter.described():

@@ -10,9 +10,10 @@ import torch
 from data.errors import UserError
 from trainer.adapters.adapt import model_of
 from trainer.evaluate import FixedSet, forward_rows, unigram_baseline
-from trainer.inputs import Inputs, open_inputs
+from trainer.inputs import Inputs, classes_of, open_inputs
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
+from trainer.objectives.classification import Classification
 from trainer.recipe import Recipe
 from trainer.run import Source, dataset_path, read_recipe
 from trainer.sizes import MOST_ROWS
@@ -36,11 +37,11 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
     """The model of RUN[@STEP], and its dataset or another of the same tokenizer.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or a dataset of another tokenizer.
+        UserError: no such checkpoint, a damaged one, or a dataset of another tokenizer or other classes.
     """
     source = Source.parse(point)
     found = source.checkpoint()
-    recipe = read_recipe(source.run)
+    recipe = own = read_recipe(source.run)
     if dataset is not None:
         other = {"dataset": str(dataset), "sources": {}, "stages": (), "lanes": 1}
         recipe = dataset_path(recipe.model_copy(update={"data": recipe.data.model_copy(update=other)}))
@@ -49,6 +50,8 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: its figures mean nothing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objective_of(recipe, inputs.dataset)
+    if dataset is not None and isinstance(objective, Classification):
+        _refuse_other_classes(point, classes_of(own), objective.classes, recipe.data.label)
     model = model_of(recipe, found.state["vocab_size"], objective.head)
     parameters, weights = dict(model.named_parameters()), found.weights()
     odd = sorted(n for n in parameters.keys() | weights.keys() if _shape(parameters, n) != _shape(weights, n))
@@ -58,6 +61,16 @@ def load_model(point: str, dataset: Path | str | None = None) -> Loaded:
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     return Loaded(model.to(device).eval(), recipe, inputs, objective, found.step, device)
+
+
+def _refuse_other_classes(point: str, known: tuple[str, ...] | None, given: tuple[str, ...], label: str) -> None:
+    if known is None:
+        raise UserError(f"which classes {point} tells apart can't be known: the dataset that it learned from is gone")
+    if known != given:
+        raise UserError(
+            f"{point} tells {', '.join(known)} apart, and {label} holds {', '.join(given)}: its figures mean nothing. "
+            "Build it with the same task.labels, in their order"
+        )
 
 
 def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:

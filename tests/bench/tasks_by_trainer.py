@@ -71,7 +71,8 @@ def train(inputs: Inputs, run: Path, model: str) -> dict[str, float]:
     )  # fmt: skip
     trainer = Trainer(
         model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=2), args=arguments,
-        train_dataset=train, data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(model)),
+        train_dataset=train,  # pyright: ignore[reportArgumentType]
+        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(model)),
     )  # fmt: skip
     trainer.train()
     predicted = trainer.predict(valid)  # pyright: ignore[reportArgumentType]

@@ -23,8 +23,9 @@ from tests.bench.loader_corpus import CORPORA
 from tests.bench.tasks import TASKS, build, luban, minilm, place
 from tests.bench.turns import Turns, take_turns
 from trainer import record
+from trainer.ancestor import with_ancestor
 from trainer.recipe import Recipe
-from trainer.run import open_run, with_ancestor
+from trainer.run import open_run
 
 UPDATES, CLOSE = 200, 1e-3
 SETTINGS = (

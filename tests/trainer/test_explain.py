@@ -198,7 +198,12 @@ def test_a_head_is_asked_for_its_class_its_number_or_its_answer(datasets: dict[s
     alike = of_run(datasets["classes"], "model.family=bert", "objective.kind=contrastive", "model.residual_dropout=0.1")
     bare = explain(alike, ["Number 3 is good."])
     assert bare.about.figure == "" and len(bare.attributions) == 0 and bare.attention["self"].shape[:2] == (2, 2)
-    for each in (found, other, number, answer):
+    tuned = of_run(datasets["classes"], "model.family=bert", "adapter.kind=prompt", "adapter.tokens=3")
+    virtual = explain(tuned, ["Number 3 is good."])
+    assert virtual.about.tokens[3:] == found.about.tokens
+    assert virtual.attention["self"].shape[2] == len(found.about.tokens) + 3
+    assert not virtual.attributions[:4].any()
+    for each in (found, other, number, answer, virtual):
         assert adds_up(each.total, each.wanted)
 
 

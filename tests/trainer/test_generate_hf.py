@@ -112,6 +112,23 @@ def test_texts_are_those_of_transformers_token_by_token(models, way):
     assert made == [generate(ours, [prompt], decoding, eos_id=ENDS, start_id=START)[0] for prompt in asked]
 
 
+def test_a_search_for_short_texts_goes_on_while_a_running_beam_could_end_above(hf):
+    """A model that is sure of itself: two poor texts end at once, and a better, longer one comes later."""
+    ours = decoders.ours(decoders.config("llama untied", initializer_range=0.12)).eval()
+    with torch.no_grad():
+        ours.lm_head.weight.mul_(10)
+    theirs, ends = decoders.theirs(hf, ours), list(range(2, VOCABULARY, 8))
+    prompts = torch.randint(3, VOCABULARY, (40, 4), generator=torch.Generator().manual_seed(4))[30:]
+    made = theirs.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=NEW, eos_token_id=ends,
+        pad_token_id=PAD, num_beams=2, early_stopping="never", length_penalty=-1.0,
+    )  # fmt: skip
+    texts = [[text[: next(at for at, token in enumerate(text) if token in ends)]] for text in made[:, 4:].tolist()]
+    decoding = Decoding(NEW, num_beams=2, early_stopping="never", length_penalty=-1.0)
+    assert generate(ours, prompts.tolist(), decoding, eos_id=ends) == texts
+    assert len(texts[6][0]) == 5
+
+
 def test_some_texts_end_and_some_do_not(hf):
     """Else the tests above would say nothing of one or the other."""
     for family in FAMILIES:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from data.errors import UserError
 from data.recipe import DatasetRecipe, Dedup, Split, TokenizerTraining
 from data.tasks.task import Task
 from tests.conftest import MODEL, CommandLine
-from tests.trainer.families import built
+from tests.trainer.families import built, scatter
 from trainer.groups import Text, chance, gap, read_texts, values_of
 from trainer.inputs import open_inputs
 from trainer.likelihood import Passage, sums_of
@@ -75,6 +76,23 @@ def test_a_stride_of_one_gives_each_token_all_the_context_there_is(loaded):
     sums = sums_of(loaded, list(passages_of(document, CONTEXT, 1))).sum(0)
     assert sums[1] == len(document) - 1
     assert sums[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_with_prefix_attention_reads_what_is_not_asked_in_both_directions(loaded):
+    model = loaded.recipe.model.model_copy(update={"attention": "prefix"})
+    loaded = replace(loaded, model=Decoder(model, loaded.inputs.vocab_size).eval())
+    scatter(loaded.model)
+    subject = replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}))
+    tokens = torch.randint(5, 400, (30,), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits = loaded.model(tokens[None, :-1], prefixes=torch.tensor([12]))[0, 11:]
+    expected = torch.nn.functional.cross_entropy(logits.float(), tokens[12:], reduction="sum")
+    passages = [Passage(tokens.numpy(), 12), Passage(tokens[:9].numpy())]
+    [loss, labels, *_], other = sums_of(subject, passages)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert labels == 18
+    assert sums_of(loaded, passages)[0, 0] != pytest.approx(loss, rel=1e-3)
+    assert other == pytest.approx(sums_of(loaded, passages)[1], rel=1e-5)  # after a prefix of one token
 
 
 def test_every_token_of_the_validation_text_counts_once_at_any_stride(loaded):

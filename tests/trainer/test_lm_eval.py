@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_inputs_beyond_the_context_lose_their_beginning_and_are_counted(loaded: 
     folder = write_tasks(tmp_path, "choice", "text", doc_to_text="{{'many words ' * 60}}")
     _, cut = answered(loaded, read_tasks(str(folder), str(tmp_path / "cache")))
     assert cut == sum(len(document["choices"]) for document in DOCUMENTS) + len(DOCUMENTS)
+
+
+def test_a_long_prompt_is_continued_from_its_end(loaded: Loaded) -> None:
+    from trainer.harness import Harnessed
+
+    text, tokenizer, room = " ".join(map(str, range(80))), loaded.inputs.tokenizer, CONTEXT - NEW_TOKENS
+    (found,) = Harnessed(loaded).generate_until([SimpleNamespace(args=(text, {"max_gen_toks": NEW_TOKENS}))])
+    tokens = tokenizer.encode(text).tolist()
+    made = generate(loaded.model, [tokens[-room:], tokens[:room]], Decoding(NEW_TOKENS), eos_id=tokenizer.eos_id)
+    end, beginning = (tokenizer.decode(one) for (one,) in made)
+    assert found == end != beginning
 
 
 def test_what_can_not_be_asked_is_refused_by_name(loaded: Loaded, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from trainer.hf.export import export
 from trainer.local_tasks import answered, read_tasks
 from trainer.scores import load_model
 
+LONG = " ".join(map(str, range(80)))
+"""Longer than the context of 64 tokens, and nowhere alike."""
+
 
 @pytest.fixture(scope="session")
 def hflm() -> Any:
@@ -40,14 +43,14 @@ def test_an_exported_model_gets_the_same_figures(hflm: Any, straight: CommandLin
     )
     assert theirs is not None
     asked = [Instance("loglikelihood", {}, ("Q: What is kept?\nA:", answer), 0) for answer in (" names", " the sea ")]
-    asked += [Instance("loglikelihood", {}, ("", "names are kept"), 0)]
+    asked += [Instance("loglikelihood", {}, (context, "names are kept"), 0) for context in ("", LONG)]
     for (found, greedy), (wanted, their_greedy) in zip(
         Harnessed(loaded).loglikelihood(asked, disable_tqdm=True), model.loglikelihood(asked, disable_tqdm=True),
         strict=True,
     ):  # fmt: skip
         assert (found, greedy) == (pytest.approx(wanted, abs=1e-4), their_greedy)
     told = {"until": ["e"], "max_gen_toks": 20}
-    asked = [Instance("generate_until", {}, (text, told), 0) for text in ("What is kept?", "The list of", "many " * 60)]
+    asked = [Instance("generate_until", {}, (text, told), 0) for text in ("What is kept?", "The list of", LONG)]
     texts = Harnessed(loaded).generate_until(asked)
     assert texts == model.generate_until(asked, disable_tqdm=True)
     assert any(texts)

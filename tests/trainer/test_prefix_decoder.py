@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import UserError
 from tests.trainer.families import VOCABULARY, config, gradients, scatter, tokens
+from tests.trainer.lives import begun
 from tests.trainer.objectives.rows import rows as example_rows
 from tests.trainer.objectives.rows import text as marked
 from tests.trainer.test_objective import text
 from trainer.adapters.prompt import prefixed
+from trainer.adapters.save import save_adapter
 from trainer.generate import generate, stream
 from trainer.generation.settings import Decoding
 from trainer.meters import flops_per_token
@@ -170,6 +173,12 @@ def test_a_prompt_is_read_in_both_directions_and_its_text_is_the_same_without_a_
     assert [beams[0]] == generate(subject, PROMPTS[:1], Decoding(12, num_beams=3), eos_id=None)
     causal = model(family, attention="full")
     assert [text for [text] in generate(causal, PROMPTS, Decoding(12), eos_id=None)] != expected
+
+
+def test_an_adapter_of_such_a_model_is_not_written_for_a_library_that_reads_prompts_otherwise(tmp_path):
+    run = begun(tmp_path / "run", ["model.attention=prefix", "adapter.kind=lora", "data.dataset=here"])
+    with pytest.raises(UserError, match=r"a prompt in both directions .* no llama of transformers can be told to"):
+        save_adapter(str(run), tmp_path / "adapter")
 
 
 def test_flops_count_what_a_prefix_lets_be_seen():

@@ -78,6 +78,17 @@ def _cpu():
 
 
 @pytest.mark.parametrize(
+    "given", ["model.family=t5", "model.family=t5 objective.kind=prefix", "model.attention=prefix"]
+)
+def test_label_smoothing_reaches_the_objectives_of_text(luban: CommandLine, given):
+    chosen, inputs = opened(luban, *given.split(), "objective.label_smoothing=0.1")
+    objective, said = objective_of(chosen, inputs.dataset), {}
+    batch = objective.batch(inputs.reader().rows(np.arange(2)), _cpu())
+    objective.loss(lambda *_, **more: said.update(more), batch)  # pyright: ignore[reportArgumentType]
+    assert said["smoothing"] == 0.1
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         (["model.family=llama", "objective.kind=masked"], "family llama has no use for objective.kind masked"),

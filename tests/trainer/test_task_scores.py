@@ -1,13 +1,16 @@
 """Scores of tasks against their definitions, and what is printed of every kind of task on real datasets."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from data import settings
+from data.errors import UserError
 from tests.ranks import alone
+from tests.trainer.lives import begun
 from tests.trainer.objectives.datasets import built
 from trainer.adapters.adapt import model_of
 from trainer.evaluate import FixedSet
@@ -17,7 +20,8 @@ from trainer.objectives.choose import objective_of
 from trainer.objectives.qa import QuestionAnswering
 from trainer.qa_scores import answered, averages, best_span, exact_match, f1
 from trainer.recipe import Recipe
-from trainer.scores import Loaded, _evaluated
+from trainer.run import Source
+from trainer.scores import Loaded, _evaluated, load_model
 from trainer.text_scores import text_scores
 
 SIZES = (
@@ -154,3 +158,24 @@ def test_a_perfect_reader_has_every_answer_and_a_silent_one_only_those_without(f
     silent = averages(answered(held.model, told, fixed, held.inputs.dataset))
     assert silent["exact"] == pytest.approx(100 * sum(not each.answers for each in questions) / len(questions))
     assert fixed.measure(held.model, alone())["windows"] == rows
+
+
+def test_a_head_says_nothing_of_other_classes_than_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = loaded(folder, "classification", "encoder", "model.family=bert")
+    weights = dict(held.model.named_parameters())
+    checkpoint = SimpleNamespace(
+        state={"tokenizer": held.inputs.tokenizer.fingerprint, "vocab_size": held.inputs.vocab_size}, name="c", step=1,
+        weights=lambda: weights, shapes={name: tuple(each.shape) for name, each in weights.items()}, weight=weights.get,
+    )  # fmt: skip
+    monkeypatch.setattr(Source, "checkpoint", lambda _: checkpoint)
+    first = folder / "classification-encoder-1"
+    run = begun(tmp_path / "run", [*SIZES, "model.family=bert", f"data.dataset={first}"])
+    other = built(tmp_path, "classification", "encoder", first, labels={"1": "b", "0": "a", "2": "c"})
+    assert load_model(str(run), str(first)).step == 1
+    with pytest.raises(UserError, match=r"tells 0, 1, 2 apart, and .* holds b, a, c: its figures mean nothing"):
+        load_model(str(run), str(other))
+    same, moved = (settings.load(Recipe, None, [f"data.dataset={place}"]) for place in (first, other))
+    assert "classifier.weight" in Source.parse(str(run)).weights(same)[0]
+    assert "classifier.weight" not in Source.parse(str(run)).weights(moved)[0]

@@ -9,6 +9,7 @@ from data.errors import UserError
 from trainer.adapters import peft
 from trainer.adapters.adapt import model_of
 from trainer.checkpoint import WEIGHT
+from trainer.hf.config import refuse_prefixes
 from trainer.inputs import open_inputs
 from trainer.objectives.choose import objective_of
 from trainer.run import Source, read_recipe
@@ -31,6 +32,7 @@ def save_adapter(point: str, folder: Path, base: str = "") -> list[Path]:
     recipe = read_recipe(source.run)
     if recipe.adapter.kind == "none":
         raise UserError(f"{source.run} trained its whole model and has no adapter: export it as a model")
+    refuse_prefixes(point, recipe.model)
     found = source.checkpoint()
     head = objective_of(recipe, open_inputs(recipe).dataset).head
     with torch.device("meta"):

@@ -1,8 +1,8 @@
 """What `luban generate` does: prompts from the command line, a file or standard input, and texts as they should leave.
 
-A file of prompts holds one a line, or, where its first line is a JSON object with a `prompt`, JSONL; what else such an
-object holds is kept beside the answer. A few hundred prompts are taken at a time, so that the texts of a long file come
-as they are made and share their passes with prompts of like length.
+A file of prompts holds one a line, or, where it is called *.jsonl or its first line is a JSON object with a `prompt`,
+JSONL; what else such an object holds is kept beside the answer. A few hundred prompts are taken at a time, so that the
+texts of a long file come as they are made and share their passes with prompts of like length.
 """
 
 import json
@@ -36,12 +36,14 @@ def rows_of(place: str) -> list[dict[str, Any]]:
         raise UserError(f"cannot read the prompts in {place}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not valid UTF-8: byte {error.start}") from None
-    structured = _object(lines[0]) is not None
+    if lines == [""]:
+        raise UserError(f"{name} is empty: it should hold a prompt a line")
+    structured = place.endswith(".jsonl") or _object(lines[0]) is not None
     rows = []
     for number, line in enumerate(lines, 1):
         row = _object(line) if structured else {"prompt": line}
         if row is None or not isinstance(row["prompt"], str):
-            raise UserError(f'line {number} of {name} is {line[:60]!r}: as the first line, it needs a "prompt" of text')
+            raise UserError(f'line {number} of {name} is {line[:60]!r}, not a JSON object with a "prompt" of text')
         if not row["prompt"]:
             raise UserError(f"line {number} of {name} is empty: a prompt needs at least one character")
         if "texts" in row:

@@ -28,6 +28,8 @@ TASKS = {
     "ForQuestionAnswering": "question-answering",
 }
 """End of a class's name -> the task by which Hugging Face finds a model."""
+COUNTS = ("tokens", "examples", "windows")
+"""Figures of an evaluation that are numbers of something."""
 
 
 def lineage_digest(run: Path, consumed: int) -> str:
@@ -136,7 +138,11 @@ def _training(run: Path, recipe: Recipe, found: Checkpoint) -> Iterator[str]:
     start = history.attempt(found.attempt).start
     yield f"| precision | {start['precision']}, ZeRO {start['zero_stage']}, {start['world']} rank(s) |"
     for name, figures in _evaluations(history, found.step).items():
-        said = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
+        said = ", ".join(
+            f"{key} {value:,.0f}" if key in COUNTS else f"{key} {value:.4f}"
+            for key, value in figures.items()
+            if isinstance(value, float)
+        )
         yield f"| validation, {name} | {said} |"
     versions = ", ".join(f"{name} {number}" for name, number in start["versions"].items())
     yield f"| versions | {versions} |"

@@ -110,6 +110,15 @@ def model_of(config: Mapping[str, Any], origin: str) -> tuple[Model, list[str]]:
     return settings.validate(Model, {"family": family.name, **fields}, f"{origin}/{FILE}"), notes
 
 
+def refuse_prefixes(point: str, model: Model) -> None:
+    """Raise UserError where transformers would read the prompts of the model of `point` as it never learned to."""
+    if model.attention == "prefix":
+        raise UserError(
+            f"{point} reads a prompt in both directions (model.attention prefix), which no {model.family} of "
+            "transformers can be told to: generate with it here, or go on training it with model.attention=full"
+        )
+
+
 def hugging_face_config(
     model: Model,
     vocab_size: int,

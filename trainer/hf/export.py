@@ -30,7 +30,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.feed import read_batch
 from trainer.hf import check
 from trainer.hf.card import card
-from trainer.hf.config import FILE, hugging_face_config
+from trainer.hf.config import FILE, hugging_face_config, refuse_prefixes
 from trainer.hf.read import Directory
 from trainer.hf.write import SHARD_BYTES, Precision, write_weights
 from trainer.inputs import Inputs, open_inputs
@@ -165,11 +165,7 @@ def gathered(point: str, precision: Precision = "fp32") -> Export:
     found, recipe = source.checkpoint(), read_recipe(source.run)
     if recipe.adapter.kind == "prompt":
         raise UserError(f"{point} learned a prompt, which no model of transformers has: export its adapter alone")
-    if recipe.model.attention == "prefix":
-        raise UserError(
-            f"{point} reads a prompt in both directions (model.attention prefix), which no {recipe.model.family} of "
-            "transformers can be told to: generate with it here, or go on training it with model.attention=full"
-        )
+    refuse_prefixes(point, recipe.model)
     inputs = open_inputs(recipe)
     if inputs.tokenizer.fingerprint != found.state["tokenizer"]:
         raise UserError(f"{recipe.data.label} was made with another tokenizer than {point}: bring the old one back")

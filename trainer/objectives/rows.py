@@ -112,10 +112,10 @@ def _refuse_unsampled(recipe: Recipe) -> None:
             "objective.kind adversarial continues a row as one text, and with data.packing best_fit a row is of many: "
             "set data.packing to chop"
         )
-    if model.attention == "document":
+    if model.attention != "full":
         raise UserError(
-            "objective.kind adversarial continues a row as one text, and with model.attention document a token sees "
-            "only its own document of it: set model.attention to full"
+            f"objective.kind adversarial continues a row as one text, of which each token sees all before it, and "
+            f"model.attention is {model.attention}: set it to full"
         )
     judge = told.discriminator
     width, heads = judge.hidden_size or model.hidden_size, judge.num_attention_heads or model.num_attention_heads

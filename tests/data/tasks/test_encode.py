@@ -1,6 +1,7 @@
 """Examples of real corpora as tokens: the template as it should read, the loss where it should look, targets."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,8 @@ def test_a_pair_may_be_scored_by_a_number(tokenizer, examples_of):
     encoded = encode_examples(examples, tokenizer, task, ())
     assert targets_of(task).dtype == np.float32
     assert {target for (target,) in encoded.targets} == {0.0, 1.0}
+    unknown = encode_examples([replace(examples[0], target=None)], tokenizer, task, ())  # to be judged by a model
+    assert (unknown.tokens[0].tolist(), unknown.targets) == (encoded.tokens[0].tolist(), [()])
 
 
 @pytest.mark.parametrize(

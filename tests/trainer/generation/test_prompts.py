@@ -35,11 +35,11 @@ def test_a_line_is_a_prompt_and_a_row_of_json_keeps_its_fields(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1 of .* is empty"),
+        (b"", "is empty: it should hold a prompt a line"),
         (b"one\n\ntwo\n", "line 2 of .* is empty"),
         (b"one\n\xff\n", "not valid UTF-8: byte 4"),
-        (b'{"prompt": "a"}\nb\n', "line 2 of .* is 'b': as the first line, it needs a \"prompt\""),
-        (b'{"prompt": "a"}\n{"prompt": 3}\n', 'line 2 of .* needs a "prompt" of text'),
+        (b'{"prompt": "a"}\nb\n', "line 2 of .* is 'b', not a JSON object with a \"prompt\""),
+        (b'{"prompt": "a"}\n{"prompt": 3}\n', 'line 2 of .*, not a JSON object with a "prompt" of text'),
         (b'{"prompt": "a", "texts": []}\n', 'line 1 of .* holds "texts" already'),
     ],
 )
@@ -47,6 +47,9 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path, content, message):
     (tmp_path / "prompts").write_bytes(content)
     with pytest.raises(UserError, match=message):
         rows_of(str(tmp_path / "prompts"))
+    (tmp_path / "prompts.jsonl").write_text('{"promt": "a"}\n')
+    with pytest.raises(UserError, match=r'line 1 of .* is .*, not a JSON object with a "prompt"'):
+        rows_of(str(tmp_path / "prompts.jsonl"))
     with pytest.raises(UserError, match="cannot read the prompts"):
         rows_of(str(tmp_path / "nowhere"))
 

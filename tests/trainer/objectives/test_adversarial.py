@@ -196,7 +196,8 @@ def chosen(*overrides: str) -> Recipe:
     [
         (["model.family=bert", "model.attention=document"], "family bert has no use for objective.kind adversarial"),
         (["model.family=t5", "model.attention=document"], "family t5 has no use for objective.kind adversarial"),
-        (["model.attention=document"], "set model.attention to full"),
+        (["model.attention=document"], "model.attention is document: set it to full"),
+        (["model.attention=prefix"], "or set model.attention to full"),
         (["data.packing=best_fit"], "set data.packing to chop"),
         (["adapter.kind=lora"], "leave the adapter out"),
         (["objective.prompt_tokens=200", "objective.sample_tokens=57"], "more than the 256 tokens of a row"),

@@ -13,7 +13,10 @@ from data.order.deal import deal
 from tests.ranks import launch
 from tests.trainer import toy
 from tests.trainer.families import built
+from tests.trainer.lives import begun, life
+from tests.trainer.objectives.datasets import built as dataset
 from tests.trainer.objectives.rows import CPU, decoded, encoded, rows
+from trainer import record
 from trainer.models.head import Head
 from trainer.objectives.base import Objective
 from trainer.objectives.classification import Texts
@@ -156,3 +159,20 @@ def test_gathered_negatives_have_the_loss_and_gradients_of_one_batch(tmp_path: P
         for found, gradient in launch(gathered, ranks, 6 // ranks, folder=tmp_path):
             assert found == pytest.approx(float(loss), rel=1e-5)
             assert torch.allclose(gradient, flat, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_gathered_negatives_goes_on_with_as_many_ranks_only(tmp_path: Path):
+    run = begun(
+        tmp_path / "run",
+        [f"data.dataset={dataset(tmp_path, 'classification', 'encoder')}", "model.family=bert", "model.context=64",
+         "model.hidden_size=32", "model.num_hidden_layers=1", "model.num_attention_heads=2", "objective.gather=true",
+         "objective.kind=contrastive", "objective.group=4", "engine.micro_batch=4", "launch.ranks=2",
+         "train.batch_rows=8", "train.steps=4", "schedule.warmup_steps=1", "checkpoint.every_steps=0",
+         "evaluate.every_steps=0", "log.wandb=off", "guard.enabled=false", "model.residual_dropout=0.1"],
+    )  # fmt: skip
+    launch(life, 2, [run], "start", 1, 2, folder=tmp_path)
+    with pytest.raises(AssertionError, match=r"UserError.*2 rank\(s\) with a micro-batch of 4, and this start has 1"):
+        launch(life, 1, [run], "restart", 3, folder=tmp_path)
+    launch(life, 2, [run], "restart", 3, folder=tmp_path)
+    assert record.load(run).attempts[-1].start["step"] == 1

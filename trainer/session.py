@@ -158,7 +158,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         unsure = origin_of(recipe.ancestor).refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
         notes += [unsure] if unsure else []
     counted = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kernel = model.loss_kernel
+    kernel = model.loss_kernel if objective.token_labels else "torch"
     if recipe.objective.gather and found:
         before = history.attempt(checkpoint.attempt_of(found.name)).start if history else None
         agree(world, lambda: _refuse_other_topology(before, world.size, shape))

@@ -107,7 +107,8 @@ class Decoding:
                     f"num_return_sequences {self.num_return_sequences} is more than the {self.num_beams} that greedy "
                     "decoding gives: set temperature above 0 to sample"
                     if self.num_beams == 1
-                    else f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}"
+                    else f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}: "
+                    "raise num_beams, or ask for fewer"
                 )
         return found
 

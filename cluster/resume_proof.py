@@ -130,15 +130,13 @@ def plan(name: str, steps: str | None, ranks: str | None, zero: int | None) -> P
             f"--steps {before},{after} are {before + after} updates, and {run.name} has {recipe.train.steps} "
             f"(train.steps): take fewer"
         )
-    begun = resumed = Topology(recipe.launch.ranks, recipe.engine.zero_stage)
-    if ranks is not None:
-        counts = _numbers("--ranks", ranks, "2,1", both=True)
-        begun, resumed = (replace(begun, ranks=count) for count in counts)
+    bf16 = _bf16(recipe)
+    counts = (recipe.launch.ranks,) * 2 if ranks is None else _numbers("--ranks", ranks, "2,1", both=True)
+    begun, resumed = (Topology(count, recipe.engine.stage(count, bf16)) for count in counts)
     if zero is not None:
         if zero not in (0, 1, 2, 3):
             raise UserError(f"--zero {zero}: DeepSpeed ZeRO has the stages 0 to 3")
         resumed = replace(resumed, zero_stage=zero)
-    bf16 = _bf16(recipe)
     if zero == 0 and bf16:
         raise UserError("--zero 0 takes a wrong first step in bf16: take stage 1, 2 or 3")
     if zero == 0 and recipe.engine.exact == "any":

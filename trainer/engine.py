@@ -98,7 +98,7 @@ class Engine:
         Raises:
             UserError: stage 0 with bf16 or with exact any.
         """
-        self.stage, self.world, self.accumulation = recipe.engine.zero_stage, world, accumulation
+        self.stage, self.world, self.accumulation = recipe.engine.stage(world.size, bf16), world, accumulation
         self.bf16 = bf16
         if self.stage == 0 and bf16:
             raise UserError("engine.zero_stage 0 takes a wrong first step in bf16: take stage 1, 2 or 3")

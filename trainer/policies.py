@@ -135,7 +135,7 @@ class Checkpoints:
             "random": {"seed": s.recipe.seed, "rule": "torch.manual_seed(key(seed, 11, first position)) per forward"},
             "tokenizer": s.inputs.tokenizer.fingerprint,
             "vocab_size": s.inputs.vocab_size,
-            "zero_stage": s.recipe.engine.zero_stage,
+            "zero_stage": s.engine.stage,
             "recipe": s.recipe.model_dump(mode="json"),
             "record": s.writer.seal() if s.writer else None,
         }

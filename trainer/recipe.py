@@ -95,9 +95,10 @@ class Schedule(Section):
 class Engine(Section):
     """How the training state is sharded and computed."""
 
-    zero_stage: Free[Literal[0, 1, 2, 3]] = 2
-    """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing: in fp32 only, for comparison or
-    for a single rank, which has nobody to share with and saves up to a quarter of a step."""
+    zero_stage: Free[Literal[0, 1, 2, 3] | None] = None
+    """What DeepSpeed ZeRO shards: 1 moments, 2 and gradients, 3 and weights; 0 nothing, in fp32 only. null: 2, but 0
+    for a single rank in fp32, which has nobody to share with and saves up to a quarter of a step (exact: any keeps 2).
+    """
     micro_batch: Free[int | None] = Field(default=None, ge=1)
     """Rows of one forward pass on one rank, in rows. null: the rank's share of the batch, 16 at most; under exact: any
     a quarter of the batch, 16 at most, whatever the number of ranks."""
@@ -117,6 +118,12 @@ class Engine(Section):
     def bf16(self, gpu: bool) -> bool:
         """Whether it computes in bf16, on a GPU or without one."""
         return self.precision == "bf16" or (self.precision == "auto" and gpu)
+
+    def stage(self, ranks: int, bf16: bool) -> int:
+        """ZeRO's stage on so many ranks."""
+        if self.zero_stage is not None:
+            return self.zero_stage
+        return 0 if ranks == 1 and not bf16 and self.exact != "any" else 2
 
 
 class Launch(Section):

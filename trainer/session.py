@@ -193,7 +193,7 @@ def begin(run: Path, world: World, how: str, life: str | None = None) -> Session
         "avoid": progress.avoid,
         "damaged": damaged,
         "world": world.size,
-        "zero_stage": recipe.engine.zero_stage,
+        "zero_stage": engine.stage,
         "micro_batch": shape.micro_batch,
         "accumulation": shape.accumulation,
         "precision": "bf16 with fp32 master weights" if bf16 else "fp32",
@@ -354,7 +354,8 @@ def _open_record(s: Session, start: dict[str, Any], writer: claim.Writer | None,
                 manifest = Checkpoint(s.run / checkpoint.FOLDER / s.saved[-1]).manifest
                 s.mirror.offer(s.saved[-1], manifest, whole=True)
     notes = [*notes, *shortcomings(s.run)]
-    facts = {name: start[name] for name in ("world", "device", "parameters", "trainable", "dataset", "versions")}
+    shown = ("world", "zero_stage", "device", "parameters", "trainable", "dataset", "versions")
+    facts = {name: start[name] for name in shown}
     s.tracker = Tracker(s.run, s.attempt, s.recipe, say=s.say, facts=facts)
     for note in notes:
         s.say(note)

@@ -43,6 +43,7 @@ class Session:
         recipe = self._recipe
         origin = recipe.ancestor.rpartition("@")[0] if recipe.ancestor else None
         datasets = sorted({short_name(place)[:64] for place in recipe.data.places.values()})
+        stage = [f"zero-{self._facts['zero_stage']}"] if "zero_stage" in self._facts else []
         self._run = self._wandb.init(
             mode=mode,
             dir=str(self._folder),
@@ -52,7 +53,7 @@ class Session:
             name=recipe.name,
             group=Path(origin).name if origin else recipe.name,
             job_type="finetune" if origin else "pretrain",
-            tags=[recipe.model.family, recipe.objective.kind, *datasets, f"zero-{recipe.engine.zero_stage}"],
+            tags=[recipe.model.family, recipe.objective.kind, *datasets, *stage],
             config=public({**recipe.model_dump(mode="json"), **self._facts}, keys),
             allow_val_change=True,
             settings=self._wandb.Settings(**self._settings),

@@ -26,7 +26,7 @@ def configuration(
         trainable: elements that train, over all ranks.
         gpu: communication may overlap with computing.
     """
-    stage = recipe.engine.zero_stage
+    stage = recipe.engine.stage(ranks, bf16)
     bucket = min(sizes.GRADIENT_BUCKET, max(trainable, 1))
     ours = recipe.engine.exact == "any"  # what DeepSpeed would do with gradients is done already
     accumulation = 1 if ours else accumulation

@@ -83,7 +83,7 @@ class Setup:
     @property
     def stage(self) -> int:
         """Of ZeRO."""
-        return self.recipe.engine.zero_stage
+        return self.recipe.engine.stage(self.ranks, self.bf16)
 
     @property
     def width(self) -> int:

@@ -103,3 +103,9 @@ def test_a_recipe_that_comes_along_reads_what_a_dataset_recipe_that_comes_along_
         assert (recipe.model.family == "bert") == encoder
         assert recipe.model.is_encoder_decoder == (task.layout == "encoder_decoder")
         assert not recipe.evaluate.prompts or recipe.model.is_decoder
+
+
+def test_a_single_fp32_rank_shards_nothing_unless_the_recipe_says_so():
+    assert [load().engine.stage(ranks, bf16) for ranks, bf16 in ((1, False), (1, True), (2, False))] == [0, 2, 2]
+    assert load("engine.exact=any").engine.stage(1, bf16=False) == 2
+    assert load("engine.zero_stage=1").engine.stage(1, bf16=False) == 1

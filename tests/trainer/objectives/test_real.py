@@ -98,20 +98,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_sentences_are_told_apart_better_than_by_the_more_frequent_class(trained: Path) -> None:
-    _, _, figures = told(trained / "sst2")
+    _, _, (figures,) = told(trained / "sst2")
     assert figures["accuracy"] > 0.65
     assert figures["macro_f1"] > 0.6
 
 
 @pytest.mark.slow
 def test_a_sentence_finds_its_paraphrase_among_eight(trained: Path) -> None:
-    _, losses, figures = told(trained / "mrpc")
+    _, losses, (figures,) = told(trained / "mrpc")
     assert figures["accuracy"] > 0.8
     assert figures["loss"] < 0.5 * losses[0]
 
 
 @pytest.mark.slow
 def test_answers_are_told_better_than_by_untrained_weights(trained: Path) -> None:
-    _, losses, figures = told(trained / "xquad")
+    _, losses, (figures,) = told(trained / "xquad")
     assert figures["loss"] < 0.9 * losses[0]
     assert figures["windows"] > 0

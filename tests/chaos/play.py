@@ -75,6 +75,7 @@ class Toy:
     """Stands for the engine; each rank holds a piece of every tensor."""
 
     model = module = extra = None
+    stage = 0
 
     def __init__(self, world: World):
         self.world, self.applied, self.now = world, 0, 0
@@ -191,7 +192,7 @@ def attempt(run: Path, steps: int = STEPS, world: World | None = None, chosen: R
     start = {
         "began": clock.began, "adopts": found.name if found else None,
         "step": progress.step, "consumed": progress.consumed,
-        "world": world.size, "zero_stage": 0, "micro_batch": ROWS, "accumulation": 1, "precision": "fp32",
+        "world": world.size, "zero_stage": toy.stage, "micro_batch": ROWS, "accumulation": 1, "precision": "fp32",
         "device": "none", "threads": 1, "exact": "topology", "ancestor": None, "dataset": "toy", "parameters": ELEMENTS,
         "trainable": ELEMENTS, "loss_kernel": "none", "versions": {}, "ranks": [], "supervisor": "restart",
     }  # fmt: skip

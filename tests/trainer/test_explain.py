@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
-from data import settings
 from data.build.build import build
 from data.corpus.source import Source
 from data.errors import UserError
@@ -19,15 +18,12 @@ from data.tasks.task import Task
 from tests.conftest import CommandLine
 from tests.trainer.families import ENCODER_DECODERS, built, scatter, tokens
 from tests.trainer.test_report import OUTSIDE, parsed
-from trainer.adapters.adapt import model_of
+from tests.trainer.untrained import untrained
 from trainer.adapters.prompt import embedding
 from trainer.attributions import adds_up, embedded, integrated_gradients
 from trainer.explain import explain
 from trainer.explanation import HEADER, About, Explanation
-from trainer.inputs import open_inputs
 from trainer.models.attention_maps import attention_maps, probabilities
-from trainer.objectives.choose import objective_of
-from trainer.recipe import Recipe
 from trainer.report import write
 from trainer.scores import Loaded
 
@@ -94,13 +90,7 @@ def test_attributions_add_up_to_what_the_input_changes(family: str) -> None:
 def of_run(dataset: Path, *given: str) -> Loaded:
     """A model of random weights, far from uniform, on a dataset."""
     sizes = ["context=64", "hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2"]
-    recipe = settings.load(Recipe, None, [*(f"model.{each}" for each in sizes), f"data.dataset={dataset}", *given])
-    inputs = open_inputs(recipe)
-    objective = objective_of(recipe, inputs.dataset)
-    model = model_of(recipe, inputs.vocab_size, objective.head)
-    model.requires_grad_(True)  # so that an adapter's base is drawn, too
-    scatter(model, 4)
-    return Loaded(model.eval(), recipe, inputs, objective, 7, torch.device("cpu"))
+    return untrained(dataset, [*(f"model.{each}" for each in sizes), *given], lambda model: scatter(model, 4), step=7)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from data import settings
 from data.build.build import build
 from data.corpus.source import Source
 from data.errors import UserError
@@ -18,34 +19,35 @@ from data.recipe import DatasetRecipe, Dedup, Split, TokenizerTraining
 from data.tasks.task import Task
 from tests.conftest import MODEL, CommandLine
 from tests.trainer.families import built, scatter
+from tests.trainer.untrained import untrained
 from trainer.groups import Text, chance, gap, read_texts, values_of
-from trainer.inputs import open_inputs
 from trainer.likelihood import Passage, sums_of
 from trainer.minimal_pairs import Pair, judged, read_pairs
-from trainer.models.build import build as build_model
 from trainer.models.decoder import Decoder
 from trainer.models.initialize import initialize
-from trainer.objectives.causal import Causal
-from trainer.objectives.choose import objective_of
 from trainer.objectives.examples import read
-from trainer.recipe import Recipe
 from trainer.scores import Loaded
 from trainer.sliding import passages_of, sliding
 
 CONTEXT = 64
 
 
+def drawn(seed: int, *wide: str) -> Callable[[nn.Module], None]:
+    """Draws a model's weights, those called `wide` 40 times as far apart."""
+
+    def draw(model: nn.Module) -> None:
+        initialize(model, seed)
+        with torch.no_grad():
+            for name in wide:
+                model.get_parameter(name).mul_(40)
+
+    return draw
+
+
 @pytest.fixture(scope="module")
 def loaded(luban: CommandLine) -> Loaded:
     """A decoder of random weights, far from uniform."""
-    recipe = settings.load(Recipe, None, [*MODEL, f"data.dataset={luban.home}/datasets/tiny"])
-    inputs = open_inputs(recipe)
-    model = Decoder(recipe.model, inputs.vocab_size)
-    initialize(model, 3)
-    with torch.no_grad():
-        model.get_parameter("model.embed_tokens.weight").mul_(40)
-    objective = Causal("document", inputs.tokenizer.piece_bytes)
-    return Loaded(model.eval(), recipe, inputs, objective, 0, torch.device("cpu"))
+    return untrained(luban.home / "datasets" / "tiny", MODEL, drawn(3, "model.embed_tokens.weight"))
 
 
 def alone(loaded: Loaded, before: np.ndarray, token: int) -> float:
@@ -177,15 +179,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     )  # fmt: skip
     place = build(wanted, folder / "dataset").folder
     given = ["model.family=bert", "model.context=48", "model.hidden_size=32", "model.num_attention_heads=2"]
-    recipe = settings.load(Recipe, None, [*given, "model.num_hidden_layers=2", f"data.dataset={place}"])
-    inputs = open_inputs(recipe)
-    objective = objective_of(recipe, inputs.dataset)
-    model = build_model(recipe.model, inputs.vocab_size, objective.head)
-    initialize(model, 5)
-    with torch.no_grad():
-        model.get_parameter("bert.embeddings.word_embeddings.weight").mul_(40)
-        model.get_parameter("classifier.weight").mul_(40)
-    return Loaded(model.eval(), recipe, inputs, objective, 0, torch.device("cpu"))
+    wide = drawn(5, "bert.embeddings.word_embeddings.weight", "classifier.weight")
+    return untrained(place, [*given, "model.num_hidden_layers=2"], wide)
 
 
 def test_a_classifier_gives_each_text_the_class_it_gives_the_dataset_s_own_row(classifier):

@@ -10,18 +10,14 @@ import pytest
 import torch
 import yaml
 
-from data import settings
 from data.errors import UserError
 from tests.conftest import MODEL, CommandLine
 from tests.trainer.families import scatter
 from tests.trainer.lm_eval_tasks import DOCUMENTS, NEW_TOKENS, write_tasks
+from tests.trainer.untrained import untrained
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
-from trainer.inputs import open_inputs
 from trainer.local_tasks import answered, evaluate_tasks, read_tasks
-from trainer.models.decoder import Decoder
-from trainer.objectives.causal import Causal
-from trainer.recipe import Recipe
 from trainer.scores import Loaded
 
 CONTEXT = 64
@@ -30,12 +26,7 @@ CONTEXT = 64
 @pytest.fixture(scope="module")
 def loaded(luban: CommandLine) -> Loaded:
     """A decoder of random weights, far from uniform."""
-    recipe = settings.load(Recipe, None, [*MODEL, f"data.dataset={luban.home}/datasets/tiny"])
-    inputs = open_inputs(recipe)
-    model = Decoder(recipe.model, inputs.vocab_size)
-    scatter(model, 3)
-    objective = Causal("document", inputs.tokenizer.piece_bytes)
-    return Loaded(model.eval(), recipe, inputs, objective, 0, torch.device("cpu"))
+    return untrained(luban.home / "datasets" / "tiny", MODEL, lambda model: scatter(model, 3))
 
 
 def log_probabilities(loaded: Loaded, tokens: list[int]) -> list[float]:

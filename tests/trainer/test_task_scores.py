@@ -12,11 +12,9 @@ from data.errors import UserError
 from tests.ranks import alone
 from tests.trainer.lives import begun
 from tests.trainer.objectives.datasets import built
-from trainer.adapters.adapt import model_of
+from tests.trainer.untrained import untrained
 from trainer.evaluate import FixedSet
-from trainer.inputs import open_inputs
 from trainer.models.initialize import initialize
-from trainer.objectives.choose import objective_of
 from trainer.objectives.qa import QuestionAnswering
 from trainer.qa_scores import answered, averages, best_span, exact_match, f1
 from trainer.recipe import Recipe
@@ -100,12 +98,7 @@ def loaded(folder: Path, kind: str, template: str, *given: str, **task: object) 
     first = folder / "classification-encoder-1"
     same = (kind, template) == ("classification", "encoder")
     dataset = first if same else built(folder, kind, template, first, **task)
-    recipe = settings.load(Recipe, None, [*SIZES, *given, f"data.dataset={dataset}"])
-    inputs = open_inputs(recipe)
-    objective = objective_of(recipe, inputs.dataset)
-    model = model_of(recipe, inputs.vocab_size, objective.head)
-    initialize(model, 3)
-    return Loaded(model.eval(), recipe, inputs, objective, 7, torch.device("cpu"))
+    return untrained(dataset, [*SIZES, *given], lambda model: initialize(model, 3), step=7)
 
 
 CASES = {

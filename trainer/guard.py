@@ -138,24 +138,24 @@ class Guard:
     def _spike(
         self, step: int, positions: tuple[int, int], labels: int, loss: float, grad_norm: float, norm: float
     ) -> Trouble | None:
-        few = 1 / math.sqrt(max(1, labels))
+        few, held = 1 / math.sqrt(max(1, labels)), len(self._losses.ordered)
+        usual_loss, usual_norm = median(self._losses.ordered), median(self._norms.ordered)
         scores = (
-            robust_z(loss, self._losses.ordered, LEAST_LOSS, few * abs(median(self._losses.ordered))),
+            robust_z(loss, self._losses.ordered, LEAST_LOSS, few * abs(usual_loss)),
             robust_z(norm, self._norms.ordered, LEAST_NORM, few * NORM_NOISE),
         )
         z = max(scores)
-        beyond_doubt = scores[0] > LOSS_BEYOND_DOUBT * self._recipe.threshold or norm - median(
-            self._norms.ordered
-        ) > math.log(NORM_BEYOND_DOUBT)
+        beyond_doubt = scores[0] > LOSS_BEYOND_DOUBT * self._recipe.threshold
+        beyond_doubt |= norm - usual_norm > math.log(NORM_BEYOND_DOUBT)
         if z <= self._recipe.threshold and not beyond_doubt:
             self._spikes.clear()
             return None
         self._spikes.append(positions)
         if len(self._spikes) < self._recipe.confirm and not beyond_doubt:
             return None
-        what = f"loss {loss:.4g}" if scores[0] == z else f"gradient norm {grad_norm:.4g}"
-        usual = median(self._losses.ordered) if scores[0] == z else math.exp(median(self._norms.ordered))
-        held = len(self._losses.ordered)
+        by_loss = scores[0] == z
+        what = f"loss {loss:.4g}" if by_loss else f"gradient norm {grad_norm:.4g}"
+        usual = usual_loss if by_loss else math.exp(usual_norm)
         reason = f"{what} is {z:.3g} robust standard deviations above {usual:.4g}, the median of {held} updates"
         figures = {"loss": loss, "grad_norm": grad_norm, "z": z}
         return Trouble(reason, step, (self._spikes[0][0], positions[1]), figures)

@@ -7,6 +7,7 @@ are, so that they get none.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def explain(loaded: Loaded, texts: Sequence[str], target: str | None = None, lay
     Raises:
         UserError: as `read_as_trained`, and where there is no such layer.
     """
+    loaded = replace(loaded, model=getattr(loaded.model, "generator", loaded.model))  # of two nets, the one that writes
     config, tokenizer = loaded.recipe.model, loaded.inputs.tokenizer
     layers = config.decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
     if layer is not None and not 1 <= layer <= layers:

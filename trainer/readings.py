@@ -83,15 +83,22 @@ def _decoder(loaded: Loaded, text: str, target: str | None) -> Reading:
     ids = [*prefix(model), *loaded.inputs.encode_prompt(text)]
     _refuse_long(loaded, len(ids))
     wanted = _wanted(loaded, target)
+    asked = torch.tensor([len(ids)], device=loaded.device)
+
+    def run(rows: Tensor) -> Tensor:
+        if loaded.recipe.model.attention == "prefix":
+            return model(rows, prefixes=asked.expand(len(rows)))
+        return model(rows)
+
     if not wanted:
         with torch.no_grad():
-            wanted = [int(model(torch.tensor([ids], device=loaded.device))[0, -1].argmax())]
+            wanted = [int(run(torch.tensor([ids], device=loaded.device))[0, -1].argmax())]
     whole = [*ids, *wanted[:-1]]
     _refuse_long(loaded, len(whole))
     figure = "log-probability of the text that follows" if target else "log-probability of the likeliest next token"
     first = len(ids) - 1
     return Reading(
-        whole, len(ids), model, figure, lambda logits: log_probability(logits[:, first:], wanted),
+        whole, len(ids), run, figure, lambda logits: log_probability(logits[:, first:], wanted),
         _said(loaded, wanted),
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """One input taken apart: attention, attributions, their record and their picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from trainer.adapters.prompt import embedding
 from trainer.attributions import adds_up, embedded, integrated_gradients
 from trainer.explain import explain
 from trainer.explanation import HEADER, About, Explanation
+from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.models.attention_maps import attention_maps, probabilities
 from trainer.report import write
 from trainer.scores import Loaded
@@ -117,6 +120,23 @@ def test_every_model_of_text_is_asked_what_it_was_trained_on(luban: CommandLine,
     assert np.abs(found.attributions).max() > 0.05
     if about.decoder_tokens:
         assert found.attention["cross"].shape[2:] == (len(about.decoder_tokens), len(about.tokens))
+
+
+def test_a_prompt_is_read_in_both_directions_where_the_model_learned_it_so(luban: CommandLine) -> None:
+    loaded = of_run(luban.home / "datasets" / "tiny", "model.attention=prefix")
+    ids = loaded.inputs.tokenizer.encode("A list of names.").tolist()
+    found = explain(loaded, ["A list of names."])
+    read = generate(loaded.model, [ids], Decoding(1), eos_id=None)[0][0]
+    assert found.about.target == loaded.inputs.tokenizer.decode(read, control=True)
+    assert (found.attention["self"].shape[2:], found.about.given) == ((len(ids), len(ids)), len(ids))
+    assert (found.attention["self"] > 0).all()
+
+
+def test_of_two_nets_the_one_that_writes_is_explained(luban: CommandLine) -> None:
+    given = ("objective.kind=adversarial", "model.attention=full")
+    loaded = of_run(luban.home / "datasets" / "tiny", *given)
+    alone = replace(loaded, model=loaded.model.generator)
+    assert explain(loaded, ["A list of names."]).about.value == explain(alone, ["A list of names."]).about.value
 
 
 def test_a_text_that_is_asked_for_is_read_but_the_input_alone_is_owed_to(luban: CommandLine) -> None:

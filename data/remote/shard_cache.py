@@ -92,7 +92,8 @@ class ShardCache:
     def publish(self, part: Held, dataset: Path, entry: ShardEntry) -> Held:
         """Give a whole, checked part its name, and go on holding it, shared."""
         path = dataset / entry.url
-        part.path.replace(path)
+        with self._alone():  # who counts the cache just now would find neither name, and admit one shard too many
+            part.path.replace(path)
         fcntl.flock(part.descriptor, fcntl.LOCK_SH)
         return Held(path, part.descriptor)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,6 +38,7 @@ def plain(
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 70), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
+@example(21, 0.6560951046557345, 11, 75770, True)
 def test_loss_and_gradients_with_bias_smoothing_and_worth_are_those_of_torch(tokens, smoothing, rows, seed, weighted):
     hidden, weight, bias, labels = inputs(tokens, seed)
     worth = torch.randn(tokens, generator=torch.Generator().manual_seed(seed)) if weighted else None
@@ -49,7 +50,8 @@ def test_loss_and_gradients_with_bias_smoothing_and_worth_are_those_of_torch(tok
             assert summed_cross_entropy(hidden, weight, labels, bias, smoothing, worth).item() == ours.item()
     theirs = plain(hidden, weight, bias, labels, smoothing, worth)
     assert ours.dtype == torch.float32
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-5)
+    largest = theirs if worth is None else plain(hidden, weight, bias, labels, smoothing, worth.abs())
+    assert abs(ours.item() - theirs.item()) <= 1e-6 * largest.item()  # losses cancel, their rounding doesn't
     parameters = hidden, weight, bias
     found, expected = (torch.autograd.grad(3 * loss, parameters) for loss in (ours, theirs))
     for mine, their in zip(found, expected, strict=True):

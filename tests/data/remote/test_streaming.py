@@ -1,5 +1,6 @@
 """Rows of a dataset somewhere else are the local reader's, from any position, at any number of ranks and nodes."""
 
+import fcntl
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from data.order.deal import deal, lanes_read, reading_groups
 from data.order.order import Order
 from data.reader import LocalReader, Rows, layout
 from data.remote.patience import Damaged, Patience, Unreachable
-from data.remote.shard_cache import NoRoom
+from data.remote.shard_cache import NoRoom, ShardCache
 from data.remote.streaming import StreamingReader, refuse_small_cache
 from data.sums import CHUNK
 from tests.data.fault_server import Server, cutting, failing, hanging, other
@@ -392,17 +393,15 @@ def test_the_cache_stays_within_its_bound_and_the_rows_the_same(folder, server, 
     bound = sum(sorted(sizes)[-3:]) + 1000
     most, stop = [0], threading.Event()
 
+    (tmp_path / "cache").mkdir()
+
     def watch():
         while not stop.is_set():
-            found = 0
-            for path in (tmp_path / "cache").glob("*/*"):
-                if path.suffix in (".tar", ".part"):
-                    try:
-                        found += path.stat().st_size
-                    except FileNotFoundError:
-                        break
-            else:
-                most.append(found)
+            with (tmp_path / "cache" / ".lock").open("a") as lock:  # else a file may be counted under both its names
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = [*(tmp_path / "cache").glob("*/*.tar"), *(tmp_path / "cache").glob("*/.*.part")]
+                most.append(sum(path.stat().st_size for path in found))
+            time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -414,6 +413,27 @@ def test_the_cache_stays_within_its_bound_and_the_rows_the_same(folder, server, 
         stop.set()
         watcher.join()
     assert sum(sizes[:1]) < max(most) <= bound
+
+
+def test_a_shard_that_gets_its_name_while_the_room_is_counted_is_counted(folder, tmp_path, monkeypatch):
+    one, two = load_dataset(folder).index("train").shards[:2]
+    cache, dataset = ShardCache(tmp_path, max(one.file_size, two.file_size)), tmp_path / "dataset"
+    part = cache.begin(dataset, one)
+    os.truncate(part.descriptor, one.file_size)
+    publishing = threading.Thread(target=cache.publish, args=(part, dataset, one))
+
+    def listed(path):
+        found = list(os_scandir(path))
+        publishing.start()
+        publishing.join(timeout=0.3)
+        return found
+
+    os_scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", listed)
+    with pytest.raises(NoRoom):
+        cache.begin(dataset, two)
+    publishing.join()
+    assert (dataset / one.url).stat().st_size == one.file_size
 
 
 def test_a_cache_too_small_for_a_window_is_refused_with_the_figure(folder, server, tmp_path):

@@ -77,7 +77,7 @@ TASKS = (
     Task(
         "xquad",
         ("questions", "sources=[{kind: squad, path: '{corpora}/xquad/xquad.en.json'}]", "task.max_tokens=256"),
-        ("questions", "train.steps=200", "schedule.warmup_steps=20", "optimizer.lr=2e-4", "evaluate.every_steps=0"),
+        ("questions", "train.steps=120", "schedule.warmup_steps=12", "optimizer.lr=2e-4", "evaluate.every_steps=0"),
         True,
     ),
     Task(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data import settings
+from data.errors import UserError
 from tests.conftest import CommandLine, kill_rank
 from tests.test_finetune import finetune, finetuning, losses, pretrained  # noqa: F401  (pretrained is a fixture)
 from trainer import record
@@ -13,8 +14,9 @@ from trainer.adapters import peft
 from trainer.adapters.adapt import model_of
 from trainer.adapters.save import save_adapter
 from trainer.ancestor import with_ancestor
+from trainer.checkpoint import step_of
 from trainer.recipe import Recipe
-from trainer.run import Source, dataset_path, open_run, read_recipe
+from trainer.run import Source, dataset_path, held_by, open_run, read_recipe
 from trainer.scores import load_model, measure
 from trainer.weights import give_weights
 from trainer.world import World
@@ -41,6 +43,11 @@ def recipe_from(luban: CommandLine, name: str, source: str, *given: str) -> Reci
         Recipe, None, [f"name={name}", f"data.dataset={luban.home}/datasets/pairs", "model.context=64", *given]
     )
     return dataset_path(with_ancestor(tree, luban.run(name), source, {each.partition("=")[0] for each in given}))
+
+
+def checkpoint_before_last(luban: CommandLine) -> int:
+    """A step of `straight` that has other weights than its last."""
+    return [step_of(name) for name in held_by(luban.run("straight"))][-2]
 
 
 def test_a_killed_lora_run_learns_and_accounts_for_every_row(tuned: CommandLine) -> None:
@@ -71,7 +78,13 @@ def test_a_prompted_model_writes_what_it_learned(tuned: CommandLine) -> None:
 def test_an_adapter_alone_begins_another_run_and_only_on_its_base(tuned: CommandLine, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("LUBAN_HOME", str(tuned.home))
     assert [path.name for path in save_adapter("lora", tmp_path, "straight")] == [peft.CONFIG, peft.WEIGHTS]
-    chosen = recipe_from(tuned, "again", "straight", *LORA, f"adapter.source={tmp_path}")
+    given = (*LORA, f"adapter.source={tmp_path}")
+    chosen = recipe_from(tuned, "again", "straight", *given)
+    open_run(chosen, tmp_path / "opened")
+    younger = recipe_from(tuned, "astray", f"straight@{checkpoint_before_last(tuned)}", *given)
+    with pytest.raises(UserError, match=r"for another base: it was trained on weights .* start --from the weights"):
+        open_run(younger, tuned.run("astray"))
+    assert not tuned.run("astray").exists()
     model, notes = model_of(chosen, 1024), []
     give_weights(tmp_path / "again", chosen, model, None, ALONE, notes)
     assert notes == [f"the adapter begins with the weights in {tmp_path}"]

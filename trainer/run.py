@@ -272,6 +272,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
         )
     if recipe.train.patience and not inputs.fixed:
         raise UserError("train.patience counts evaluations, and the dataset has no validation row: set it to 0")
+    origin = None
     if recipe.ancestor and is_pinned(recipe.ancestor) and not places(recipe, run):
         origin = origin_of(recipe.ancestor)
         origin.refuse_other_tokenizer(inputs.tokenizer, recipe.data.label)
@@ -283,7 +284,7 @@ def open_run(recipe: Recipe, run: Path, kind: str | None = None, takeover: bool 
             "random ones: start it --from a run that has learned"
         )
     if recipe.train.trainable != ("*",) or recipe.adapter.kind != "none":
-        _check_trainable(recipe, inputs)
+        _check_trainable(recipe, inputs, origin)
     try:
         run.mkdir(parents=True, exist_ok=True)
         with published(run / FILE) as draft:
@@ -332,9 +333,13 @@ def _refuse_cut_short(run: Path) -> None:
         )
 
 
-def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
+def _check_trainable(recipe: Recipe, inputs: Inputs, origin: Origin | None) -> None:
     """Raise UserError where a pattern of `train.trainable` matches nothing, or an adapter doesn't fit its model; torch
-    is loaded for these runs alone."""
+    is loaded for these runs alone.
+
+    Args:
+        origin: whose weights the run takes over; None: there are none, or it has them already.
+    """
     import torch
 
     from trainer.adapters import peft
@@ -344,7 +349,10 @@ def _check_trainable(recipe: Recipe, inputs: Inputs) -> None:
     with torch.device("meta"):
         model = model_of(recipe, inputs.vocab_size, objective_of(recipe, inputs.dataset).head)
     if recipe.adapter.source:
-        peft.read(Path(recipe.adapter.source), model, recipe.adapter)
+        folder = Path(recipe.adapter.source)
+        _, made_on = peft.read(folder, model, recipe.adapter)
+        if origin is not None:  # only the adapted layers are read
+            peft.refuse_other_base(folder, made_on, model, origin.weights(recipe)[1])
 
 
 def has_begun(run: Path) -> bool:

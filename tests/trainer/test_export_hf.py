@@ -16,6 +16,7 @@ from data.errors import UserError
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
 from tests.corpora import texts
 from tests.trainer.held_run import held_run, read_json
+from tests.trainer.objectives.datasets import built
 from trainer.hf import check, export
 from trainer.hf.card import lineage_digest
 from trainer.hf.read import Directory
@@ -117,6 +118,38 @@ def test_every_family_goes_out_with_the_same_logits_and_comes_back_bit_by_bit(tm
         "num_decoder_layers",
     }
     assert not any(path.name.startswith(".") for path in (*out.iterdir(), *tmp_path.iterdir()))
+
+
+HEADS = {
+    "bert_classes": ("classification", "encoder", {"model.family": "bert"}),
+    "gpt2_classes": ("classification", "decoder", {"model.family": "gpt2"}),
+    "llama_pairs": ("pair", "decoder", {"model.family": "llama"}),
+    "bert_numbers": ("pair", "encoder", {"model.family": "bert"}),
+    "bert_span": ("qa", "", {"model.family": "bert"}),
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_of_a_task_goes_out_with_the_same_outputs_and_its_classes_names(tmp_path, name):
+    import transformers
+
+    kind, template, given = HEADS[name]
+    numbers = {"regression": True} if name == "bert_numbers" else {}
+    tasks = built(tmp_path, kind, template, **numbers)
+    said: list[str] = []
+    run, model = held_run(tmp_path / name, tasks, **{"model.context": 64, **given})
+    export.export(str(run), tmp_path / "out", say=said.append)
+    assert "the largest difference of an output is" in said[0]
+    if kind == "qa":
+        theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    else:
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+        assert theirs.config.problem_type == ("regression" if numbers else "single_label_classification")
+        assert theirs.config.num_labels == model.head.outputs == (1 if numbers else 3)
+        assert numbers or theirs.config.id2label == {0: "0", 1: "1", 2: "2"}
+    ours, held = dict(model.named_parameters()), dict(theirs.named_parameters())
+    assert all(torch.equal(parameter, held[key]) for key, parameter in ours.items())
 
 
 @pytest.mark.usefixtures("here")

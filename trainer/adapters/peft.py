@@ -7,7 +7,7 @@ base even where all shapes agree. An adapter that another program wrote has none
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def write(
     if odd:
         raise UserError(f"the weights of {odd[0]} learned beside its adapter, for which PEFT's format has no place")
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", BASE_KEY: base_digest(model, base)}
+    metadata = {"format": "pt", BASE_KEY: base_digest(model, base.__getitem__)}
     save_file({own[key]: tensor.contiguous().cpu() for key, tensor in learned.items()}, folder / WEIGHTS, metadata)
     text = json.dumps(config(model, adapter, name, modules), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
@@ -107,13 +107,17 @@ def _file_name(name: str) -> str:
     return PROMPT_KEY if name.endswith(f".{PROMPT}.weight") else PREFIX + name
 
 
-def base_digest(model: Any, base: Mapping[str, Tensor]) -> str:
-    """XXH3-128 of the weights, in fp32, that an adapter of `model` sits on: its layers', or the embedding."""
+def base_digest(model: Any, weight: Callable[[str], Tensor]) -> str:
+    """XXH3-128 of the weights, in fp32, that an adapter of `model` sits on: its layers', or the embedding.
+
+    Args:
+        weight: gives each by its name.
+    """
     names = [name for name, _ in lora.layers(model)] or [prompt.embedding(model)[0]]
     digest = xxhash.xxh3_128()
     for name in sorted(names):
         digest.update(name.encode())
-        digest.update(base[f"{name}.weight"].detach().float().cpu().contiguous().numpy().data)
+        digest.update(weight(f"{name}.weight").detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -125,15 +129,25 @@ def load_adapter(folder: Path, model: Any, adapter: Adapter) -> None:
     """
     held, made_on = read(folder, model, adapter)
     parameters = dict(model.named_parameters())
-    mine = base_digest(model, parameters)
-    if made_on is not None and made_on != mine:
-        raise UserError(
-            f"{folder} is an adapter for another base: it was trained on weights {made_on[:12]}, and this model's are "
-            f"{mine[:12]}"
-        )
+    refuse_other_base(folder, made_on, model, parameters.__getitem__)
     with torch.no_grad():
         for name, tensor in held.items():
             parameters[name].copy_(tensor)
+
+
+def refuse_other_base(folder: Path, made_on: str | None, model: Any, weight: Callable[[str], Tensor]) -> None:
+    """Raise UserError where the adapter in `folder` was made on other weights.
+
+    Args:
+        made_on: the digest of its base; None: the file, another program's, has none.
+        model: adapted as it was; its own weights are not read.
+        weight: gives each of this model's weights by its name.
+    """
+    if made_on is not None and made_on != (mine := base_digest(model, weight)):
+        raise UserError(
+            f"{folder} is an adapter for another base: it was trained on weights {made_on[:12]}, and this model's are "
+            f"{mine[:12]}: start --from the weights that it was trained on"
+        )
 
 
 def read(folder: Path, model: Any, adapter: Adapter) -> tuple[dict[str, Tensor], str | None]:

@@ -27,6 +27,8 @@ class Asked:
     """What to call it."""
     file: Path | None = None
     """Where it was read from."""
+    shipped: frozenset[str] = frozenset()
+    """Settings that nobody stated: they stand in a recipe that comes with Luban; `--from` may bring others."""
     kind: str | None = None
     """Which kind of dataset it must be, "text" or "examples"; None: either."""
     source: str | None = None
@@ -56,7 +58,7 @@ def train(asked: Asked, say: Callable[[str], None]) -> int:
     plains, given = _recipes(asked)
     runs = {index: place(one, asked.file if asked.array is None else None) for index, one in plains.items()}
     recipes = {
-        index: with_ancestor(one, runs[index], asked.source, given, asked.after is not None)
+        index: with_ancestor(one, runs[index], asked.source, given, asked.shipped, asked.after is not None)
         for index, one in plains.items()
     }
     if asked.show:
@@ -132,7 +134,7 @@ def _open(
         say(over)
     if restore(recipe, run):
         say(f"{run} was not here; its record is brought back from {recipe.checkpoint.store}")
-        recipe = with_ancestor(plain, run, asked.source, given, asked.after is not None)
+        recipe = with_ancestor(plain, run, asked.source, given, asked.shipped, asked.after is not None)
     changed = changes(recipe, run)
     open_run(recipe, run, asked.kind, asked.takeover)
     if done := finished(run):

@@ -18,8 +18,20 @@ def recipe_tree(
     name: str | None, overrides: list[str] | None, recipes: Path, default: str
 ) -> tuple[dict[str, Any], str]:
     """The recipe called `name` (a file, a shipped one, or `default`) with the overrides on top, and what to call it."""
-    from data.errors import UserError
     from data.settings import apply, read_yaml
+
+    path, stated = recipe_file(name, overrides, recipes, default)
+    named = name if name is not None and len(stated) == len(overrides or []) else None
+    return apply(read_yaml(path), stated), named or f"the recipe {default}"
+
+
+def recipe_file(name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> tuple[Path, list[str]]:
+    """The file of the recipe called `name`, and the settings that go on top of it.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    from data.errors import UserError
 
     overrides = list(overrides or [])
     if name is not None and "=" in name and not Path(name).exists():
@@ -29,7 +41,7 @@ def recipe_tree(
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
         raise UserError(f"there is no recipe {name}: give a YAML file, or one of those that come with Luban: {shipped}")
-    return apply(read_yaml(path), overrides), name or f"the recipe {default}"
+    return path, overrides
 
 
 def sources_at_home(recipe: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from luban.arguments import After, Array, DryRun, On, Overrides, RecipeArgument, Show, Takeover
-from luban.recipes import recipe_tree
+from luban.recipes import recipe_file, recipe_tree
 
 
 def plan(
@@ -136,10 +136,12 @@ def _train(
     array: str | None, show: bool, dry_run: bool, takeover: bool, kind: str | None = None,
 ) -> None:  # fmt: skip
     from cluster.training import Asked, train
+    from data.settings import apply, given, read_yaml
     from trainer.recipe import RECIPES
 
     tree, label = recipe_tree(name, overrides, RECIPES, default)
+    path, stated = recipe_file(name, overrides, RECIPES, default)
+    shipped = set(given(read_yaml(path))) - set(given(apply({}, stated))) if path.parent == RECIPES else ()
     file = Path(name) if name else None
-    raise typer.Exit(
-        train(Asked(tree, label, file, kind, source, on, after, array, show, dry_run, takeover), typer.echo)
-    )
+    asked = Asked(tree, label, file, frozenset(shipped), kind, source, on, after, array, show, dry_run, takeover)
+    raise typer.Exit(train(asked, typer.echo))

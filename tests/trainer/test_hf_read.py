@@ -5,10 +5,13 @@ import os
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from data.errors import UserError
 from data.tokenizer.tokenizer import Tokenizer
+from luban import app
 from trainer.ancestor import with_ancestor
 from trainer.hf.config import hugging_face_config
 from trainer.hf.read import Directory
@@ -16,7 +19,7 @@ from trainer.models.build import build
 from trainer.models.head import LM, Head
 from trainer.models.initialize import initialize
 from trainer.origin import take_over
-from trainer.recipe import Model, Recipe
+from trainer.recipe import RECIPES, Model, Recipe
 from trainer.run import origin_of
 
 CONFIG = Model(context=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
@@ -251,6 +254,21 @@ def test_a_recipe_takes_over_the_model_of_a_directory_and_may_shorten_it(directo
         with_ancestor(long, run, str(folder), {"model.context"})
     with pytest.raises(UserError, match=r"model\.hidden_size is 32 in .* and can't become 48: leave the model's"):
         with_ancestor(Recipe(model=Model(hidden_size=48)), run, str(folder), {"model.hidden_size"})
+
+
+def test_a_shipped_recipes_sizes_give_way_to_those_of_the_weights_and_stated_ones_do_not(directory, tmp_path):
+    folder, _ = directory()
+    words = ("pretrain", "stdlib", "--from", str(folder), "--show")
+    shown = yaml.safe_load(CliRunner().invoke(app, words).stdout)["model"]
+    theirs = Directory(folder).model()[0].model_dump(mode="json")
+    assert shown == theirs
+    assert shown["hidden_size"] != 128
+    refused = CliRunner().invoke(app, [*words, "model.hidden_size=48"]).exception
+    assert "can't become 48" in str(refused)
+    own = tmp_path / "own.yaml"
+    own.write_text((RECIPES / "stdlib.yaml").read_text())
+    refused = CliRunner().invoke(app, ["pretrain", str(own), *words[2:]]).exception
+    assert "can't become" in str(refused)
 
 
 def test_a_dataset_of_another_tokenizer_is_refused_with_the_mend(directory, tmp_path):

@@ -1,5 +1,6 @@
 """The verbs that use a model, or hand it over: generate, export."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -43,14 +44,30 @@ def generate(
 
     A continuation by itself is printed as it is made.
     """
+    from data.errors import UserError
     from trainer.generation.console import generate_text
     from trainer.generation.settings import Decoding, early_stopping_of
 
-    decoding = Decoding(
-        tokens, min_tokens, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
-        early_stopping_of(early_stopping), length_penalty, samples, seed,
-    )  # fmt: skip
+    try:
+        decoding = Decoding(
+            tokens, min_tokens, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, num_beams,
+            early_stopping_of(early_stopping), length_penalty, samples, seed,
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(_in_options(str(error))) from None
     generate_text(run, decoding, prompt or [], prompts, chat, system)
+
+
+def _in_options(text: str) -> str:
+    """What is said of a `Decoding`, in the words of the command line."""
+    from dataclasses import fields
+
+    from trainer.generation.settings import Decoding
+
+    called = {"max_new_tokens": "tokens", "min_new_tokens": "min-tokens", "num_return_sequences": "samples"}
+    for field in fields(Decoding):
+        text = re.sub(rf"\b{field.name}\b", "--" + called.get(field.name, field.name.replace("_", "-")), text)
+    return text
 
 
 def export(

@@ -126,8 +126,9 @@ def test_text_comes_from_arguments_standard_input_and_beams(
     assert greedy == {"prompt": "The", "id": 3, "texts": [one.removeprefix("The").removesuffix("\n")]}
     for words, message in (
         (("A", "--tokens", "64"), "the model's context holds 64"),
-        (("A", "--num-beams", "2", "--temperature", "1"), "num_beams 2 takes the likeliest texts"),
-        (("A", "--num-beams", "2", "--early-stopping", "soon"), "early_stopping must be false, true or never"),
+        (("A", "--num-beams", "2", "--temperature", "1"), "--num-beams 2 takes the likeliest texts"),
+        (("A", "--samples", "2"), "--samples 2 is more than the 1 that greedy decoding gives: set --temperature"),
+        (("A", "--num-beams", "2", "--early-stopping", "soon"), "--early-stopping must be false, true or never"),
         (("A", "--chat"), "one of them"),
         (("A", "--system", "B"), "goes with --chat"),
         (("--chat",), "has learned plain text, not conversations"),

@@ -50,6 +50,11 @@ class Conversation:
         self.turns = turns[cut:]
         return tokens, cut
 
+    @property
+    def least(self) -> int:
+        """Tokens of an empty message after the system prompt."""
+        return len(self._tokens([("user", "")]))
+
     def _tokens(self, turns: list[tuple[str, str]]) -> list[int]:
         return encode_chat(self._tokenizer, [*self._system, *turns], self._task).tolist()
 
@@ -95,6 +100,11 @@ def chat(
             "--tokens"
         )
     conversation = Conversation(loaded.inputs.tokenizer, task, system)
+    if system is not None and (least := conversation.least) > room:
+        raise UserError(
+            f"the system prompt of --system and an empty message make {least} tokens, and beside an answer of up to "
+            f"{decoding.max_new_tokens} the context has room for {room}: shorten it, or lower --tokens"
+        )
     while (text := read()) is not None:
         if not text.strip():
             continue
@@ -111,8 +121,10 @@ def chat(
                 write(piece)
                 said += piece
         except KeyboardInterrupt:
+            write("\n")
             note("stopped")
-        write("\n")
+        else:
+            write("\n")
         conversation.answer(said)
 
 

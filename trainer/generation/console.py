@@ -54,7 +54,7 @@ def _ask() -> str | None:
             sys.stdout.write("\n")
             return None
     line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    return line.rstrip("\r\n") if line else None
 
 
 def _write(text: str) -> None:

@@ -100,6 +100,12 @@ def test_a_message_longer_than_the_context_is_refused_and_the_talk_goes_on(talke
     assert f"tokens, and beside an answer the context has room for {CONTEXT[template] - 12}" in note
 
 
+def test_a_system_prompt_longer_than_the_context_is_refused_before_the_talk(talker):
+    _, held = talker
+    with pytest.raises(UserError, match=r"the system prompt of --system and an empty message make \d+ tokens, and"):
+        talk(held, ["Hi?"], [], system="Be kind. " * 99)
+
+
 def test_an_answer_that_does_not_end_is_cut_and_still_a_turn(talker):
     _, held = talker
     endless = held.inputs.tokenizer.encode("No. " * 20).tolist()

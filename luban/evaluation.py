@@ -44,6 +44,9 @@ def evaluate(
     asked = {option: str(value) for option, value in asked.items() if value is not None}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} are several questions: ask one after the other")
+    for option, given in (("--rows", rows != 0 and stride is None), ("--generations", generations != 64)):
+        if asked and given:
+            raise UserError(f"{option} has no meaning beside {next(iter(asked))}: leave it out")
     if dataset is not None and asked and stride is None:
         raise UserError(f"{next(iter(asked))} brings its own texts: leave --dataset out")
     if on != "local" or after is not None:

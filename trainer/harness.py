@@ -109,15 +109,16 @@ class Harnessed(TemplateLM):
         """How to decode, and what ends a text."""
         told: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
         stops, tokens = [stop for stop in told.pop("until") if stop], told.pop("max_gen_toks")
-        told.pop("do_sample", None)
+        if told.pop("do_sample", False):
+            told.setdefault("temperature", 1.0)  # transformers' own
         if tokens >= self._context:
             raise UserError(
-                f"a task asks for {tokens} new tokens, and the model's context holds {self._context}: lower "
+                f"it asks for {tokens} new tokens, and the model's context holds {self._context}: lower "
                 "generation_kwargs.max_gen_toks in its file"
             )
         settings = {name: told.pop(name) for name in SETTINGS if name in told}
         if "early_stopping" in told:
             settings["early_stopping"] = early_stopping_of(str(told.pop("early_stopping")).lower())
         if told:
-            raise UserError(f"generation_kwargs.{next(iter(told))} of a task is nothing that luban generate knows")
+            raise UserError(f"generation_kwargs.{next(iter(told))} is nothing that luban generate knows")
         return Decoding(tokens, **settings), stops

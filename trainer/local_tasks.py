@@ -8,6 +8,7 @@ their data come from the Hugging Face Hub. Like any lm-eval task, a file may nam
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -121,10 +122,15 @@ def evaluate_tasks(point: str, place: str) -> str:
 def answered(loaded: Loaded, tasks: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
     """lm-eval's results of `tasks`, as `read_tasks` gives them, and how many inputs lost their beginning.
 
+    Each is loaded before any is asked, and asked by itself, so that an error is told with its name.
+
     Raises:
-        UserError: the model is no decoder, or has a tuned prompt, or a task asks for what it can't do.
+        UserError: the model is no decoder, or has a tuned prompt, or a task asks for what it can't do, or lm-eval can't
+            use it, or knows none of the metrics that it names.
     """
     # Not simple_evaluate, which does this and then takes 2 s to describe the machine.
+    import lm_eval.api.metrics  # noqa: F401  fills the registry
+    from lm_eval.api.registry import metric_registry
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
@@ -136,14 +142,48 @@ def answered(loaded: Loaded, tasks: list[dict[str, Any]]) -> tuple[dict[str, Any
             "a task of lm-eval reads plain texts, and this model has a tuned prompt: take its base, or lora"
         )
     os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap on as many processes as cores, whoever else is here
-    model, asked = Harnessed(loaded), TaskManager(include_defaults=False).load(tasks)
-    for task in asked["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(SEED)
-    found = evaluate(lm=model, task_dict=asked, bootstrap_iters=DRAWS, log_samples=False)
-    assert found is not None  # it is None on other ranks
-    return dict(found), model.cut
+    model, manager, asked = Harnessed(loaded), TaskManager(include_defaults=False), {}
+    metrics = {told["task"]: _metrics(told) for told in tasks}
+    for told in tasks:
+        if strange := [name for name in metrics[told["task"]] if name not in metric_registry]:
+            raise UserError(f"task {told['task']}: lm-eval has no metric {strange[0]} here: mend metric_list")
+        with _naming(told["task"]):
+            asked[told["task"]] = manager.load([told])
+            (task,) = asked[told["task"]]["tasks"].values()
+            if task.get_config("num_fewshot") is None:
+                task.set_config("num_fewshot", 0)
+            task.set_fewshot_seed(SEED)
+    results: dict[str, Any] = {"results": {}, "n-samples": {}}
+    for name, one in asked.items():
+        with _naming(name):
+            found = evaluate(lm=model, task_dict=one, bootstrap_iters=DRAWS, log_samples=False)
+        assert found is not None  # it is None on other ranks
+        for part, held in results.items():
+            held |= dict(found)[part]
+        figures = [label.partition(",")[0] for label in results["results"][name]]
+        if none := [metric for metric in metrics[name] if metric not in figures]:
+            raise UserError(f"task {name}: metric {none[0]} gives no figure with its output_type: mend metric_list")
+    return results, model.cut
+
+
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Whatever goes wrong inside as a UserError that names the task; of an error's causes, the first."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"task {task}: {error}") from None
+    except Exception as error:  # of its templates, its data, its functions: whatever the file brings
+        first: BaseException = error
+        while cause := first.__cause__ or first.__context__:
+            first = cause
+        raise UserError(f"task {task}: lm-eval can't use it: {type(first).__name__}: {first}") from None
+
+
+def _metrics(task: dict[str, Any]) -> list[str]:
+    """Names in the task's `metric_list`; a function there is none."""
+    named = [each.get("metric") for each in task.get("metric_list") or []]
+    return [metric for metric in named if isinstance(metric, str)]
 
 
 def _table(results: dict[str, Any]) -> Iterator[str]:

@@ -118,12 +118,44 @@ def test_what_can_not_be_asked_is_refused_by_name(loaded: Loaded, tmp_path: Path
     (tmp_path / "empty" / "x.yaml").write_text("[1")
     reading(tmp_path / "empty", "x.yaml is no task of lm-eval")
     for name, asked, said in (
-        ("long", {"max_gen_toks": 64}, "asks for 64 new tokens, and the model's context holds 64"),
-        ("odd", {"max_gen_toks": 4, "penalty_alpha": 0.6}, "generation_kwargs.penalty_alpha of a task"),
+        ("long", {"max_gen_toks": 64}, "task local_text: it asks for 64 new tokens, and the model's context holds 64"),
+        ("high", {"max_gen_toks": 4, "temperature": 1.0, "top_p": 2}, "task local_text: top_p must be above 0"),
+        (
+            "odd",
+            {"max_gen_toks": 4, "penalty_alpha": 0.6},
+            "task local_text: generation_kwargs.penalty_alpha is nothing",
+        ),
     ):
         folder = write_tasks(tmp_path / name, "text", generation_kwargs=asked)
         with pytest.raises(UserError, match=said):
             answered(loaded, read_tasks(str(folder), str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output_type": "loglikelyhood"}, "ValueError"),
+        ({"doc_to_txt": "{{question}}"}, "TypeError.*doc_to_txt"),
+        ({"test_split": "dev"}, "KeyError: 'dev'"),
+        ({"doc_to_text": "{{ asked( }}"}, "TemplateSyntaxError"),
+        ({"doc_to_target": "{{ choices[answers] }}"}, "UndefinedError"),
+        ({"num_fewshot": 9}, "ValueError"),
+        ({"metric_list": [{"metric": "nosuch"}]}, "lm-eval has no metric nosuch here: mend metric_list"),
+        ({"metric_list": [{"metric": "bleu"}]}, "metric bleu gives no figure with its output_type"),
+    ],
+)
+def test_a_broken_task_is_refused_by_its_name(loaded: Loaded, tmp_path: Path, changes: dict, said: str) -> None:
+    tasks = read_tasks(str(write_tasks(tmp_path, "choice", **changes)), str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=rf"task local_choice: (lm-eval can't use it: .*)?{said}"):
+        answered(loaded, tasks)
+
+
+@pytest.mark.parametrize("data", ["", "{nonsense"])
+def test_broken_data_are_refused_with_their_task_s_name(loaded: Loaded, tmp_path: Path, data: str) -> None:
+    folder = write_tasks(tmp_path, "choice")
+    (folder / "asked.jsonl").write_text(data)
+    with pytest.raises(UserError, match="task local_choice: lm-eval can't use it: "):
+        answered(loaded, read_tasks(str(folder), str(tmp_path / "cache")))
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.explanation import adds_up
+
 POINTS = (32, 64, 128, 256)
 """Gauss-Legendre points, tried in turn."""
-MISSED = 0.01
-"""Share of f(input) - f(baseline) that the attributions may miss before more points are taken."""
-ROUNDING = 1e-4
-"""What they may miss in any case."""
 TOGETHER = 16
 """Points in one forward pass; bounds memory."""
 
@@ -44,11 +42,6 @@ def integrated_gradients(
         if adds_up(float(found.sum()), wanted):
             break
     return found, full, empty, taken
-
-
-def adds_up(total: float, wanted: float) -> bool:
-    """Whether attributions of this sum are as good as complete."""
-    return abs(total - wanted) <= MISSED * abs(wanted) + ROUNDING
 
 
 def _integral(

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.errors import UserError
 from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.prompt import embedding
-from trainer.attributions import MISSED, adds_up, embedded, integrated_gradients
+from trainer.attributions import embedded, integrated_gradients
 from trainer.explanation import About, Explanation
 from trainer.models.attention_maps import attention_maps
 from trainer.readings import Reading, read_as_trained
@@ -138,8 +138,4 @@ def _lines(found: Explanation) -> list[str]:
     width = max(len(about.tokens[place]) for place in order)
     lines += [f"  {place + 1:4} {about.tokens[place]:{width}} {found.attributions[place]:+10.4f}" for place in order]
     lines.append(f"  all {about.given} add up to {found.total:+.4f}, of a difference of {found.wanted:+.4f}")
-    if not adds_up(found.total, found.wanted):
-        lines.append(
-            f"  they miss more than {MISSED:.0%} of it, after {about.points} points: read the attributions as rough"
-        )
-    return lines
+    return [*lines, f"  {found.warning}"] if found.warning else lines

@@ -21,6 +21,15 @@ FORMAT, VERSION = "luban-explanation", 1
 FOLDER = "explained"
 HEADER = "luban"
 """Where the file's header says what it is."""
+MISSED = 0.01
+"""Share of f(input) - f(baseline) that attributions may miss: with more, more points are taken."""
+ROUNDING = 1e-4
+"""What they may miss in any case."""
+
+
+def adds_up(total: float, wanted: float) -> bool:
+    """Whether attributions of this sum are as good as complete."""
+    return abs(total - wanted) <= MISSED * abs(wanted) + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,13 @@ class Explanation:
     def wanted(self) -> float:
         """What they should add up to."""
         return self.about.value - self.about.baseline_value
+
+    @property
+    def warning(self) -> str | None:
+        """Where the integral isn't as good as complete: that, in words."""
+        if adds_up(self.total, self.wanted):
+            return None
+        return f"they miss more than {MISSED:.0%} of it, after {self.about.points} points: read them as rough"
 
     def write(self, run: Path) -> Path:
         """Into the run's folder, whole or not at all.

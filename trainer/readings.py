@@ -60,6 +60,8 @@ def read_as_trained(loaded: Loaded, texts: Sequence[str], target: str | None) ->
     Raises:
         UserError: the model doesn't read such texts, they are too long, or it can't give such a target.
     """
+    if not all(each.strip() for each in texts):
+        raise UserError("the text is empty: give the input that is to be explained")
     name = loaded.objective.name
     if name in ("classification", "regression", "qa", "contrastive"):
         return _by_head(loaded, name, texts, target)
@@ -232,5 +234,3 @@ def _refuse_long(loaded: Loaded, count: int) -> None:
     if count > room:
         why = "the model's context holds" if room < MOST else "a picture shows"
         raise UserError(f"the input and its target are {count} tokens, and {why} {room}: shorten them")
-    if not count:
-        raise UserError("the text is empty")

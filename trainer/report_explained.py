@@ -78,11 +78,12 @@ def _attributions(found: Explanation) -> Iterator[Html | None]:
         for name, value in zip(tokens, values.tolist(), strict=True)
     ]
     yield tag("p", coloured, class_="tokens")
+    rough = f"; {found.warning}" if found.warning else ""
     yield tag(
         "p",
         f"Blue raises the figure, orange lowers it. Integrated gradients (arXiv:1703.01365), {about.points} points, "
         f"from the {about.baseline_value:.4f} that the model gives with {about.baseline} for every token: they add up "
-        f"to {found.total:+.4f}, of a difference of {found.wanted:+.4f}.",
+        f"to {found.total:+.4f}, of a difference of {found.wanted:+.4f}{rough}.",
         class_="note",
     )
     yield details("token by token", tag("div", _bars(tokens, values.tolist(), most), class_="scroll"))

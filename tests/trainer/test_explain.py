@@ -21,9 +21,9 @@ from tests.trainer.families import ENCODER_DECODERS, built, scatter, tokens
 from tests.trainer.test_report import OUTSIDE, parsed
 from tests.trainer.untrained import untrained
 from trainer.adapters.prompt import embedding
-from trainer.attributions import adds_up, embedded, integrated_gradients
+from trainer.attributions import embedded, integrated_gradients
 from trainer.explain import explain
-from trainer.explanation import HEADER, About, Explanation
+from trainer.explanation import HEADER, About, Explanation, adds_up
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
 from trainer.models.attention_maps import attention_maps, probabilities
@@ -222,6 +222,7 @@ def test_what_can_not_be_explained_is_refused(luban: CommandLine, datasets: dict
     for texts, target, layer, said in (
         (["names " * 80], None, None, "a picture shows 128: shorten"),
         (["a", "b"], None, None, "reads one text: leave --second out"),
+        ([""], None, None, "the text is empty"),
         (["a"], "", None, "--target is empty"),
         (["a"], None, 3, "layers 1 to 2"),
         (["a"], " words" * 200, None, "the input and its target are"),
@@ -303,6 +304,18 @@ def test_the_report_draws_it_and_its_texts_stay_text(fake_run: Any) -> None:
     assert "\x1b" not in text
     fake = [attrs for tag, attrs in page.seen if tag == "path" and attrs.get("class") == "cells"]
     assert fake and all(0 < float(attrs["stroke-opacity"]) <= 1 for attrs in fake)
+
+
+def test_attributions_that_miss_their_sum_are_called_rough_where_they_are_shown(fake_run: Any) -> None:
+    run, rough = fake_run(), example()
+    run.attempt()
+    assert "they miss more than 1% of it, after 32 points" in str(rough.warning)
+    whole = replace(rough, attributions=rough.attributions / rough.total)
+    assert whole.warning is None
+    for found, said in ((whole, False), (rough, True)):
+        found.write(run.folder)
+        page = write([run.folder], run.folder / "report.html").read_text("utf-8")
+        assert ("read them as rough" in page) is said
 
 
 def test_the_cells_of_a_map_are_its_probabilities() -> None:

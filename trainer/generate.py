@@ -49,8 +49,7 @@ def generate(
             `max_new_tokens`.
     """
     model = getattr(model, "generator", model)  # of two nets, the one that writes
-    start, ends = _checked(model, prompts, eos_id, start_id)
-    limits = decoding.limits([len(prompt) if start is None else 1 for prompt in prompts], _context(model))
+    start, ends, limits = _checked(model, prompts, decoding, eos_id, start_id)
     together = max(1, TOGETHER // max(decoding.num_beams, decoding.num_return_sequences))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # of like lengths: little padding
     texts: list[list[list[int]]] = [[]] * len(prompts)
@@ -81,11 +80,15 @@ def stream(
     if decoding.num_return_sequences > 1:
         raise UserError(f"one text can be streamed, not num_return_sequences {decoding.num_return_sequences}")
     model = getattr(model, "generator", model)
-    start, ends = _checked(model, [prompt], eos_id, start_id)
-    limits = decoding.limits([len(prompt) if start is None else 1], _context(model))
+    start, ends, limits = _checked(model, [prompt], decoding, eos_id, start_id)
     with _still(model):
         for said in sample(Passes(model, [prompt], limits, start), [prompt], decoding, limits, ends, lockstep=False):
             yield from (token for _, token in said)
+
+
+def refuse_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    """Raise UserError, naming each by its number from 1, where `generate` would refuse a prompt."""
+    _checked(getattr(model, "generator", model), prompts, decoding, None, 0)
 
 
 def _drained(said: Iterator[list[tuple[int, int]]], prompts: int, decoding: Decoding) -> list[list[list[int]]]:
@@ -115,9 +118,9 @@ def _context(model: Any) -> int:
 
 
 def _checked(
-    model: Any, prompts: Sequence[Sequence[int]], eos_id: Ends, start_id: int | None
-) -> tuple[int | None, tuple[int, ...]]:
-    """The decoder's first token, None where that is the prompt's; and the ids that end a text.
+    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, eos_id: Ends, start_id: int | None
+) -> tuple[int | None, tuple[int, ...], list[int]]:
+    """The decoder's first token, None where that is the prompt's; the ids that end a text; and each one's longest.
 
     Raises:
         UserError: the model makes no text; else naming each prompt that it can't take.
@@ -129,14 +132,14 @@ def _checked(
     for index, prompt in enumerate(prompts):
         longest = _context(model) if config.is_encoder_decoder else _context(model) - 1
         if not prompt:
-            problems.append(f"prompt {index} is empty: it needs at least one token to continue")
+            problems.append(f"prompt {index + 1} is empty: it needs at least one token to continue")
         elif len(prompt) > longest:
             problems.append(
-                f"prompt {index} has {len(prompt)} tokens; a context of {_context(model)} fits {longest} at most"
+                f"prompt {index + 1} has {len(prompt)} tokens; a context of {_context(model)} fits {longest} at most"
             )
         elif not 0 <= min(prompt) <= max(prompt) < known:
             problems.append(
-                f"prompt {index} holds token {max(prompt)}; the model knows {known}: is the tokenizer its own?"
+                f"prompt {index + 1} holds token {max(prompt)}; the model knows {known}: is the tokenizer its own?"
             )
     start = None
     if config.is_encoder_decoder:
@@ -146,4 +149,4 @@ def _checked(
     if problems:
         raise UserError("\n".join(problems))
     ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
-    return start, ends
+    return start, ends, decoding.limits([len(prompt) if start is None else 1 for prompt in prompts], _context(model))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -14,11 +15,19 @@ from data.build.build import build as build_dataset
 from data.dataset import load_dataset
 from data.errors import UserError
 from data.recipe import DatasetRecipe, Source, Split, TokenizerTraining
+from data.tasks.chat import chat_parts
+from data.tasks.task import Task
+from data.tasks.template import encode_parts
 from tests.corpora import texts
+from tests.trainer.generation.speaker import loaded
+from tests.trainer.generation.test_chat import CONTEXT, JINJA, TEMPLATES
 from tests.trainer.held_run import held_run, read_json
 from tests.trainer.objectives.datasets import built
+from trainer.generate import generate
+from trainer.generation.settings import Decoding
 from trainer.hf import check, export
 from trainer.hf.card import lineage_digest
+from trainer.hf.layout import Layout
 from trainer.hf.read import Directory
 from trainer.models.build import build
 from trainer.origin import take_over
@@ -150,6 +159,57 @@ def test_every_head_of_a_task_goes_out_with_the_same_outputs_and_its_classes_nam
         assert numbers or theirs.config.id2label == {0: "0", 1: "1", 2: "2"}
     ours, held = dict(model.named_parameters()), dict(theirs.named_parameters())
     assert all(torch.equal(parameter, held[key]) for key, parameter in ours.items())
+    assert "inputs out as the run's rows are" in said[2]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_goes_out_with_its_template(tmp_path, template):
+    import transformers
+
+    task = Task(
+        kind="chat", template=template, system='Be "kind".', max_tokens=CONTEXT[template],
+        chat_template=JINJA if template == "jinja" else "",
+    )  # fmt: skip
+    rows = [json.dumps({"q": f"Is {n} odd?", "a": "Yes." if n % 2 else "No."}) for n in range(60)]
+    held = loaded(tmp_path, task, rows, {"user": "q", "assistant": "a"}, CONTEXT[template])
+    said: list[str] = []
+    run, model = held_run(
+        tmp_path / "chat", tmp_path / "dataset", **{"model.context": CONTEXT[template], "model.family": "llama"}
+    )
+    export.export(str(run), tmp_path / "out", say=said.append)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert said[2] == "and lays 5 inputs out as the run's rows are"
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Is 7 odd?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    assert inputs["input_ids"][0].tolist() == held.inputs.encode_prompt("Is 7 odd?")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    wanted = generate(model, inputs["input_ids"].tolist(), Decoding(8), eos_id=held.inputs.ends)[0][0]
+    found = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].size(1) :].tolist()
+    assert found[: len(wanted)] == wanted
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Is 7 odd?"}, {"role": "assistant", "content": "Yes."}], return_dict=False
+    )
+    turns = [("system", task.system), ("user", "Is 7 odd?"), ("assistant", "Yes.")]
+    assert whole == encode_parts(held.inputs.tokenizer, chat_parts(turns, task, held.inputs.tokenizer)).tolist()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_template_that_transformers_reads_otherwise_stays_here_and_it_is_said(tmp_path, monkeypatch):
+    made = Layout.post_processor
+    monkeypatch.setattr(
+        Layout, "post_processor", lambda self, *given: made(replace(self, single=("sep", "$A")), *given)
+    )
+    tasks = built(tmp_path, "classification", "encoder")
+    said: list[str] = []
+    run, _ = held_run(tmp_path / "run", tasks, **{"model.context": 64, "model.family": "bert"})
+    export.export(str(run), tmp_path / "out", say=said.append)
+    why = "of 4 inputs with their control pieces 4 got other ids"
+    assert said[2] == f"its tokenizer is not told the run's template: {why}"
+    assert read_json(tmp_path / "out" / "tokenizer.json")["post_processor"] is None
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert why in card and "Control pieces are put in by templates" in card
 
 
 @pytest.mark.usefixtures("here")
@@ -291,4 +351,4 @@ def test_the_comparison_runs_in_a_process_of_its_own(tmp_path, dataset):
     assert "the largest difference of an output is" in said[0]
     (out / "config.json").write_text(json.dumps(read_json(out / "config.json") | {"architectures": ["LlamaFor"]}))
     with pytest.raises(UserError, match=r"transformers can't load what was exported: .*LlamaFor"):
-        check.compare(out, tmp_path / "q", {"real": torch.ones(1, 1, dtype=torch.bool)}, [], None)
+        check.compare(out, tmp_path / "q", {"real": torch.ones(1, 1, dtype=torch.bool)})

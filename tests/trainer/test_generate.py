@@ -125,10 +125,10 @@ def test_dropout_is_off(model):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([[1], []], "prompt 1 is empty"),
-        ([[1] * 40], "prompt 0 has 40 tokens; a context of 40 fits 39"),
-        ([[1, 64]], "prompt 0 holds token 64; the model knows 64"),
-        ([[1], [1] * 37], "prompt 1 has 37 tokens, and 4 new ones make 41: the model's context holds 40. Ask for 3"),
+        ([[1], []], "prompt 2 is empty"),
+        ([[1] * 40], "prompt 1 has 40 tokens; a context of 40 fits 39"),
+        ([[1, 64]], "prompt 1 holds token 64; the model knows 64"),
+        ([[1], [1] * 37], "prompt 2 has 37 tokens, and 4 new ones make 41: the model's context holds 40. Ask for 3"),
     ],
 )
 def test_mistakes_are_named(model, prompts, message):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from trainer.generate import generate, stream
+from trainer.generate import generate, refuse_prompts, stream
 from trainer.generation.settings import Decoding
 from trainer.generation.text import spoken
 from trainer.scores import Loaded
@@ -31,7 +31,8 @@ def rows_of(place: str) -> list[dict[str, Any]]:
     name = "standard input" if place == "-" else place
     try:
         content = sys.stdin.buffer.read() if place == "-" else Path(place).read_bytes()
-        lines = content.decode().splitlines() if b"\r" in content else content.decode().removesuffix("\n").split("\n")
+        text = content.decode("utf-8-sig")
+        lines = text.splitlines() if "\r" in text else text.removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the prompts in {place}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -46,6 +47,8 @@ def rows_of(place: str) -> list[dict[str, Any]]:
             raise UserError(f'line {number} of {name} is {line[:60]!r}, not a JSON object with a "prompt" of text')
         if not row["prompt"]:
             raise UserError(f"line {number} of {name} is empty: a prompt needs at least one character")
+        if any("\ud800" <= character <= "\udfff" for character in row["prompt"]):
+            raise UserError(f"line {number} of {name} holds half of a surrogate pair, which is no text")
         if "texts" in row:
             raise UserError(f'line {number} of {name} holds "texts" already, where the continuations would go')
         rows.append(row)
@@ -68,9 +71,12 @@ def continued(loaded: Loaded, prompts: list[str], decoding: Decoding) -> list[li
         UserError: as `generate`, and where the model has no text to give.
     """
     inputs, start = loaded.inputs, loaded.inputs.start_id(loaded.recipe.model)
-    asked = [inputs.encode_prompt(text) for text in prompts]
-    made = generate(loaded.model, asked, decoding, eos_id=inputs.ends, start_id=start)
+    made = generate(loaded.model, _asked(loaded, prompts), decoding, eos_id=inputs.ends, start_id=start)
     return [[inputs.tokenizer.decode(each) for each in alternatives] for alternatives in made]
+
+
+def _asked(loaded: Loaded, prompts: Iterable[str]) -> list[list[int]]:
+    return [loaded.inputs.encode_prompt(text) for text in prompts]
 
 
 def streamed(loaded: Loaded, prompt: str, decoding: Decoding) -> Iterator[str]:
@@ -82,7 +88,9 @@ def streamed(loaded: Loaded, prompt: str, decoding: Decoding) -> Iterator[str]:
 
 
 def answered(loaded: Loaded, rows: Iterable[dict[str, Any]], decoding: Decoding) -> Iterator[str]:
-    """Each row as a line of JSON with its `texts`, in the order of the rows."""
+    """Each row as a line of JSON with its `texts`, in the order of the rows; all are checked before the first."""
+    rows = list(rows)
+    refuse_prompts(loaded.model, _asked(loaded, (row["prompt"] for row in rows)), decoding)
     left = iter(rows)
     while batch := list(islice(left, AT_ONCE)):
         for row, texts in zip(batch, continued(loaded, [row["prompt"] for row in batch], decoding), strict=True):

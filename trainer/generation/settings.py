@@ -131,7 +131,7 @@ class Decoding:
         if self.at_context == "refuse" and self.max_new_tokens > min(room):
             worst = room.index(min(room))
             raise UserError(
-                f"prompt {worst} has {begun[worst]} tokens, and {self.max_new_tokens} new ones make "
+                f"prompt {worst + 1} has {begun[worst]} tokens, and {self.max_new_tokens} new ones make "
                 f"{begun[worst] + self.max_new_tokens}: the model's context holds {context}. Ask for {room[worst]} new "
                 "tokens at most, or shorten the prompt"
             )

@@ -49,6 +49,7 @@ def card(
     config: Mapping[str, Any],
     parameters: int,
     checked: str,
+    layout: str,
 ) -> str:
     """README.md of an exported directory.
 
@@ -57,6 +58,7 @@ def card(
         config: its config.json.
         parameters: how many the model has.
         checked: what the comparison with transformers has shown, a sentence.
+        layout: how its tokenizer lays an input out, a sentence.
     """
     parts = (
         [_front_matter(datasets, config), f"# {run.name}, step {found.step:,}", ""],
@@ -64,7 +66,7 @@ def card(
         _data(datasets),
         _training(run, recipe, found),
         _ancestry(run, recipe),
-        _loading(config),
+        _loading(config, layout),
     )
     return "\n".join(line for part in parts for line in part) + "\n"
 
@@ -169,7 +171,7 @@ def _ancestry(run: Path, recipe: Recipe) -> Iterator[str]:
     yield f"\nIt began with the weights of {Path(origin).name}, {what}{read} (`{held.get('manifest', 'unknown')}`).\n"
 
 
-def _loading(config: Mapping[str, Any]) -> Iterator[str]:
+def _loading(config: Mapping[str, Any], layout: str) -> Iterator[str]:
     name = config["architectures"][0]
     yield "## Loading"
     yield f"""
@@ -180,5 +182,4 @@ tokenizer = AutoTokenizer.from_pretrained(DIR)
 model = {name}.from_pretrained(DIR)
 ```
 
-Text that looks like a control piece is text: encode with `split_special_tokens=True`. Control pieces are put in by
-templates, by their ids."""
+Text that looks like a control piece is text: encode with `split_special_tokens=True`. {layout}"""

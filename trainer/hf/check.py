@@ -39,6 +39,8 @@ class Finding:
     """Texts that its tokenizer was asked to encode."""
     other_ids: int
     """Of those, how many got other ids."""
+    other_layouts: int
+    """Of the inputs that its tokenizer was asked to lay out, how many came out otherwise."""
     tokenizer: str | None
     """Why it has no tokenizer."""
 
@@ -62,7 +64,12 @@ def refuse_without_transformers() -> None:
 
 
 def compare(
-    folder: Path, question: Path, tensors: Mapping[str, Any], texts: Sequence[tuple[str, list[int]]], gguf: str | None
+    folder: Path,
+    question: Path,
+    tensors: Mapping[str, Any],
+    texts: Sequence[tuple[str, list[int]]] = (),
+    inputs: Sequence[Mapping[str, Any]] = (),
+    gguf: str | None = None,
 ) -> Finding:
     """Ask transformers for the outputs of `folder`.
 
@@ -71,6 +78,7 @@ def compare(
         tensors: `input_ids` and whatever else the class takes, by its own names; `real` (B, T or U) bool, where an
             output counts; `output_0` and so on, in fp32.
         texts: texts and their ids without control pieces.
+        inputs: whole inputs, as `trainer.hf.layout.examples_of` gives them.
         gguf: the name of a GGUF file in `folder` to load in place of its weights.
 
     Raises:
@@ -78,7 +86,11 @@ def compare(
     """
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, question, {"texts": json.dumps(texts)})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        question,
+        {"texts": json.dumps(texts), "inputs": json.dumps(inputs)},
+    )
     try:
         return Finding(**_ask(folder, question, gguf))
     finally:
@@ -107,7 +119,7 @@ def _answer(folder: Path | str, question: Path | str, gguf: str | None) -> dict[
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with safe_open(question, "pt") as held:
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  (it is no mapping)
-        texts = json.loads(held.metadata()["texts"])
+        texts, inputs = (json.loads(held.metadata()[name]) for name in ("texts", "inputs"))
     real = tensors.pop("real")
     expected = [
         tensors.pop(f"output_{number}") for number in range(sum(name.startswith("output_") for name in tensors))
@@ -131,7 +143,7 @@ def _answer(folder: Path | str, question: Path | str, gguf: str | None) -> dict[
         apart = (chosen[0] - chosen[1]).abs().max().item()
         difference = max(difference, apart if apart == apart else float("inf"))
         largest = max(largest, chosen[1].abs().max().item())
-    other, why = 0, None
+    other, otherwise, why = 0, 0, None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -139,10 +151,21 @@ def _answer(folder: Path | str, question: Path | str, gguf: str | None) -> dict[
     else:
         for text, ids in texts:
             other += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) != ids
+        otherwise = sum(not _laid_out(tokenizer, each) for each in inputs)
     return {
         "difference": difference, "largest": largest, "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]), "texts": len(texts), "other_ids": other, "tokenizer": why,
+        "unexpected": sorted(info["unexpected_keys"]), "texts": len(texts), "other_ids": other,
+        "other_layouts": otherwise, "tokenizer": why,
     }  # fmt: skip
+
+
+def _laid_out(tokenizer: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether an input gets the ids and token types that are asked for."""
+    if "messages" in asked:
+        found = tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False)
+        return found == asked["ids"]
+    found = tokenizer(*asked["texts"], split_special_tokens=True)
+    return found["input_ids"] == asked["ids"] and found.get("token_type_ids", asked.get("types")) == asked.get("types")
 
 
 if __name__ == "__main__":

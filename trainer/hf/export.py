@@ -31,6 +31,7 @@ from trainer.feed import read_batch
 from trainer.hf import check
 from trainer.hf.card import card
 from trainer.hf.config import FILE, hugging_face_config, refuse_prefixes
+from trainer.hf.layout import Layout, examples_of, layout_of
 from trainer.hf.read import Directory
 from trainer.hf.write import SHARD_BYTES, Precision, write_weights
 from trainer.inputs import Inputs, open_inputs
@@ -90,6 +91,11 @@ class Export:
             labels=classes if len(classes) == self.objective.head.outputs else (),
         )
 
+    @property
+    def layout(self) -> Layout:
+        """Of its inputs."""
+        return layout_of(self.inputs.task, self.objective.name, self.tokenizer)
+
     def halved(self, name: str) -> bool:
         """Whether a parameter is written as bf16."""
         return self.precision == "bf16"
@@ -140,11 +146,16 @@ def export(
         _write_tokenizer(draft, asked)
         if generation := _generation(asked, config):
             _write_json(draft / "generation_config.json", generation)
-        verdict = _compared(draft, asked, say) if checked else "It was not compared with transformers (--no-check)."
-        if not checked:
+        verdict, layout = "It was not compared with transformers (--no-check).", asked.layout
+        if checked:
+            verdict, layout = _compared(draft, asked, say)
+        else:
             say("not compared with transformers: --no-check")
         parameters = sum(map(prod, asked.shapes.values()))
-        text = card(asked.run, asked.recipe, asked.found, asked.inputs.datasets, config, parameters, verdict)
+        text = card(
+            asked.run, asked.recipe, asked.found, asked.inputs.datasets, config, parameters, verdict,
+            layout.described(asked.tokenizer),
+        )  # fmt: skip
         (draft / "README.md").write_text(text, "utf-8")
         if gguf is not None:
             from trainer.hf.gguf import write_gguf
@@ -219,15 +230,28 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def _write_tokenizer(folder: Path, asked: Export) -> None:
-    files = asked.tokenizer.files()
+def _write_tokenizer(folder: Path, asked: Export, laid_out: bool = True) -> None:
+    """Its files.
+
+    Args:
+        laid_out: it lays inputs out as the run's rows are.
+    """
+    files, layout = asked.tokenizer.files(), asked.layout if laid_out else Layout()
     if JSON_FILE not in files and isinstance(asked.tokenizer, SentencePieceTokenizer):
         equal = unigram_to_json(asked.tokenizer.content)
         files |= {} if equal is None else {JSON_FILE: equal.encode()}  # its ids are compared before all this appears
     for name, content in files.items():
         if name == CONFIG_FILE:
             said = json.loads(content) | {"model_max_length": asked.recipe.model.context}
+            typed = asked.recipe.model.family == "bert" and asked.recipe.model.type_vocab_size > 1
+            said["model_input_names"] = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+            if layout.chat_template:
+                said["chat_template"] = layout.chat_template
             content = (json.dumps(said, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+        elif name == JSON_FILE and layout.single:
+            said = json.loads(content)
+            said["post_processor"] = layout.post_processor(asked.tokenizer, said.get("post_processor"))
+            content = json.dumps(said, ensure_ascii=False).encode()
         (folder / name).write_bytes(content)
 
 
@@ -251,11 +275,18 @@ def _id(tokenizer: Tokenizer, piece: str) -> int | None:
         return None
 
 
-def _compared(folder: Path, asked: Export, say: Say) -> str:
-    """Compare with transformers; what it shows, for the card. Raises UserError where it computes something else."""
+def _compared(folder: Path, asked: Export, say: Say) -> tuple[str, Layout]:
+    """Compare with transformers; what it shows, for the card, and the layout that its tokenizer has.
+
+    Raises:
+        UserError: it computes something else.
+    """
     tensors, where = question(asked, asked.halved)
     texts = _texts(asked, tensors["input_ids"]) if (folder / JSON_FILE).exists() else []
-    found = check.compare(folder, folder / ".question.safetensors", tensors, texts, None)
+    inputs = examples_of(
+        asked.layout, asked.inputs.task, asked.objective.name, asked.tokenizer, [text for text, _ in texts]
+    )
+    found = check.compare(folder, folder / ".question.safetensors", tensors, texts, inputs)
     rows, tokens = tensors["input_ids"].shape
     said = (
         f"Compared with transformers on {rows} {where} of {tokens} tokens, the largest difference of an output is "
@@ -274,7 +305,7 @@ def _compared(folder: Path, asked: Export, say: Say) -> str:
     if found.other_ids and JSON_FILE not in asked.tokenizer.files():
         (folder / JSON_FILE).unlink()
         say(f"transformers has no tokenizer for it: a {JSON_FILE} gave other ids for {found.other_ids} texts")
-        return f"{said} Its tokenizer is not in a form that transformers loads."
+        return f"{said} Its tokenizer is not in a form that transformers loads.", Layout()
     if found.other_ids:
         raise UserError(
             f"the export is refused: transformers' tokenizer gives other ids for {found.other_ids} of {found.texts} "
@@ -282,9 +313,16 @@ def _compared(folder: Path, asked: Export, say: Say) -> str:
         )
     if found.tokenizer:
         say(f"transformers has no tokenizer here ({found.tokenizer}): load that beside the weights by its own library")
-        return f"{said} Its tokenizer is not in a form that transformers loads."
+        return f"{said} Its tokenizer is not in a form that transformers loads.", Layout()
     say(f"its tokenizer gives the same ids for {found.texts} texts")
-    return said
+    if found.other_layouts:
+        _write_tokenizer(folder, asked, laid_out=False)
+        why = f"of {len(inputs)} inputs with their control pieces {found.other_layouts} got other ids"
+        say(f"its tokenizer is not told the run's template: {why}")
+        return f"{said} Its tokenizer doesn't know the run's template: {why}.", Layout()
+    if inputs:
+        say(f"and lays {len(inputs)} inputs out as the run's rows are")
+    return said, asked.layout
 
 
 def question(asked: Export, halved: Callable[[str], bool]) -> tuple[dict[str, Tensor], str]:

@@ -65,7 +65,7 @@ def write_gguf(
             link = folder / "check.gguf"
             link.symlink_to(draft.absolute())
             try:
-                found = check.compare(folder, folder / ".question.safetensors", tensors, [], link.name)
+                found = check.compare(folder, folder / ".question.safetensors", tensors, gguf=link.name)
             finally:
                 link.unlink()
             if not found.is_rounding:

@@ -27,6 +27,8 @@ def writer(tmp_path_factory: pytest.TempPathFactory):
 def test_a_line_is_a_prompt_and_a_row_of_json_keeps_its_fields(tmp_path, monkeypatch):
     (tmp_path / "lines.txt").write_bytes("one\r\n你好\r\n".encode())
     assert rows_of(str(tmp_path / "lines.txt")) == [{"prompt": "one"}, {"prompt": "你好"}]
+    (tmp_path / "marked.txt").write_bytes("\ufeffone\n".encode())
+    assert rows_of(str(tmp_path / "marked.txt")) == [{"prompt": "one"}]
     given = '{"prompt": "a\\nb", "id": 7}\n{"prompt": "c"}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given.encode())))
     assert rows_of("-") == [{"prompt": "a\nb", "id": 7}, {"prompt": "c"}]
@@ -40,6 +42,7 @@ def test_a_line_is_a_prompt_and_a_row_of_json_keeps_its_fields(tmp_path, monkeyp
         (b"one\n\xff\n", "not valid UTF-8: byte 4"),
         (b'{"prompt": "a"}\nb\n', "line 2 of .* is 'b', not a JSON object with a \"prompt\""),
         (b'{"prompt": "a"}\n{"prompt": 3}\n', 'line 2 of .*, not a JSON object with a "prompt" of text'),
+        (b'{"prompt": "a\\ud83d"}\n', "line 1 of .* holds half of a surrogate pair"),
         (b'{"prompt": "a", "texts": []}\n', 'line 1 of .* holds "texts" already'),
     ],
 )
@@ -63,6 +66,13 @@ def test_rows_are_answered_in_their_order_whatever_is_batched(writer, monkeypatc
     for line in lines:
         assert line["texts"] == continued(writer, [line["prompt"]], sampled)[0]
     assert len({tuple(line["texts"]) for line in lines}) == 5
+
+
+def test_a_prompt_too_long_is_named_by_its_line_before_any_is_answered(writer, monkeypatch):
+    monkeypatch.setattr(prompts, "AT_ONCE", 2)
+    rows = [{"prompt": text} for text in ("A", "B", "C", "Is 5 odd? " * 40)]
+    with pytest.raises(UserError, match=r"prompt 4 has \d+ tokens"):
+        next(answered(writer, rows, Decoding(5)))
 
 
 def test_one_text_is_written_as_it_is_made(writer):

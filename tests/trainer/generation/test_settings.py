@@ -34,7 +34,7 @@ def test_settings_that_can_not_be_meant_are_refused(settings, message):
 
 def test_a_text_longer_than_the_context_is_refused_or_ends_there_as_said():
     with pytest.raises(
-        UserError, match="prompt 1 has 30 tokens, and 20 new ones make 50: the model's context holds 40"
+        UserError, match="prompt 2 has 30 tokens, and 20 new ones make 50: the model's context holds 40"
     ):
         Decoding(20).limits([5, 30], 40)
     assert Decoding(20, at_context="stop").limits([5, 30], 40) == [20, 10]

@@ -133,7 +133,7 @@ def test_dropout_is_off(model):
 )
 def test_mistakes_are_named(model, prompts, message):
     for ask in (generate, lambda model, prompts, *rest, **more: list(stream(model, prompts[-1], *rest, **more))):
-        with pytest.raises(UserError, match=message.replace("prompt 1", "prompt [01]")):
+        with pytest.raises(UserError, match=message.replace("prompt 2", "prompt [12]")):
             ask(model, prompts, Decoding(4), eos_id=None)
 
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from data.errors import UserError
 from tests.trainer import toy
-from tests.trainer.test_adapters import HEADS, KINDS, adapted, of_family, recipe, shaken, written
+from tests.trainer.test_adapters import KINDS, adapted, of_family, recipe, shaken, written
 from trainer.adapters import adapt, lora, peft
 from trainer.hf.config import hugging_face_config
+from trainer.models.head import LM, Head
 from trainer.models.initialize import initialize
 
 IDS = toy.rows(0)[0][:3]
@@ -77,10 +79,23 @@ def test_we_compute_with_pefts_own_adapter_what_it_computes(libraries, kind, tmp
         torch.testing.assert_close(model(torch.cat([prefix, IDS], 1)), theirs(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "made"), [("gpt2", "GPT2LMHeadModel"), ("bert", "BertForSequenceClassification")])
-def test_peft_takes_our_lora_of_other_families_and_their_new_heads(libraries, family, made, tmp_path):
+CLASSES = Head("classes", 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "head", "made"),
+    [
+        ("lora", "gpt2", LM, "GPT2LMHeadModel"),
+        ("lora", "bert", CLASSES, "BertForSequenceClassification"),
+        ("prompt", "bert", CLASSES, "BertForSequenceClassification"),
+        ("prompt", "bert", Head("span"), "BertForQuestionAnswering"),
+    ],
+)
+def test_peft_takes_our_adapters_of_other_families_and_their_new_heads(libraries, kind, family, head, made, tmp_path):
     transformers, library = libraries
-    chosen, head = of_family(family), HEADS[family]
+    chosen = of_family(family, kind)
+    if kind == "prompt" and head == CLASSES:  # as the refusal says
+        chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update={"trainable": ("!bert.pooler.*",)})})
     model = adapt.model_of(chosen, toy.VOCAB, head)
     initialize(model, 1)
     adapt.begin_adapter(model, chosen, [])
@@ -92,5 +107,16 @@ def test_peft_takes_our_lora_of_other_families_and_their_new_heads(libraries, fa
     theirs = getattr(transformers, made)(config).eval()
     assert not theirs.load_state_dict(base, strict=False).unexpected_keys
     theirs = library.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    prefix = torch.tensor(getattr(model, "prefix", [])).expand(len(IDS), -1).long()
     with torch.no_grad():
-        torch.testing.assert_close(model(IDS), theirs(IDS).logits, rtol=1e-4, atol=1e-5)
+        ours, found = model(torch.cat([prefix, IDS], 1)), theirs(IDS, attention_mask=torch.ones_like(IDS))
+        said = found.logits if "logits" in found else torch.stack((found.start_logits, found.end_logits), -1)
+    torch.testing.assert_close(ours, said, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooler_that_learned_beside_a_prompt_is_refused_with_the_mend(tmp_path):
+    model = adapt.model_of(of_family("bert", "prompt"), toy.VOCAB, CLASSES)
+    learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(UserError, match=r"weights of bert.pooler.dense learned .*trainable=\['!bert.pooler.dense"):
+        peft.write(tmp_path / "adapter", model, of_family("bert", "prompt").adapter, learned, {}, "base")
+    assert not (tmp_path / "adapter").exists()

@@ -25,6 +25,8 @@ PREFIX = "base_model.model."
 PROMPT_KEY = "prompt_embeddings"
 BASE_KEY = "luban_base"
 TYPES = {"lora": "LORA", "prompt": "PROMPT_TUNING"}
+PROMPTED_HEADS = ("classifier", "score", "qa_outputs")
+"""What `peft` takes beside a prompt: a head, by one of these names."""
 TASKS = {"classes": "SEQ_CLS", "span": "QUESTION_ANS", "sentence": "FEATURE_EXTRACTION"}
 
 
@@ -44,11 +46,17 @@ def write(
     """
     from safetensors.torch import save_file
 
-    own = {key: _file_name(key) for key in learned}
+    own = {key: _file_name(key, adapter) for key in learned}
     modules = sorted({key.rpartition(".")[0] for key in learned if not is_own(key)})
-    odd = [module for module in modules if module in dict(lora.layers(model))]
+    if adapter.kind == "prompt":
+        odd = [module for module in modules if module not in PROMPTED_HEADS]
+    else:
+        odd = [module for module in modules if module in dict(lora.layers(model))]
     if odd:
-        raise UserError(f"the weights of {odd[0]} learned beside its adapter, for which PEFT's format has no place")
+        raise UserError(
+            f"the weights of {odd[0]} learned beside its adapter, for which PEFT's format has no place: freeze them in "
+            f"another run, by train.trainable=['!{odd[0]}.*']"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", BASE_KEY: base_digest(model, base.__getitem__)}
     save_file({own[key]: tensor.contiguous().cpu() for key, tensor in learned.items()}, folder / WEIGHTS, metadata)
@@ -103,8 +111,11 @@ def is_own(name: str) -> bool:
     return f".{A}." in name or f".{B}." in name or name.endswith(f".{PROMPT}.weight")
 
 
-def _file_name(name: str) -> str:
-    return PROMPT_KEY if name.endswith(f".{PROMPT}.weight") else PREFIX + name
+def _file_name(name: str, adapter: Adapter) -> str:
+    """Around a model with LoRA `peft` has a module more than around one with a prompt."""
+    if name.endswith(f".{PROMPT}.weight"):
+        return PROMPT_KEY
+    return (PREFIX if adapter.kind == "lora" else "base_model.") + name
 
 
 def base_digest(model: Any, weight: Callable[[str], Tensor]) -> str:
@@ -163,8 +174,8 @@ def read(folder: Path, model: Any, adapter: Adapter) -> tuple[dict[str, Tensor],
 
     _refuse_unlike(folder, _read_config(folder), adapter)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    places = {_file_name(name): name for name in shapes}
-    wanted = {_file_name(name) for name in shapes if is_own(name)}
+    places = {_file_name(name, adapter): name for name in shapes}
+    wanted = {_file_name(name, adapter) for name in shapes if is_own(name)}
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             keys: list[str] = file.keys()

@@ -31,7 +31,7 @@ def save_adapter(point: str, folder: Path, base: str = "") -> list[Path]:
     source = Source.parse(point)
     recipe = read_recipe(source.run)
     if recipe.adapter.kind == "none":
-        raise UserError(f"{source.run} trained its whole model and has no adapter: export it as a model")
+        raise UserError(f"{source.run} has no adapter (adapter.kind is none): export it as a model, without --adapter")
     refuse_prefixes(point, recipe.model)
     found = source.checkpoint()
     head = objective_of(recipe, open_inputs(recipe).dataset).head

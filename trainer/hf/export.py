@@ -336,7 +336,9 @@ def question(asked: Export, halved: Callable[[str], bool]) -> tuple[dict[str, Te
         where = "validation rows"
     else:
         reader, rows, where = asked.inputs.reader(), ROWS, "training rows (there is no validation row)"
-    _, batch = read_batch(reader, asked.objective, np.arange(min(ROWS, rows)), torch.device("cpu"))
+    unit = asked.recipe.objective.together
+    count = -(-min(ROWS, rows) // unit) * unit  # where rows are each other's negatives, a whole group
+    _, batch = read_batch(reader, asked.objective, np.arange(count), torch.device("cpu"))
     ids = batch.input_ids[:, :TOKENS]
     tensors = {"input_ids": ids}
     padding = None if batch.padding is None else batch.padding[:, :TOKENS]

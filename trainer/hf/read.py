@@ -302,7 +302,7 @@ class _Weights:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    return f"{path} can't be read as weights: {str(error).splitlines()[0][:300]}"
+    return f"{path} can't be read as weights: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _has_prefix(family: Family, keys: dict[str, Entry]) -> bool:

@@ -159,7 +159,7 @@ def refuse_long(dataset: Dataset, kind: str, context: int) -> None:
     if longest > room:
         raise UserError(
             f"the longest {what} of {dataset.place} has {longest} tokens, and a context of {context} takes {room}: "
-            f"raise model.context, or build it with task.max_tokens={room}"
+            f"build it with task.max_tokens={room}, or raise model.context, which a pretrained model fixes"
         )
 
 

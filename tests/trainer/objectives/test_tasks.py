@@ -125,7 +125,7 @@ def test_what_does_not_go_together_is_refused(made: Made, kind: str, template: s
 
 def test_a_sequence_longer_than_the_positions_is_refused(made: Made):
     long = made("classification", "encoder")
-    with pytest.raises(UserError, match=r"longest example of .* has \d+ tokens, and a context of 8 takes 8: raise"):
+    with pytest.raises(UserError, match=r"longest example of .* has \d+ tokens, and a context of 8 takes 8: build it"):
         open_inputs(recipe(long, "model.family=bert", "model.context=8"))
 
 

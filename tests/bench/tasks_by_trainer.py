@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.reader import LocalReader
 from trainer.inputs import Inputs, open_inputs
@@ -22,7 +23,7 @@ def examples(reader: LocalReader, rows: int, context: int) -> list[dict[str, Any
     for position in range(rows):
         read = reader.rows(np.array([position]))
         length = int(read.lengths[0])
-        held = Sequences.of(read, context)
+        held = Sequences.of(read, context, torch.device("cpu"))
         assert read.targets is not None
         found.append(
             {

@@ -48,7 +48,7 @@ class Causal:
         """Inputs are a row's tokens but the last, labels its tokens but the first; filler and padding count nothing."""
         width = rows.tokens.shape[1] - 1
         if rows.use is not None:
-            width = rounded(int(rows.lengths.max(initial=0)) - 1, width)
+            width = rounded(int(rows.lengths.max(initial=0)) - 1, width, device)
         asked = np.arange(1, width + 1) < rows.lengths[:, None]
         if rows.use is not None:
             asked &= (rows.use[:, 1 : width + 1] & 1).astype(bool)

@@ -36,7 +36,7 @@ class Texts:
 
     def batch(self, rows: Rows, labels: np.ndarray, device: torch.device, targets: np.ndarray | None = None) -> Batch:
         """The rows with their `labels` (rows,) int64."""
-        held = Sequences.of(rows, self.context)
+        held = Sequences.of(rows, self.context, device)
         return Batch(
             input_ids=sent(held.tokens, device),
             labels=sent(labels, device),

@@ -23,7 +23,7 @@ from trainer.models.head import Head
 from trainer.models.loss import IGNORED
 from trainer.objectives.base import Batch, sent
 from trainer.objectives.classification import Texts, row_targets
-from trainer.objectives.examples import WIDTH, Sequences, read, rounded
+from trainer.objectives.examples import Sequences, read, rounded
 
 SECOND = FIELDS.index("text_b")
 SENTENCE = Head("sentence")
@@ -59,7 +59,7 @@ class Contrastive:
         count = len(rows.lengths)
         if count % self.group:
             raise ValueError(f"{count} rows are no multiple of the group of {self.group}")
-        tokens, lengths = self._views(rows)
+        tokens, lengths = self._views(rows, device)
         real = np.arange(tokens.shape[1]) < lengths[:, None]
         rank = np.arange(count) % self.group
         alike = rows.lengths > 0
@@ -78,9 +78,9 @@ class Contrastive:
             allowed=sent(allowed.reshape(-1), device),
         )
 
-    def _views(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    def _views(self, rows: Rows, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (2 B, T) and lengths (2 B,) of what is compared."""
-        held = Sequences.of(rows, self.texts.context)
+        held = Sequences.of(rows, self.texts.context, device)
         if self.positive_class is None:
             return np.concatenate([held.tokens, held.tokens]), np.concatenate([rows.lengths, rows.lengths])
         second = (held.fields == SECOND) & held.real
@@ -90,7 +90,8 @@ class Contrastive:
             for tokens, chosen in zip(held.tokens, mask, strict=True)
         ]
         lengths = np.array([len(part) for part in parts])
-        tokens = np.zeros((len(parts), rounded(int(lengths.max(initial=WIDTH)), self.texts.context)), np.int64)
+        width = rounded(int(lengths.max(initial=1)), self.texts.context, device)
+        tokens = np.zeros((len(parts), width), np.int64)
         tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate(parts)
         return tokens, lengths
 

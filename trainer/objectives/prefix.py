@@ -56,7 +56,7 @@ class Prefix(EncoderDecoder):
         cut = cuts(self.seed, rows)
         rest = np.where(rows.lengths > 1, rows.lengths, 0) - cut
         longest = rows.tokens.shape[1]
-        widths = [rounded(int(part.max(initial=1)), longest) for part in (cut, rest)]
+        widths = [rounded(int(part.max(initial=1)), longest, device) for part in (cut, rest)]
         inside, asked = (np.arange(width) < part[:, None] for width, part in zip(widths, (cut, rest), strict=True))
         inputs = np.where(inside, rows.tokens[:, : widths[0]], self.pad)
         at = np.minimum(cut[:, None] + np.arange(widths[1]), longest - 1)

@@ -41,7 +41,7 @@ class QuestionAnswering:
 
     def batch(self, rows: Rows, device: torch.device, partners: Rows | None = None) -> Batch:
         """Labels (B, 2) are first and last token."""
-        held = Sequences.of(rows, self.context)
+        held = Sequences.of(rows, self.context, device)
         allowed = held.marked.copy()
         allowed[rows.lengths == 0, 0] = True  # of filler: a softmax over nothing would spoil every gradient
         real = int((rows.lengths > 0).sum())

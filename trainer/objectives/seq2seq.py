@@ -45,8 +45,8 @@ class Seq2Seq(EncoderDecoder):
         inside = np.arange(width) < rows.lengths[:, None]
         sources = ((rows.use >> 1 == SOURCE) & inside).sum(1)
         targets = rows.lengths - sources
-        source = rounded(int(sources.max(initial=0)), self.context)
-        target = rounded(int(targets.max(initial=0)), self.context)
+        source = rounded(int(sources.max(initial=0)), self.context, device)
+        target = rounded(int(targets.max(initial=0)), self.context, device)
         read = np.arange(source) < sources[:, None]
         asked = np.arange(target) < targets[:, None]
         places = np.minimum(sources[:, None] + np.arange(target), width - 1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.trainer.families import built
 from tests.trainer.objectives.rows import CPU, pair, rows
 from trainer.objectives.base import Objective
+from trainer.objectives.examples import rounded
 from trainer.objectives.seq2seq import Seq2Seq
 
 PAIRS = [pair((7, 8, 9), (20, 21)), pair((6,), (30, 31, 32, 33))]
@@ -16,17 +17,17 @@ def test_the_decoder_reads_the_target_shifted_right():
     objective: Objective = Seq2Seq(48, start_id=2, pad_id=1)
     batch = objective.batch(rows(*PAIRS, []), CPU)
     assert batch.decoder_input_ids is not None and batch.padding is not None
-    assert batch.input_ids[:, :5].tolist() == [[7, 8, 9, 5, 1], [6, 5, 1, 1, 1], [1] * 5]
+    assert batch.input_ids.tolist() == [[7, 8, 9, 5], [6, 5, 1, 1], [1] * 4]
     assert batch.padding.sum(1).tolist() == [4, 2, 0]
-    assert batch.labels[:, :6].tolist() == [[20, 21, 5, -100, -100, -100], [30, 31, 32, 33, 5, -100], [-100] * 6]
-    assert batch.decoder_input_ids[:, :6].tolist() == [[2, 20, 21, 5, 1, 1], [2, 30, 31, 32, 33, 5], [2] + [1] * 5]
-    assert batch.input_ids.shape == batch.labels.shape == (3, 8)
+    assert batch.labels.tolist() == [[20, 21, 5, -100, -100], [30, 31, 32, 33, 5], [-100] * 5]
+    assert batch.decoder_input_ids.tolist() == [[2, 20, 21, 5, 1], [2, 30, 31, 32, 33], [2] + [1] * 4]
     assert (batch.label_tokens, batch.rows) == (8, 2)
 
 
-def test_sides_are_padded_in_steps_of_8_up_to_the_context():
+def test_sides_are_as_wide_as_their_longest_and_on_a_gpu_a_multiple_of_8_up_to_the_context():
     objective = Seq2Seq(48, 0, 0)
-    for source, target, widths in ((15, 15, (16, 16)), (16, 5, (24, 8)), (3, 45, (8, 48))):
+    assert [rounded(longest, 45, torch.device("cuda")) for longest in (0, 1, 8, 9, 41)] == [8, 8, 8, 16, 45]
+    for source, target, widths in ((15, 15, (16, 16)), (16, 5, (17, 6)), (3, 45, (4, 46))):
         batch = objective.batch(rows(pair([6] * source, [7] * target), pair([6], [7])), CPU)
         assert (batch.input_ids.shape[1], batch.labels.shape[1]) == widths
         assert batch.label_tokens == target + 1 + 2

@@ -11,6 +11,10 @@ from typing import Literal
 
 from data.errors import UserError
 
+LEAST = 1e-4
+"""Below it a temperature divides logits out of fp32's range."""
+MOST = 16
+"""Beyond it a length to the power of `length_penalty` leaves fp64's range."""
 EarlyStopping = Literal[False, True, "never"]
 
 
@@ -65,16 +69,16 @@ class Decoding:
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 found.append(f"{name} must be at least {limit} (got {getattr(self, name)})")
-        if not 0 <= self.temperature < math.inf:
-            found.append(f"temperature must be 0 or more (got {self.temperature})")
+        if self.temperature != 0 and not LEAST <= self.temperature < math.inf:
+            found.append(f"temperature must be 0 (the likeliest) or at least {LEAST} (got {self.temperature})")
         if not 0 < self.top_p <= 1:
             found.append(f"top_p must be above 0 and at most 1 (got {self.top_p})")
         if not 0 <= self.min_p <= 1:
             found.append(f"min_p must be from 0 to 1 (got {self.min_p})")
         if not 0 < self.repetition_penalty < math.inf:
             found.append(f"repetition_penalty must be above 0; 1 is none (got {self.repetition_penalty})")
-        if not math.isfinite(self.length_penalty):
-            found.append(f"length_penalty must be a finite number (got {self.length_penalty})")
+        if not abs(self.length_penalty) <= MOST:
+            found.append(f"length_penalty must be from -{MOST} to {MOST} (got {self.length_penalty})")
         if self.early_stopping not in (False, True, "never"):
             found.append(f"early_stopping must be false, true or never (got {self.early_stopping!r})")
         return found

@@ -52,10 +52,9 @@ def with_sentinels(content: bytes, folder: Path, config: Mapping[str, Any]) -> b
 
     Their ids fall: `<extra_id_0>` is the last (Raffel et al. 2020, arXiv:1910.10683; transformers' T5Tokenizer).
     """
-    if _json(folder / "config.json").get("model_type") != "t5" and config.get("tokenizer_class") not in (
-        "T5Tokenizer",
-        "T5TokenizerFast",
-    ):
+    of_t5 = _json(folder / "config.json").get("model_type") == "t5"
+    of_t5 |= config.get("tokenizer_class") in ("T5Tokenizer", "T5TokenizerFast")
+    if not of_t5 or "luban" in config:  # what Luban wrote holds all its pieces
         return content
     from data.tokenizer.sentencepiece import model_proto
 

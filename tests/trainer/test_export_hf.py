@@ -114,6 +114,7 @@ def test_every_family_goes_out_with_the_same_logits_and_comes_back_bit_by_bit(tm
     origin = Directory(out)
     config, notes = origin.model()
     assert notes == []
+    assert origin.refuse_other_tokenizer(load_dataset(dataset).tokenizer(), "plain") is None
     back = build(config, model.vocab_size, model.head)
     assert list(take_over(back, origin.name, *origin.weights(Recipe()), 9)) == []
     for (key, ours), (_, theirs) in zip(model.named_parameters(), back.named_parameters(), strict=True):

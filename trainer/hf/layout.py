@@ -62,22 +62,15 @@ class Layout:
 
         if not self.single:
             return theirs
-        pair = self.pair or (
-            *self.single[: self.single.index(TEXT) + 1],
-            SECOND,
-            *self.single[self.single.index(TEXT) + 1 :],
-        )
-        roles = {
-            role: (_piece(tokenizer, role), control_id(tokenizer, role))
-            for role in {*self.single, *pair} - {TEXT, SECOND}
-        }
+        end = self.single.index(TEXT) + 1
+        pair = self.pair or (*self.single[:end], SECOND, *self.single[end:])
+        second = pair.index(SECOND) if self.pair else len(pair)  # where token type 1 begins
+        roles = sorted({*self.single, *pair} - {TEXT, SECOND})
+        names = {TEXT: TEXT, SECOND: SECOND} | {role: _piece(tokenizer, role) for role in roles}
         made = TemplateProcessing(
-            single=[f"{roles[role][0] if role in roles else role}:0" for role in self.single],
-            pair=[
-                f"{roles[role][0] if role in roles else role}:{int(bool(self.pair) and SECOND in pair[: place + 1])}"
-                for place, role in enumerate(pair)
-            ],
-            special_tokens=list(roles.values()),
+            single=[f"{names[role]}:0" for role in self.single],
+            pair=[f"{names[role]}:{int(place >= second)}" for place, role in enumerate(pair)],
+            special_tokens=[(names[role], control_id(tokenizer, role)) for role in roles],
         )
         ours = json.loads(made.__getstate__())
         if theirs and theirs.get("type") == "ByteLevel":  # it trims offsets, and no ids
@@ -93,15 +86,14 @@ def layout_of(task: Task | None, objective: str, tokenizer: Tokenizer) -> Layout
         objective: its name.
     """
     if task is None:
-        of_text = {"masked": ("cls", TEXT, "sep"), "contrastive": ("cls", TEXT, "sep"), "span": (TEXT, "eos")}
-        single = of_text.get(objective, ())
-        return Layout(single, ("cls", TEXT, "sep", SECOND, "sep") if objective == "masked" else ())
+        if objective == "masked":
+            return Layout(("cls", TEXT, "sep"), ("cls", TEXT, "sep", SECOND, "sep"))
+        return Layout((TEXT, "eos") if objective == "span" else ())
     if task.kind == "chat":
         return Layout(chat_template=_chat_template(task, tokenizer))
     if task.kind == "qa" or (task.kind in _CLASSED and task.layout == "encoder"):
-        return Layout(
-            ("cls", TEXT, "sep"), () if task.kind == "classification" else ("cls", TEXT, "sep", SECOND, "sep")
-        )
+        together = task.kind != "classification" and objective != "contrastive"
+        return Layout(("cls", TEXT, "sep"), ("cls", TEXT, "sep", SECOND, "sep") if together else ())
     if task.kind in _CLASSED:
         end = "cls" if task.layout == "decoder" else "completion"
         return Layout((TEXT, end), (TEXT, "sep", SECOND, end) if task.kind == "pair" else ())

@@ -141,7 +141,9 @@ def _train(
 
     tree, label = recipe_tree(name, overrides, RECIPES, default)
     path, stated = recipe_file(name, overrides, RECIPES, default)
-    shipped = set(given(read_yaml(path))) - set(given(apply({}, stated))) if path.parent == RECIPES else ()
+    varied = [array] if array else []
+    by_hand = set(given(apply({}, [*stated, *varied])))
+    shipped = set(given(read_yaml(path))) - by_hand if path.parent == RECIPES else ()
     file = Path(name) if name else None
     asked = Asked(tree, label, file, frozenset(shipped), kind, source, on, after, array, show, dry_run, takeover)
     raise typer.Exit(train(asked, typer.echo))

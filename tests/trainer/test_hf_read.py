@@ -263,8 +263,9 @@ def test_a_shipped_recipes_sizes_give_way_to_those_of_the_weights_and_stated_one
     theirs = Directory(folder).model()[0].model_dump(mode="json")
     assert shown == theirs
     assert shown["hidden_size"] != 128
-    refused = CliRunner().invoke(app, [*words, "model.hidden_size=48"]).exception
-    assert "can't become 48" in str(refused)
+    for given in (("model.hidden_size=48",), ("--on", "slurm", "--array", "model.hidden_size=[48]")):
+        refused = CliRunner().invoke(app, [*words, *given]).exception
+        assert "can't become 48" in str(refused)
     own = tmp_path / "own.yaml"
     own.write_text((RECIPES / "stdlib.yaml").read_text())
     refused = CliRunner().invoke(app, ["pretrain", str(own), *words[2:]]).exception

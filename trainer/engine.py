@@ -5,8 +5,9 @@ What is decided here, each measured on gloo ranks (a 0.5 M parameter toy, 20 ste
   bitwise. The learning rate is ours and set before every update: DeepSpeed's schedules start at zero.
 - DeepSpeed averages rank means. A loss is therefore scaled by world x accumulation / label tokens of the global
   batch before backward; unweighted, 16 against 128 labels gave a gradient norm of 3.6 instead of 2.1.
-- Stage 0 has no check for non-finite gradients and reports no norm, so both are ours there. With bf16 it takes a
-  phantom step at construction (0.73 of the first update) and is refused.
+- Stage 0 has no check for non-finite gradients and reports no norm, so both are ours there, and clipping with them: it
+  would measure the norm again, 2 % of a step of 22.7 M parameters on one CPU thread. With bf16 it takes a phantom step
+  at construction (0.73 of the first update) and is refused.
 - DeepSpeed leaves the timeout of its data-parallel group at 30 minutes; every group gets ours.
 - What it is told is written in `zero.py` alone.
 - It can leave a step untaken without raising; its own counters are checked after each, and a step that they don't
@@ -218,14 +219,17 @@ class Engine:
         return Verdict(True, None, norm)
 
     def _step_unsharded(self) -> Verdict:
-        gradients = [parameter.grad for _, parameter in self._trainable if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
+        learning = [parameter for _, parameter in self._trainable if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in learning if each.grad is not None])
+        size = float(norm)
+        if not math.isfinite(size):
             self._engine.zero_grad()
             return Verdict(False, "non-finite gradient", float("nan"))
+        if self._clip and size > self._clip:
+            nn.utils.clip_grads_with_norm_(learning, self._clip, norm)
         if not self._advance():
-            raise RuntimeError(f"DeepSpeed refused a gradient of norm {float(norm)}, which is finite")
-        return Verdict(True, None, norm)
+            raise RuntimeError(f"DeepSpeed refused a gradient of norm {size}, which is finite")
+        return Verdict(True, None, size)
 
     @property
     def _base(self) -> torch.optim.Optimizer:

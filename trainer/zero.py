@@ -50,7 +50,7 @@ def configuration(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch * accumulation * ranks,
-        "gradient_clipping": 0.0 if ours else recipe.optimizer.clip or 0.0,
+        "gradient_clipping": 0.0 if ours or stage == 0 else recipe.optimizer.clip or 0.0,
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},
         "zero_optimization": zero,

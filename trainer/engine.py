@@ -6,8 +6,8 @@ What is decided here, each measured on gloo ranks (a 0.5 M parameter toy, 20 ste
 - DeepSpeed averages rank means. A loss is therefore scaled by world x accumulation / label tokens of the global
   batch before backward; unweighted, 16 against 128 labels gave a gradient norm of 3.6 instead of 2.1.
 - Stage 0 has no check for non-finite gradients and reports no norm, so both are ours there, and clipping with them: it
-  would measure the norm again, 2 % of a step of 22.7 M parameters on one CPU thread. With bf16 it takes a phantom step
-  at construction (0.73 of the first update) and is refused.
+  would measure the norm again. With bf16 it takes a phantom step at construction (0.73 of the first update) and is
+  refused.
 - DeepSpeed leaves the timeout of its data-parallel group at 30 minutes; every group gets ours.
 - What it is told is written in `zero.py` alone.
 - It can leave a step untaken without raising; its own counters are checked after each, and a step that they don't

@@ -20,13 +20,14 @@ def recipe_tree(
     """The recipe called `name` (a file, a shipped one, or `default`) with the overrides on top, and what to call it."""
     from data.settings import apply, read_yaml
 
-    path, stated = recipe_file(name, overrides, recipes, default)
-    named = name if name is not None and len(stated) == len(overrides or []) else None
-    return apply(read_yaml(path), stated), named or f"the recipe {default}"
+    path, stated, label = recipe_file(name, overrides, recipes, default)
+    return apply(read_yaml(path), stated), label
 
 
-def recipe_file(name: str | None, overrides: list[str] | None, recipes: Path, default: str) -> tuple[Path, list[str]]:
-    """The file of the recipe called `name`, and the settings that go on top of it.
+def recipe_file(
+    name: str | None, overrides: list[str] | None, recipes: Path, default: str
+) -> tuple[Path, list[str], str]:
+    """The file of the recipe called `name`, the settings that go on top of it, and what to call it.
 
     Raises:
         UserError: there is no such recipe.
@@ -41,7 +42,7 @@ def recipe_file(name: str | None, overrides: list[str] | None, recipes: Path, de
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
         raise UserError(f"there is no recipe {name}: give a YAML file, or one of those that come with Luban: {shipped}")
-    return path, overrides
+    return path, overrides, name or f"the recipe {default}"
 
 
 def sources_at_home(recipe: Any) -> Any:

@@ -139,11 +139,11 @@ def _train(
     from data.settings import apply, given, read_yaml
     from trainer.recipe import RECIPES
 
-    tree, label = recipe_tree(name, overrides, RECIPES, default)
-    path, stated = recipe_file(name, overrides, RECIPES, default)
-    varied = [array] if array else []
-    by_hand = set(given(apply({}, [*stated, *varied])))
-    shipped = set(given(read_yaml(path))) - by_hand if path.parent == RECIPES else ()
+    path, stated, label = recipe_file(name, overrides, RECIPES, default)
+    tree, varied = read_yaml(path), [array] if array else []
+    shipped = set(given(tree)).difference(given(apply({}, [*stated, *varied]))) if path.parent == RECIPES else ()
     file = Path(name) if name else None
-    asked = Asked(tree, label, file, frozenset(shipped), kind, source, on, after, array, show, dry_run, takeover)
+    asked = Asked(
+        apply(tree, stated), label, file, frozenset(shipped), kind, source, on, after, array, show, dry_run, takeover
+    )
     raise typer.Exit(train(asked, typer.echo))

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,12 @@ def continued(loaded: Loaded, prompts: list[str], decoding: Decoding) -> list[li
     Raises:
         UserError: as `generate`, and where the model has no text to give.
     """
+    return _made(loaded, _asked(loaded, prompts), decoding)
+
+
+def _made(loaded: Loaded, asked: list[list[int]], decoding: Decoding) -> list[list[str]]:
     inputs, start = loaded.inputs, loaded.inputs.start_id(loaded.recipe.model)
-    made = generate(loaded.model, _asked(loaded, prompts), decoding, eos_id=inputs.ends, start_id=start)
+    made = generate(loaded.model, asked, decoding, eos_id=inputs.ends, start_id=start)
     return [[inputs.tokenizer.decode(each) for each in alternatives] for alternatives in made]
 
 
@@ -90,10 +93,11 @@ def streamed(loaded: Loaded, prompt: str, decoding: Decoding) -> Iterator[str]:
 def answered(loaded: Loaded, rows: Iterable[dict[str, Any]], decoding: Decoding) -> Iterator[str]:
     """Each row as a line of JSON with its `texts`, in the order of the rows; all are checked before the first."""
     rows = list(rows)
-    refuse_prompts(loaded.model, _asked(loaded, (row["prompt"] for row in rows)), decoding)
-    left = iter(rows)
-    while batch := list(islice(left, AT_ONCE)):
-        for row, texts in zip(batch, continued(loaded, [row["prompt"] for row in batch], decoding), strict=True):
+    asked = _asked(loaded, (row["prompt"] for row in rows))
+    refuse_prompts(loaded.model, asked, decoding)
+    for first in range(0, len(rows), AT_ONCE):
+        batch = slice(first, first + AT_ONCE)
+        for row, texts in zip(rows[batch], _made(loaded, asked[batch], decoding), strict=True):
             yield json.dumps(row | {"texts": texts}, ensure_ascii=False)
 
 

@@ -12,7 +12,7 @@ from data.shards import FIELDS
 from trainer.objectives.base import Batch
 
 WIDTH = 8
-"""Tensor cores like multiples of it. On a CPU they cost 7 % of a step of short sentences, for nothing."""
+"""Tensor cores like multiples of it. On a CPU they would be work for nothing."""
 SECOND = (FIELDS.index("text_b"), FIELDS.index("context"))
 """Fields of token type 1; what is before them, and the padding, has type 0."""
 

@@ -5,10 +5,10 @@ On a shared machine a figure by itself says little; two contenders a moment apar
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
-def turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def turns(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after a round that isn't counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trainer.models.build import build
 from trainer.models.head import LM, Head
+from trainer.models.padding import Padding
 from trainer.recipe import Model
 
 VOCABULARY = 96
@@ -49,6 +50,11 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 def real(lengths: list[int], width: int) -> Tensor:
     """(rows, width) bool: the first `lengths` of each row."""
     return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+def padded(real: Tensor) -> Padding:
+    """The padding of a batch whose `real` tokens (rows, width) are these."""
+    return Padding.of(real.numpy(), real.device)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

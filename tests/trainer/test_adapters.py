@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from data.errors import UserError
 from tests.ranks import launch
 from tests.trainer import toy
+from tests.trainer.families import padded
 from tests.trainer.saving import save
 from trainer import checkpoint
 from trainer.adapters import adapt, lora, peft, prompt
@@ -207,11 +208,11 @@ def test_nothing_is_asked_of_virtual_tokens_and_rows_of_several_documents_are_re
     assert torch.equal(longer.labels[:, 2:], batch.labels)
     assert longer.at.tolist() == list(range(2, 2 + toy.ROWS))
     examples = replace(
-        batch, labels=torch.arange(toy.ROWS), padding=batch.input_ids > 3, token_types=batch.input_ids % 2
+        batch, labels=torch.arange(toy.ROWS), padding=padded(batch.input_ids > 3), token_types=batch.input_ids % 2
     )
     longer = prompt.prefixed(examples, [96, 97])
     assert torch.equal(longer.labels, examples.labels)
-    assert longer.padding[:, :2].all()
+    assert longer.padding.real[:, :2].all()
     assert not longer.token_types[:, :2].any()
     with pytest.raises(UserError, match="several documents"):
         prompt.prefixed(toy.Batch(batch.input_ids, batch.labels, object(), 1, 1), [96])  # pyright: ignore

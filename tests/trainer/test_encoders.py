@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.errors import UserError
-from tests.trainer.families import ENCODER_DECODERS, VOCABULARY, built, config, gradients, real, tokens
-from trainer.models.attention import real_keys
+from tests.trainer.families import ENCODER_DECODERS, VOCABULARY, built, config, gradients, padded, real, tokens
 from trainer.models.build import build
 from trainer.models.cache import Cache
 from trainer.models.head import Head
 from trainer.models.initialize import initialize
+from trainer.models.padding import Padding
 from trainer.models.shapes import decays
 from trainer.models.t5 import bucket
 from trainer.models.transformer import sinusoids
@@ -25,15 +25,16 @@ from trainer.recipe import Model
 FAMILIES = ("bert", *ENCODER_DECODERS)
 SOURCE, TARGET = tokens(3, 24), tokens(3, 16, seed=1)
 REAL = real([24, 9, 16], 24)
+PADDING = padded(REAL)
 LABELS = TARGET.roll(-1, 1).masked_fill(~real([16, 8, 11], 16), -100)
 
 
-def encoded(model: Any, source: Tensor, padding: Tensor | None = None) -> Tensor:
+def encoded(model: Any, source: Tensor, padding: Padding | None = None) -> Tensor:
     """Hidden states of an encoder, or logits of a decoder beside the source."""
     return model.encode(source, padding) if hasattr(model, "encode") else model(source, None, padding)
 
 
-def loss_of(model: Any, source: Tensor = SOURCE, padding: Tensor | None = REAL) -> Tensor:
+def loss_of(model: Any, source: Tensor = SOURCE, padding: Padding | None = PADDING) -> Tensor:
     if model.config.family == "bert":
         return model(source, source.masked_fill(source % 3 > 0, -100).masked_fill(~REAL, -100), padding)
     return model(source, TARGET, LABELS, padding, 0.1)
@@ -42,12 +43,13 @@ def loss_of(model: Any, source: Tensor = SOURCE, padding: Tensor | None = REAL) 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(FAMILIES), st.lists(st.integers(1, 24), min_size=1, max_size=3), st.integers(0, 99))
 def test_what_stands_in_padding_changes_no_bit_of_a_real_token(family, lengths, seed):
-    model, padding = built(family).eval(), real(lengths, 24)
+    model, inside = built(family).eval(), real(lengths, 24)
+    padding = padded(inside)
     source = tokens(len(lengths), 24, seed)
-    other = torch.where(padding, source, tokens(len(lengths), 24, seed + 1))
+    other = torch.where(inside, source, tokens(len(lengths), 24, seed + 1))
     with torch.no_grad():
         first, second = encoded(model, source, padding), encoded(model, other, padding)
-        assert torch.equal(first[padding], second[padding])
+        assert torch.equal(first[inside], second[inside])
         for row, length in enumerate(lengths):  # nor does its width
             alone = encoded(model, source[row : row + 1, :length])[0]
             assert torch.allclose(first[row, :length], alone, atol=2e-5)
@@ -67,24 +69,23 @@ def test_padding_gets_no_gradient(family):
 
 
 def test_a_row_of_padding_alone_has_keys_to_look_at():
-    keys = real_keys(real([2, 0], 3))
-    assert keys is not None
-    assert keys[:, 0, 0].tolist() == [[True, True, False], [True, True, True]]
-    assert real_keys(None) is None
+    assert padded(real([2, 0], 3)).keys[:, 0, 0].tolist() == [[True, True, False], [True, True, True]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_of_padding_alone_spoils_nothing(family):
-    model, padding = built(family), REAL.clone()
-    padding[1] = False
+    model, inside = built(family), REAL.clone()
+    inside[1] = False
+    padding = padded(inside)
     if family == "bert":
-        loss = model(SOURCE, SOURCE.masked_fill(~padding, -100), padding)
-        apart = [model(SOURCE[[row]], SOURCE[[row]].masked_fill(~REAL[[row]], -100), REAL[[row]]) for row in (0, 2)]
+        loss = model(SOURCE, SOURCE.masked_fill(~inside, -100), padding)
+        wanted = SOURCE.masked_fill(~REAL, -100)
+        apart = [model(SOURCE[[row]], wanted[[row]], padded(REAL[[row]])) for row in (0, 2)]
     else:
         labels = LABELS.clone()
         labels[1] = -100
         loss = model(SOURCE, TARGET, labels, padding)
-        apart = [model(SOURCE[[row]], TARGET[[row]], LABELS[[row]], REAL[[row]]) for row in (0, 2)]
+        apart = [model(SOURCE[[row]], TARGET[[row]], LABELS[[row]], padded(REAL[[row]])) for row in (0, 2)]
     found, expected = gradients(model, loss), gradients(model, apart[0] + apart[1])
     assert all((found[name] - grad).norm() <= 1e-5 * grad.norm() + 1e-6 for name, grad in expected.items())
 
@@ -93,9 +94,9 @@ def test_a_row_of_padding_alone_spoils_nothing(family):
 def test_a_batch_without_labels_has_no_loss_and_no_gradient(family):
     model, nothing = built(family), torch.full_like(SOURCE, -100)
     if family == "bert":
-        losses = [model(SOURCE, nothing, torch.zeros_like(REAL), labelled=known) for known in (None, 0)]
+        losses = [model(SOURCE, nothing, padded(torch.zeros_like(REAL)), labelled=known) for known in (None, 0)]
     else:
-        losses = [model(SOURCE, SOURCE, nothing, torch.zeros_like(REAL), 0.1)]
+        losses = [model(SOURCE, SOURCE, nothing, padded(torch.zeros_like(REAL)), 0.1)]
     for loss in losses:
         found = gradients(model, loss)
         assert loss.item() == 0
@@ -109,7 +110,7 @@ def test_a_decoder_sees_no_later_token_and_all_of_the_source(family):
     other = TARGET.clone()
     other[:, 9:] = tokens(3, 7, seed=5)
     with torch.no_grad():
-        first, second = model(SOURCE, TARGET, padding=REAL), model(SOURCE, other, padding=REAL)
+        first, second = model(SOURCE, TARGET, padding=PADDING), model(SOURCE, other, padding=PADDING)
         assert torch.equal(first[:, :9], second[:, :9])
         assert not torch.allclose(first[:, 9:], second[:, 9:])
         for place in (0, 23):
@@ -123,18 +124,18 @@ def test_a_decoder_sees_no_later_token_and_all_of_the_source(family):
 def test_decoding_token_by_token_gives_the_logits_of_the_whole(family, lengths):
     model = built(family, num_decoder_layers=3).eval()
     with torch.no_grad():
-        memory = model.encode(SOURCE, REAL)
-        whole = model.decode(TARGET, memory, REAL)
+        memory = model.encode(SOURCE, PADDING)
+        whole = model.decode(TARGET, memory, PADDING)
         cache = Cache(lengths, 16, torch.device("cpu"))
         width = max(lengths)
         fed = TARGET[:, :width].masked_fill(~real(lengths, width), 7)
-        logits = model.decode(fed, memory, REAL, cache)
+        logits = model.decode(fed, memory, PADDING, cache)
         for step in range(10):
             at = [length + step for length in lengths]
             expected = torch.stack([whole[row, place - 1] for row, place in enumerate(at)])
             assert torch.allclose(logits[:, 0], expected, atol=1e-5)
             following = torch.stack([TARGET[row, place] for row, place in enumerate(at)])
-            logits = model.decode(following[:, None], memory, REAL, cache)
+            logits = model.decode(following[:, None], memory, PADDING, cache)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,11 +176,11 @@ def test_every_parameter_learns(family):
     for kind in heads:
         model = built(family, Head(kind, 2 if kind == "classes" else 0))
         if kind == "pretraining":
-            loss = model(SOURCE, SOURCE, REAL, None, torch.tensor([0, 1, 1]), 1.0)
+            loss = model(SOURCE, SOURCE, PADDING, None, torch.tensor([0, 1, 1]), 1.0)
         elif kind == "lm":
             loss = loss_of(model)
         else:
-            loss = model(SOURCE, None, REAL).square().sum()
+            loss = model(SOURCE, None, PADDING).square().sum()
         found = gradients(model, loss)
         assert found.keys() == dict(model.named_parameters()).keys()
         keys = ("key.bias", "k_proj.bias")  # a softmax doesn't see what all keys have in common

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.trainer.families import VOCABULARY, built, gradients, real, scatter, tokens
+from tests.trainer.families import VOCABULARY, built, gradients, padded, real, scatter, tokens
 from trainer.generate import generate
 from trainer.generation.settings import Decoding
 from trainer.models.head import LM, Head
 
 SOURCE, REAL = tokens(3, 40), real([40, 23, 7], 40)
+PADDING = padded(REAL)
 TARGET = tokens(3, 30, seed=1)
 LABELS = TARGET.roll(-1, 1).masked_fill(~real([30, 17, 30], 30), -100)
 TYPES = (torch.arange(40) > 9).long().expand(3, 40)
@@ -86,11 +87,11 @@ def test_bert_in_pretraining_is_that_of_hugging_face(hf: Any) -> None:
     shared(theirs, ours)
     labels, follows = SOURCE.masked_fill(~REAL | (SOURCE % 3 > 0), -100), torch.tensor([0, 1, -100])
     there = theirs(SOURCE, attention_mask=REAL.long(), token_type_ids=TYPES)
-    words, sentences = ours(SOURCE, None, REAL, TYPES)
+    words, sentences = ours(SOURCE, None, PADDING, TYPES)
     assert (words - there.prediction_logits)[REAL].abs().max() <= LOGITS
     assert (sentences - there.seq_relationship_logits).abs().max() <= LOGITS
     their_loss = summed(there.prediction_logits, labels) + 2.5 * summed(there.seq_relationship_logits, follows)
-    same_gradients(ours, ours(SOURCE, labels, REAL, TYPES, follows, 2.5), theirs, their_loss)
+    same_gradients(ours, ours(SOURCE, labels, PADDING, TYPES, follows, 2.5), theirs, their_loss)
 
 
 @pytest.mark.parametrize("kind", ["lm", "classes", "span", "sentence"])
@@ -106,15 +107,15 @@ def test_bert_under_each_head_is_that_of_hugging_face(hf: Any, kind: Any) -> Non
         theirs = getattr(hf, f"BertFor{name}")(bert_config(hf, **labels)).eval()
         shared(theirs, ours)
     there = theirs(SOURCE, attention_mask=REAL.long(), token_type_ids=TYPES)
-    here = ours(SOURCE, None, REAL, TYPES)
+    here = ours(SOURCE, None, PADDING, TYPES)
     if kind == "sentence":
         assert (here - there.last_hidden_state)[REAL].abs().max() <= LOGITS
     elif kind == "span":
         logits = torch.stack((there.start_logits, there.end_logits), -1)
         assert (here - logits)[REAL].abs().max() <= LOGITS
         ends = torch.tensor([3, 5, 6])
-        pairs = ((here, ours), (logits, theirs))
-        loss, their_loss = (summed(z[..., 0], ends) + summed(z[..., 1], ends + 1) for z, _ in pairs)
+        choices = (z.masked_fill(~REAL[..., None], -torch.inf) for z in (here, logits))
+        loss, their_loss = (summed(z[..., 0], ends) + summed(z[..., 1], ends + 1) for z in choices)
         same_gradients(ours, loss, theirs, their_loss)
     elif kind == "classes":
         assert (here - there.logits).abs().max() <= LOGITS
@@ -123,7 +124,7 @@ def test_bert_under_each_head_is_that_of_hugging_face(hf: Any, kind: Any) -> Non
     else:
         assert (here - there.logits)[REAL].abs().max() <= LOGITS
         wanted = SOURCE.masked_fill(~REAL | (SOURCE % 3 > 0), -100)
-        same_gradients(ours, ours(SOURCE, wanted, REAL, TYPES), theirs, summed(there.logits, wanted))
+        same_gradients(ours, ours(SOURCE, wanted, PADDING, TYPES), theirs, summed(there.logits, wanted))
 
 
 @pytest.mark.parametrize("model", ["t5", "t5 tied", "transformer"])
@@ -137,11 +138,11 @@ def test_encoder_decoders_are_those_of_hugging_face(hf: Any, model: str) -> None
         ours = built("t5", num_decoder_layers=3, head_dim=10, tie_word_embeddings=model == "t5 tied")
         shared(theirs, ours)
     there = theirs(SOURCE, attention_mask=REAL.long(), decoder_input_ids=TARGET).logits
-    here = ours(SOURCE, TARGET, padding=REAL)
+    here = ours(SOURCE, TARGET, padding=PADDING)
     assert (here - there).abs().max() <= LOGITS
-    assert torch.equal(ours.decode(TARGET, ours.encode(SOURCE, REAL), REAL), here)
+    assert torch.equal(ours.decode(TARGET, ours.encode(SOURCE, PADDING), PADDING), here)
     but = "final_logits_bias" if model == "transformer" else ""  # there a buffer
-    loss = ours(SOURCE, TARGET, LABELS, REAL, 0.1)
+    loss = ours(SOURCE, TARGET, LABELS, PADDING, 0.1)
     same_gradients(ours, loss, theirs, summed(there, LABELS, 0.1), but)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.ranks import launch
 from tests.trainer import toy
-from tests.trainer.families import VOCABULARY, config, real, tokens
+from tests.trainer.families import VOCABULARY, config, padded, real, tokens
 from trainer import sizes
 from trainer.engine import Engine
 from trainer.models.build import build
@@ -42,16 +42,16 @@ def new_model(family: str) -> Any:
 
 def loss_of(model: Any, family: str, step: int, rows: slice) -> Tensor:
     """Of some rows of a step; later rows are shorter and have fewer labels, the last one has none."""
-    source, padding = tokens(ROWS, 20, step), real([20 - 2 * row for row in range(ROWS)], 20)
+    source, inside = tokens(ROWS, 20, step), real([20 - 2 * row for row in range(ROWS)], 20)
     if family == "bert":
-        labels = source.masked_fill(~padding | (source % 3 > 0), -100)
+        labels = source.masked_fill(~inside | (source % 3 > 0), -100)
         labels[-1] = -100
         follows = torch.arange(ROWS) % 2
-        return model(source[rows], labels[rows], padding[rows], None, follows[rows], 2.0)
+        return model(source[rows], labels[rows], padded(inside[rows]), None, follows[rows], 2.0)
     target = tokens(ROWS, 12, step + 100)
     labels = target.masked_fill(~real([12 - row for row in range(ROWS)], 12), -100)
     labels[-1] = -100
-    return model(source[rows], target.roll(1, 1)[rows], labels[rows], padding[rows], 0.1)
+    return model(source[rows], target.roll(1, 1)[rows], labels[rows], padded(inside[rows]), 0.1)
 
 
 def count_of(family: str) -> int:

@@ -140,7 +140,7 @@ def content(batch: Batch, slot: int) -> tuple[list[int], list[int], list[int]]:
     assert batch.decoder_input_ids is not None
     inputs, labels = batch.input_ids[slot], batch.labels[slot]
     if batch.padding is not None:
-        inputs = inputs[batch.padding[slot]]
+        inputs = inputs[batch.padding.real[slot]]
     asked = labels != -100
     return inputs.tolist(), labels[asked].tolist(), batch.decoder_input_ids[slot][asked].tolist()
 
@@ -148,7 +148,7 @@ def content(batch: Batch, slot: int) -> tuple[list[int], list[int], list[int]]:
 def test_shorter_rows_are_padded():
     batch = span().batch(text([3, 8, 5, -1], 60, [60, 20, 1, 0]), CPU)
     assert batch.padding is not None
-    assert batch.padding.sum(1).tolist() == [60 - 9 + 3 + 1, 20 - 3 + 1 + 1, 0, 0]
+    assert batch.padding.real.sum(1).tolist() == [60 - 9 + 3 + 1, 20 - 3 + 1 + 1, 0, 0]
     assert (batch.labels != -100).sum(1).tolist() == [9 + 3 + 1, 3 + 1 + 1, 0, 0]
     assert batch.rows == 2
     inputs, labels, fed = content(batch, 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data import settings
 from tests.ranks import launch
-from tests.trainer.families import VOCABULARY, built, config, real, tokens
+from tests.trainer.families import VOCABULARY, built, config, padded, real, tokens
 from trainer.engine import Engine
 from trainer.hf.config import hugging_face_config
 from trainer.models.head import LM, Head
@@ -56,7 +56,8 @@ def rows(family: str, update: int) -> dict[str, Tensor]:
 def summed(family: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     if family == "gpt2":
         return model(batch["input_ids"], batch["labels"])
-    said = model(batch["input_ids"], padding=batch["attention_mask"].bool(), token_types=batch["token_type_ids"])
+    padding = padded(batch["attention_mask"].bool())
+    said = model(batch["input_ids"], padding=padding, token_types=batch["token_type_ids"])
     return F.cross_entropy(said, batch["labels"], reduction="sum")
 
 

@@ -82,11 +82,11 @@ def prefixed(batch: Batch, prefix: Sequence[int]) -> Batch:
         )
     rows, count = len(batch.input_ids), len(prefix)
     virtual = torch.tensor(prefix, device=batch.input_ids.device).expand(rows, count)
-    longer = {"input_ids": torch.cat([virtual, batch.input_ids], 1)}
+    longer: dict[str, Any] = {"input_ids": torch.cat([virtual, batch.input_ids], 1)}
     if batch.decoder_input_ids is None and batch.labels.shape == batch.input_ids.shape:
         longer["labels"] = F.pad(batch.labels, (count, 0), value=IGNORED)
     if batch.padding is not None:
-        longer["padding"] = F.pad(batch.padding, (count, 0), value=True)
+        longer["padding"] = batch.padding.longer(count)
     if batch.token_types is not None:
         longer["token_types"] = F.pad(batch.token_types, (count, 0))
     if batch.at is not None:

@@ -7,10 +7,12 @@ begins with a start token.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.models.cache import Cache
+from trainer.models.padding import Padding
 
 
 def prefix(model: Any) -> list[int]:
@@ -27,7 +29,7 @@ class Passes:
         self._device = next(tensor.device for held in (model.buffers(), model.parameters()) for tensor in held)
         self._prompts = [[*prefix(model), *prompt] for prompt in prompts]
         self._memory: Tensor | None = None
-        self._padding: Tensor | None = None
+        self._padding: Padding | None = None
         held = prompts if start_id is None else [[start_id]] * len(prompts)
         self.begun = max(map(len, held))
         """Columns of `history` before the first new token."""
@@ -74,7 +76,8 @@ class Passes:
         if times > 1:
             self._history = self._history.repeat_interleave(times, 0)
             if self._padding is not None:
-                self._padding = self._padding.repeat_interleave(times, 0)
+                rows = torch.arange(len(self._padding.real), device=self._device)
+                self._padding = self._padding.take(rows.repeat_interleave(times))
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on from row `rows[i]`, which continues the same prompt."""
@@ -87,14 +90,14 @@ class Passes:
         chosen = torch.tensor(rows, device=self._device)
         self._history = self._history[chosen]
         if self._padding is not None:
-            self._padding = self._padding[chosen]
+            self._padding = self._padding.take(chosen)
 
-    def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-        """(rows, longest) int64, padded on the right, and True where a token is real."""
-        lengths = torch.tensor([len(row) for row in rows])
+    def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Padding]:
+        """(rows, longest) int64, padded on the right, and which tokens are real."""
+        lengths = np.array([len(row) for row in rows])
         longest = int(lengths.max())
         padded = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-        return padded.to(self._device), (torch.arange(longest) < lengths[:, None]).to(self._device)
+        return padded.to(self._device), Padding.of(np.arange(longest) < lengths[:, None], self._device)
 
     def _scores(self, tokens: Tensor) -> Tensor:
         if self._memory is not None:

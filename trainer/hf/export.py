@@ -36,6 +36,7 @@ from trainer.hf.read import Directory
 from trainer.hf.write import SHARD_BYTES, Precision, write_weights
 from trainer.inputs import Inputs, open_inputs
 from trainer.models.build import build
+from trainer.models.padding import Padding
 from trainer.objectives.base import Objective
 from trainer.objectives.choose import objective_of
 from trainer.origin import generator_of
@@ -341,10 +342,11 @@ def question(asked: Export, halved: Callable[[str], bool]) -> tuple[dict[str, Te
     _, batch = read_batch(reader, asked.objective, np.arange(count), torch.device("cpu"))
     ids = batch.input_ids[:, :TOKENS]
     tensors = {"input_ids": ids}
-    padding = None if batch.padding is None else batch.padding[:, :TOKENS]
-    real = torch.ones_like(ids, dtype=torch.bool) if padding is None else padding
-    if padding is not None:
-        tensors["attention_mask"] = padding.long()
+    real, padding = torch.ones_like(ids, dtype=torch.bool), None
+    if batch.padding is not None:
+        real = batch.padding.real[:, :TOKENS]
+        padding = Padding.of(real.numpy(), real.device)
+        tensors["attention_mask"] = real.long()
     model, family, head = asked.model(halved), asked.recipe.model, asked.objective.head.kind
     with torch.no_grad():
         if family.is_encoder_decoder:

@@ -8,17 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def real_keys(padding: Tensor | None) -> Tensor | None:
-    """The keys that may be looked at, (B, 1, 1, S), of `padding` (B, S) bool, True where a token is real.
-
-    A row without a single real token (filler) sees all of itself: a softmax over nothing is NaN in some kernels, and
-    NaN times a loss of 0 would still spoil every gradient.
-    """
-    if padding is None:
-        return None
-    return (padding | ~padding.any(1, keepdim=True))[:, None, None]
-
-
 def multi_head(
     q: Tensor,
     k: Tensor,

@@ -2,10 +2,10 @@
 
 Parameter names and shapes are those of Hugging Face's BertForPreTraining, BertForMaskedLM,
 BertForSequenceClassification, BertForQuestionAnswering and BertModel, one for each head; which has a pooler differs as
-there. Only tokens that have a label meet the vocabulary: with 15 % of them, forward and backward of 8 rows of 128
-tokens take 395 ms instead of 1150 (4 layers of 256 features, 30,592 words, one thread of a CPU). On a CPU the loss
-kernel alone would do for that (388 ms); on a GPU it is the head that leaves the others out, and the host must know how
-many have one (`labelled`), or it would wait for the device.
+there. Padding is computed in attention only (`padding.py`), and only tokens that have a label meet the vocabulary: with
+15 % of them, forward and backward of 8 rows of 128 tokens take 395 ms instead of 1150 (4 layers of 256 features, 30,592
+words, one thread of a CPU). On a CPU the loss kernel alone would do for that (388 ms); on a GPU it is the head that
+leaves the others out, and the host must know how many have one (`labelled`), or it would wait for the device.
 """
 
 from typing import ClassVar, cast
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.attention import multi_head, real_keys
+from trainer.models.attention import multi_head
 from trainer.models.head import LM, Head
 from trainer.models.layers import Embedding, Linear, LMHead
 from trainer.models.loss import IGNORED, LOSS_KERNEL
+from trainer.models.padding import Padding, keys_of, pad, unpad
 from trainer.recipe import Model
 
 POOLED = ("classes", "pretraining")
@@ -52,10 +53,12 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (Linear(config.hidden_size, config.hidden_size, True) for _ in range(3))
         self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` (B, T, hidden), `mask` (B, 1, 1, T) bool."""
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
-        return multi_head(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
+    def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
+        """`x` without padding."""
+        projected = (project(x) for project in (self.query, self.key, self.value))
+        q, k, v = (pad(each, padding).unflatten(-1, (self.heads, -1)) for each in projected)
+        out = multi_head(q, k, v, keys_of(padding), dropout=self.dropout if self.training else 0.0)
+        return unpad(out, padding)
 
 
 class Output(nn.Module):
@@ -79,8 +82,8 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = Output(config.hidden_size, config)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.output(self.self(x, mask), x)
+    def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
+        return self.output(self.self(x, padding), x)
 
 
 class Dense(nn.Module):
@@ -103,8 +106,8 @@ class Layer(nn.Module):
         self.intermediate = Dense(config.hidden_size, config.mlp_size)
         self.output = Output(config.mlp_size, config)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.attention(x, mask)
+    def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
+        x = self.attention(x, padding)
         return self.output(self.intermediate(x), x)
 
 
@@ -116,13 +119,15 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.activation_checkpointing = activation_checkpointing
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
+        """`x` (B, T, hidden); in padding, where it isn't computed, 0 comes out."""
+        x = unpad(x, padding)
         for layer in self.layer:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, mask, use_reentrant=False)
+                x = checkpoint(layer, x, padding, use_reentrant=False)
             else:
-                x = layer(x, mask)
-        return x
+                x = layer(x, padding)
+        return pad(x, padding)
 
 
 class Pooler(nn.Module):
@@ -146,8 +151,8 @@ class Body(nn.Module):
         self.encoder = Encoder(config, activation_checkpointing)
         self.pooler = Pooler(config) if pooled else None
 
-    def forward(self, input_ids: Tensor, padding: Tensor | None, token_types: Tensor | None) -> Tensor:
-        return self.encoder(self.embeddings(input_ids, token_types), real_keys(padding))
+    def forward(self, input_ids: Tensor, padding: Padding | None, token_types: Tensor | None) -> Tensor:
+        return self.encoder(self.embeddings(input_ids, token_types), padding)
 
 
 class Transform(Dense):
@@ -229,7 +234,7 @@ class Bert(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor | None = None,
-        padding: Tensor | None = None,
+        padding: Padding | None = None,
         token_types: Tensor | None = None,
         next_sentence: Tensor | None = None,
         next_weight: float = 0.0,
@@ -240,7 +245,7 @@ class Bert(nn.Module):
         Args:
             input_ids: (B, T) int64, T at most the model's context.
             labels: (B, T) int64, the token that stood in each place; -100 is left out.
-            padding: (B, T) bool, True where a token is real; None: everywhere.
+            padding: of `input_ids`; None: every token is real.
             token_types: (B, T) int64, 0 in the first sentence, 1 in the second; None: all 0.
             next_sentence: (B,) int64, 0 where the second sentence follows the first, 1 where it doesn't; -100: neither.
             next_weight: what a nat of next-sentence loss weighs beside one of the tokens'.

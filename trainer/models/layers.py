@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from trainer.models.cache import Cache
 from trainer.models.loss import summed_cross_entropy
 from trainer.models.rotary import rotate
+from trainer.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Documents:
         runs = tuple((len(list(same)), length) for length, same in groupby(lengths.tolist()))
         on_device = None
         if device is not None and device.type == "cuda":
-            on_device = torch.from_numpy(cumulative).pin_memory().to(device, non_blocking=True)
+            on_device = sent(cumulative, device)
         return cls(cumulative, int(lengths.max()), runs, on_device)
 
     def positions(self, device: torch.device) -> Tensor:

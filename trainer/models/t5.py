@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.attention import multi_head, real_keys
+from trainer.models.attention import multi_head
 from trainer.models.cache import Cache
 from trainer.models.head import LM, Head
 from trainer.models.layers import Embedding, Linear, LMHead, RMSNorm, chosen
 from trainer.models.loss import LOSS_KERNEL
+from trainer.models.padding import Padding, keys_of, pad, unpad
 from trainer.recipe import Model
 
 
@@ -57,21 +58,36 @@ class Attention(nn.Module):
         self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, mask: Tensor | None, cache: Cache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        padding: Padding | None,
+        bias: Tensor | None,
+        memory: Tensor | None = None,
+        memory_padding: Padding | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
     ) -> Tensor:
-        """`x` (B, T, hidden) looks at itself, or at `memory` (B, S, hidden) if there is one."""
-        q = self.q(x).unflatten(-1, (self.heads, -1))
+        """`x` looks at itself, with `bias` on its scores, or at `memory` if there is one; both without their
+        padding."""
+        looked_at = padding if memory is None else memory_padding
+        q = self._rows(self.q(x), padding)
+        mask = bias if memory is None else keys_of(looked_at)
         if cache is None:
-            k, v = self._keys(x if memory is None else memory)
+            k, v = self._keys(x if memory is None else memory, looked_at)
         elif memory is None:
-            k, v, _ = cache.extend(layer, *self._keys(x))  # its mask is in the bias of positions already
+            k, v, _ = cache.extend(layer, *self._keys(x, looked_at))  # its mask is in the bias of positions already
         else:
-            k, v = cache.cross(layer, lambda: self._keys(memory))
-        return self.o(multi_head(q, k, v, mask, dropout=self.dropout if self.training else 0.0, scale=1.0))
+            k, v = cache.cross(layer, lambda: self._keys(memory, looked_at))
+        out = multi_head(q, k, v, mask, dropout=self.dropout if self.training else 0.0, scale=1.0)
+        return self.o(unpad(out, padding))
 
-    def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, S, heads, head size) of what is looked at."""
-        return self.k(source).unflatten(-1, (self.heads, -1)), self.v(source).unflatten(-1, (self.heads, -1))
+    def _keys(self, source: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is looked at."""
+        return self._rows(self.k(source), padding), self._rows(self.v(source), padding)
+
+    def _rows(self, x: Tensor, padding: Padding | None) -> Tensor:
+        """(B, T, heads, head size) of what a projection made."""
+        return pad(x, padding).unflatten(-1, (self.heads, -1))
 
 
 class GatedGelu(nn.Module):
@@ -97,7 +113,7 @@ class Sublayer(nn.Module):
         self.layer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.name, self.dropout = name, config.residual_dropout
 
-    def forward(self, x: Tensor, *more: Tensor | Cache | int | None) -> Tensor:
+    def forward(self, x: Tensor, *more: Tensor | Padding | Cache | int | None) -> Tensor:
         return x + F.dropout(self.get_submodule(self.name)(self.layer_norm(x), *more), self.dropout, self.training)
 
 
@@ -116,16 +132,17 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        padding: Padding | None,
         bias: Tensor,
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_padding: Padding | None = None,
         cache: Cache | None = None,
         number: int = 0,
     ) -> Tensor:
-        """The residual stream `x` (B, T, hidden) after this block; `bias` (1 or B, heads, T, keys)."""
-        x = self.layer[0](x, None, bias, cache, number)
+        """The residual stream `x` after this block; `bias` (1 or B, heads, T, keys)."""
+        x = self.layer[0](x, padding, bias, None, None, cache, number)
         if memory is not None:
-            x = self.layer[1](x, memory, memory_mask, cache, number)
+            x = self.layer[1](x, padding, None, memory, memory_padding, cache, number)
         return self.layer[-1](x)
 
 
@@ -150,21 +167,24 @@ class Stack(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        mask: Tensor | None = None,
+        padding: Padding | None = None,
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_padding: Padding | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """`input_ids` (B, T) to (B, T, hidden); masks of keys, (B, 1, 1, keys) bool."""
-        x = F.dropout(self.embed_tokens(input_ids), self.dropout, self.training)
-        bias = self._bias(input_ids.size(1)) if cache is None or not cache.filled else self._bias_of_last(cache)
-        if mask is not None:
-            bias = bias.masked_fill(~mask, -math.inf)
+        """`input_ids` (B, T) to hidden states without `padding`; `memory` (B, S, hidden) has a padding of its own."""
+        x = unpad(F.dropout(self.embed_tokens(input_ids), self.dropout, self.training), padding)
+        begun = cache is not None and cache.filled
+        bias = self._bias_of_last(cache) if cache and begun else self._bias(input_ids.size(1))
+        if padding is not None and not self.decoder:
+            bias = bias.masked_fill(~padding.keys, -math.inf)
+        if memory is not None and not begun:  # later it is in the cache
+            memory = unpad(memory, memory_padding)
         for number, block in enumerate(self.block):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, bias, memory, memory_mask, use_reentrant=False)
+                x = checkpoint(block, x, padding, bias, memory, memory_padding, use_reentrant=False)
             else:
-                x = block(x, bias, memory, memory_mask, cache, number)
+                x = block(x, padding, bias, memory, memory_padding, cache, number)
         return F.dropout(self.final_layer_norm(x), self.dropout, self.training)
 
     def _bias(self, length: int) -> Tensor:
@@ -214,8 +234,9 @@ class T5(nn.Module):
         input_ids: Tensor,
         decoder_input_ids: Tensor,
         labels: Tensor | None = None,
-        padding: Tensor | None = None,
+        padding: Padding | None = None,
         smoothing: float = 0.0,
+        decoder_padding: Padding | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Logits, or the sum of the token losses.
@@ -224,31 +245,37 @@ class T5(nn.Module):
             input_ids: (B, S) int64, what the encoder reads; at most the model's context, as is T.
             decoder_input_ids: (B, T) int64, the target after its start token; padded on the right.
             labels: (B, T) int64, the target; -100 is left out.
-            padding: (B, S) bool, True where the encoder's token is real; None: everywhere.
+            padding: of `input_ids`; None: every token is real.
             smoothing: label smoothing.
+            decoder_padding: of `decoder_input_ids`, behind each row's tokens; None: every token is computed.
             cache: as in `decode`.
         Returns:
             With labels: the sum over all labels, a scalar in fp32. Else the logits of `decode`.
         """
-        x = self._decoded(decoder_input_ids, self.encode(input_ids, padding), padding, cache)
-        return self.lm_head(x, labels, smoothing)
+        memory = self.encode(input_ids, padding)
+        x = self._decoded(decoder_input_ids, memory, padding, decoder_padding, cache)
+        if labels is None:
+            return self.lm_head(pad(x, decoder_padding))
+        return self.lm_head(x, unpad(labels, decoder_padding), smoothing)
 
-    def encode(self, input_ids: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Token ids (B, S) to what the decoder looks at, (B, S, hidden)."""
-        return self.encoder(input_ids, real_keys(padding))
+    def encode(self, input_ids: Tensor, padding: Padding | None = None) -> Tensor:
+        """Token ids (B, S) to what the decoder looks at, (B, S, hidden); 0 in padding."""
+        return pad(self.encoder(input_ids, padding), padding)
 
     def decode(
-        self, decoder_input_ids: Tensor, memory: Tensor, padding: Tensor | None = None, cache: Cache | None = None
+        self, decoder_input_ids: Tensor, memory: Tensor, padding: Padding | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Logits (B, T, vocabulary) of a target beside `memory` (B, S, hidden).
 
         With a cache: (B, 1, vocabulary) after each row's last real token. It is first fed what the targets begin
         with, padded on the right, then one token a row.
         """
-        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, cache))
+        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, None, cache))
 
-    def _decoded(self, input_ids: Tensor, memory: Tensor, padding: Tensor | None, cache: Cache | None) -> Tensor:
-        x = chosen(self.decoder(input_ids, None, memory, real_keys(padding), cache), cache)
+    def _decoded(
+        self, ids: Tensor, memory: Tensor, padding: Padding | None, own: Padding | None, cache: Cache | None
+    ) -> Tensor:
+        x = chosen(self.decoder(ids, own, memory, padding, cache), cache)
         return x * self.config.hidden_size**-0.5 if self.config.tie_word_embeddings else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.attention import multi_head, real_keys
+from trainer.models.attention import multi_head
 from trainer.models.cache import Cache
 from trainer.models.head import LM, Head
 from trainer.models.layers import Embedding, Linear, LMHead, chosen
 from trainer.models.loss import LOSS_KERNEL
+from trainer.models.padding import Padding, keys_of, pad, unpad
 from trainer.recipe import Model
 
 
@@ -41,26 +42,34 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        padding: Padding | None = None,
         memory: Tensor | None = None,
-        mask: Tensor | None = None,
+        memory_padding: Padding | None = None,
         causal: bool = False,
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`x` (B, T, hidden) looks at itself, or at `memory` (B, S, hidden) if there is one."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, -1))
+        """`x` looks at itself, or at `memory` if there is one; both without their padding."""
+        looked_at = padding if memory is None else memory_padding
+        q = self._rows(self.q_proj(x), padding)
+        mask = None if causal else keys_of(looked_at)
         if cache is None:
-            k, v = self._keys(x if memory is None else memory)
+            k, v = self._keys(x if memory is None else memory, looked_at)
         elif memory is None:
-            k, v, mask = cache.extend(layer, *self._keys(x))
+            k, v, mask = cache.extend(layer, *self._keys(x, looked_at))
             causal = mask is None and not cache.filled
         else:
-            k, v = cache.cross(layer, lambda: self._keys(memory))
-        return self.out_proj(multi_head(q, k, v, mask, causal, self.dropout if self.training else 0.0))
+            k, v = cache.cross(layer, lambda: self._keys(memory, looked_at))
+        out = multi_head(q, k, v, mask, causal, self.dropout if self.training else 0.0)
+        return self.out_proj(unpad(out, padding))
 
-    def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, S, heads, head size) of what is looked at."""
-        return self.k_proj(source).unflatten(-1, (self.heads, -1)), self.v_proj(source).unflatten(-1, (self.heads, -1))
+    def _keys(self, source: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is looked at."""
+        return self._rows(self.k_proj(source), padding), self._rows(self.v_proj(source), padding)
+
+    def _rows(self, x: Tensor, padding: Padding | None) -> Tensor:
+        """(B, T, heads, head size) of what a projection made."""
+        return pad(x, padding).unflatten(-1, (self.heads, -1))
 
 
 class Layer(nn.Module):
@@ -81,16 +90,17 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        padding: Padding | None = None,
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_padding: Padding | None = None,
         cache: Cache | None = None,
         number: int = 0,
     ) -> Tensor:
-        """`x` (B, T, hidden) after this layer."""
-        x = self.self_attn_layer_norm(x + self._dropped(self.self_attn(x, None, mask, self.decoder, cache, number)))
+        """`x` after this layer."""
+        seen = self.self_attn(x, padding, causal=self.decoder, cache=cache, layer=number)
+        x = self.self_attn_layer_norm(x + self._dropped(seen))
         if memory is not None:
-            seen = self.encoder_attn(x, memory, memory_mask, False, cache, number)
+            seen = self.encoder_attn(x, padding, memory, memory_padding, cache=cache, layer=number)
             x = self.encoder_attn_layer_norm(x + self._dropped(seen))
         return self.final_layer_norm(x + self._dropped(self.fc2(self.fc1(x).relu())))
 
@@ -115,21 +125,23 @@ class Stack(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        mask: Tensor | None = None,
+        padding: Padding | None = None,
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_padding: Padding | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """`input_ids` (B, T) to (B, T, hidden); masks of keys, (B, 1, 1, keys) bool."""
+        """`input_ids` (B, T) to hidden states without `padding`; `memory` (B, S, hidden) has a padding of its own."""
         begun = cache is not None and cache.filled
         places = self.positions[cache.lengths, None] if cache and begun else self.positions[: input_ids.size(1)]
         x = self.embed_tokens(input_ids) * self.scale
-        x = F.dropout(x + places.to(x.dtype), self.dropout, self.training)
+        x = unpad(F.dropout(x + places.to(x.dtype), self.dropout, self.training), padding)
+        if memory is not None and not begun:  # later it is in the cache
+            memory = unpad(memory, memory_padding)
         for number, layer in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, mask, memory, memory_mask, use_reentrant=False)
+                x = checkpoint(layer, x, padding, memory, memory_padding, use_reentrant=False)
             else:
-                x = layer(x, mask, memory, memory_mask, cache, number)
+                x = layer(x, padding, memory, memory_padding, cache, number)
         return x
 
 
@@ -170,8 +182,9 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         decoder_input_ids: Tensor,
         labels: Tensor | None = None,
-        padding: Tensor | None = None,
+        padding: Padding | None = None,
         smoothing: float = 0.0,
+        decoder_padding: Padding | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Logits, or the sum of the token losses.
@@ -180,31 +193,37 @@ class Transformer(nn.Module):
             input_ids: (B, S) int64, what the encoder reads; at most the model's context, as is T.
             decoder_input_ids: (B, T) int64, the target after its start token; padded on the right.
             labels: (B, T) int64, the target; -100 is left out.
-            padding: (B, S) bool, True where the encoder's token is real; None: everywhere.
+            padding: of `input_ids`; None: every token is real.
             smoothing: label smoothing (section 5.4: 0.1).
+            decoder_padding: of `decoder_input_ids`, behind each row's tokens; None: every token is computed.
             cache: as in `decode`.
         Returns:
             With labels: the sum over all labels, a scalar in fp32. Else the logits of `decode`.
         """
-        x = self._decoded(decoder_input_ids, self.encode(input_ids, padding), padding, cache)
-        return self.lm_head(x, labels, smoothing)
+        memory = self.encode(input_ids, padding)
+        x = self._decoded(decoder_input_ids, memory, padding, decoder_padding, cache)
+        if labels is None:
+            return self.lm_head(pad(x, decoder_padding))
+        return self.lm_head(x, unpad(labels, decoder_padding), smoothing)
 
-    def encode(self, input_ids: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Token ids (B, S) to what the decoder looks at, (B, S, hidden)."""
-        return self.model.encoder(input_ids, real_keys(padding))
+    def encode(self, input_ids: Tensor, padding: Padding | None = None) -> Tensor:
+        """Token ids (B, S) to what the decoder looks at, (B, S, hidden); 0 in padding."""
+        return pad(self.model.encoder(input_ids, padding), padding)
 
     def decode(
-        self, decoder_input_ids: Tensor, memory: Tensor, padding: Tensor | None = None, cache: Cache | None = None
+        self, decoder_input_ids: Tensor, memory: Tensor, padding: Padding | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Logits (B, T, vocabulary) of a target beside `memory` (B, S, hidden).
 
         With a cache: (B, 1, vocabulary) after each row's last real token. It is first fed what the targets begin
         with, padded on the right, then one token a row.
         """
-        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, cache))
+        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, None, cache))
 
-    def _decoded(self, input_ids: Tensor, memory: Tensor, padding: Tensor | None, cache: Cache | None) -> Tensor:
-        return chosen(self.model.decoder(input_ids, None, memory, real_keys(padding), cache), cache)
+    def _decoded(
+        self, ids: Tensor, memory: Tensor, padding: Padding | None, own: Padding | None, cache: Cache | None
+    ) -> Tensor:
+        return chosen(self.model.decoder(ids, own, memory, padding, cache), cache)
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:
         """Embeddings hidden ** -0.5, so that they begin at 1 when scaled (tensor2tensor, the paper's code); else

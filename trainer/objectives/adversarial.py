@@ -27,9 +27,10 @@ from trainer.exact import addable
 from trainer.models.adversarial import discrimination
 from trainer.models.head import Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.objectives.base import Batch
 from trainer.objectives.causal import Causal, token_figures, token_sums
 from trainer.recipe import Model
+from trainer.transfer import sent
 
 WRITE = 28  # what a key is for
 

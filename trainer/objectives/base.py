@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.reader import Rows
 from trainer.models.head import Head
 from trainer.models.layers import Documents
+from trainer.models.padding import Padding
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Batch:
     """What the loss is a sum over, known to the host: labels of tokens, or examples."""
     rows: int
     """Rows that are not filler."""
-    padding: Tensor | None = None
-    """(B, T) bool: True at real tokens, False at padding; None: the model needs not know."""
+    padding: Padding | None = None
+    """Which of `input_ids` are real; None: the model needs not know."""
     token_types: Tensor | None = None
     """(B, T) int64: which text of its example a token belongs to."""
     decoder_input_ids: Tensor | None = None
     """(B, U) int64: what an encoder-decoder's decoder reads."""
+    decoder_padding: Padding | None = None
+    """Which of `decoder_input_ids` are real; None: the model needs not know."""
     targets: Tensor | None = None
     """(B,) fp32: the number that a row is to predict."""
     prefixes: Tensor | None = None
@@ -95,9 +98,3 @@ class Objective(BatchMaker, Protocol):
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
         """An evaluation's figures from its sums; "loss" is the mean that training minimises."""
         ...
-
-
-def sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array on `device`; on a GPU by a copy that nothing waits for."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -22,8 +22,9 @@ from trainer.meters import perplexity
 from trainer.models.head import LM, Head
 from trainer.models.layers import Documents
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
-from trainer.objectives.examples import rounded
+from trainer.models.padding import rounded
+from trainer.objectives.base import Batch
+from trainer.transfer import sent
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from data.reader import Rows
 from trainer.exact import addable
 from trainer.models.head import Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.models.padding import Padding
+from trainer.objectives.base import Batch
 from trainer.objectives.examples import Sequences, read
+from trainer.transfer import sent
 
 COUNTED = ("right", "said", "held")
 NUMBER = Head("classes", 1)
@@ -43,7 +45,7 @@ class Texts:
             documents=None,
             label_tokens=int((labels != IGNORED).sum()),
             rows=int((rows.lengths > 0).sum()),
-            padding=None if self.decoder else sent(held.real, device),
+            padding=None if self.decoder else Padding.of(held.real, device),
             token_types=sent(held.types, device) if self.types and not self.decoder else None,
             targets=None if targets is None else sent(targets, device),
             at=sent(held.marked.argmax(1), device) if self.decoder else None,

@@ -21,9 +21,11 @@ from data.shards import FIELDS
 from trainer.exact import addable
 from trainer.models.head import Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.models.padding import Padding, rounded
+from trainer.objectives.base import Batch
 from trainer.objectives.classification import Texts, row_targets
-from trainer.objectives.examples import Sequences, read, rounded
+from trainer.objectives.examples import Sequences, read
+from trainer.transfer import sent
 
 SECOND = FIELDS.index("text_b")
 SENTENCE = Head("sentence")
@@ -73,7 +75,7 @@ class Contrastive:
             documents=None,
             label_tokens=int(alike.sum()),
             rows=int((rows.lengths > 0).sum()),
-            padding=sent(real, device),
+            padding=Padding.of(real, device),
             at=sent(np.maximum(lengths - 1, 0) if self.texts.decoder else np.zeros_like(lengths), device),
             allowed=sent(allowed.reshape(-1), device),
         )
@@ -108,7 +110,7 @@ class Contrastive:
         if self.pooling == "cls":
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), batch.at].float()
         else:
-            real = batch.padding[..., None]
+            real = batch.padding.real[..., None]
             pooled = (hidden.float() * real).sum(1) / real.sum(1).clamp(min=1)
         return F.normalize(pooled, dim=-1)
 

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.models.padding import Padding
+from trainer.objectives.base import Batch
 from trainer.objectives.causal import token_figures, token_sums
+from trainer.transfer import sent
 
 
 class EncoderDecoder:
@@ -22,16 +24,20 @@ class EncoderDecoder:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the batch's labels."""
-        return model(batch.input_ids, batch.decoder_input_ids, batch.labels, batch.padding, smoothing=self.smoothing)
+        return self._read(model, batch, batch.labels)
 
     def measure(self, model: nn.Module, batch: Batch) -> list[float]:
         """Loss without label smoothing, labels, how many are the likeliest token, and their bytes."""
-        logits = model(batch.input_ids, batch.decoder_input_ids, None, batch.padding)
-        return token_sums(logits, batch, self.piece_bytes)
+        return token_sums(self._read(model, batch, None), batch, self.piece_bytes)
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
         """loss (nats a label), perplexity, bits_per_byte, accuracy, tokens; sentinels and ends count as labels."""
         return token_figures(sums)
+
+    def _read(self, model: nn.Module, batch: Batch, labels: Tensor | None) -> Tensor:
+        ids = batch.input_ids, batch.decoder_input_ids
+        more = {"smoothing": self.smoothing, "decoder_padding": batch.decoder_padding}
+        return model(*ids, labels, batch.padding, **more)
 
 
 def encoder_decoder_batch(
@@ -53,6 +59,7 @@ def encoder_decoder_batch(
         documents=None,
         label_tokens=int(asked.sum()),
         rows=int(whole.sum()),
-        padding=None if real[whole].all() else sent(real, device),
+        padding=None if real[whole].all() else Padding.of(real, device),
         decoder_input_ids=sent(np.where(shifted == IGNORED, pad, shifted), device),
+        decoder_padding=None if asked[whole].all() else Padding.of(asked, device),
     )

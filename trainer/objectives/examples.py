@@ -9,18 +9,11 @@ from torch import Tensor, nn
 
 from data.reader import Rows
 from data.shards import FIELDS
+from trainer.models.padding import rounded
 from trainer.objectives.base import Batch
 
-WIDTH = 8
-"""Tensor cores like multiples of it. On a CPU they would be work for nothing."""
 SECOND = (FIELDS.index("text_b"), FIELDS.index("context"))
 """Fields of token type 1; what is before them, and the padding, has type 0."""
-
-
-def rounded(longest: int, most: int, device: torch.device) -> int:
-    """The width for a longest row of so many tokens, at most `most`."""
-    step = 1 if device.type == "cpu" else WIDTH
-    return min(most, max(step, -(-longest // step) * step))
 
 
 @dataclass(frozen=True)

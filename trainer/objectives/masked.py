@@ -30,9 +30,11 @@ from data.reader import Rows
 from trainer.exact import addable
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.models.padding import Padding
+from trainer.objectives.base import Batch
 from trainer.objectives.causal import token_figures, token_sums
 from trainer.objectives.rows import masks
+from trainer.transfer import sent
 
 CHOOSE, REPLACE, TRADE, CUT = 21, 22, 23, 24  # what a key is for
 
@@ -104,7 +106,7 @@ class Masked:
             documents=None,
             label_tokens=int(chosen.sum()),
             rows=int(real.sum()),
-            padding=None if laid.real[real].all() else sent(laid.real, device),
+            padding=None if laid.real[real].all() else Padding.of(laid.real, device),
             token_types=None if laid.types is None else sent(laid.types, device),
             targets=None if laid.follows is None else sent(laid.follows[:, None], device),
         )

@@ -16,9 +16,11 @@ from data.reader import Rows
 from trainer.exact import addable
 from trainer.models.head import Head
 from trainer.models.loss import IGNORED
-from trainer.objectives.base import Batch, sent
+from trainer.models.padding import Padding
+from trainer.objectives.base import Batch
 from trainer.objectives.classification import row_targets
 from trainer.objectives.examples import Sequences, read
+from trainer.transfer import sent
 
 SPAN = Head("span")
 
@@ -51,7 +53,7 @@ class QuestionAnswering:
             documents=None,
             label_tokens=real,
             rows=real,
-            padding=sent(held.real, device),
+            padding=Padding.of(held.real, device),
             token_types=sent(held.types, device) if self.types else None,
             allowed=sent(allowed, device),
         )

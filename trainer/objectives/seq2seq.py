@@ -1,8 +1,8 @@
 """A target for a source, by an encoder-decoder: translation, summarisation (arXiv:1706.03762, section 3 and 5.4).
 
 A row is source <|eos|> target <|eos|>; the encoder reads the first part, the decoder the second, shifted right behind
-the token that it begins with. Both are as wide as the longest of the micro-batch rounded up to 8 tokens, so that few
-widths occur.
+the token that it begins with. Both are as wide as the longest of the micro-batch, on a GPU rounded up to 8 tokens;
+padding is computed in attention only.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from data.reader import Rows
 from data.shards import FIELDS
 from trainer.models.head import LM, Head
 from trainer.models.loss import IGNORED
+from trainer.models.padding import rounded
 from trainer.objectives.base import Batch
 from trainer.objectives.encoder_decoder import EncoderDecoder, encoder_decoder_batch
-from trainer.objectives.examples import rounded
 
 SOURCE = FIELDS.index("source")
 

@@ -28,7 +28,7 @@ def test_an_encoder_reads_pairs_with_token_types_and_padding():
     assert batch.input_ids.tolist() == [[3, 7, 8, 4, 9, 4], [3, 6, 4, 0, 0, 0], [0] * 6]
     assert batch.token_types is not None and batch.padding is not None
     assert batch.token_types.tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6, [0] * 6]
-    assert batch.padding.sum(1).tolist() == [6, 3, 0]
+    assert batch.padding.real.sum(1).tolist() == [6, 3, 0]
     assert batch.labels.tolist() == [2, 0, -100]
     assert (batch.label_tokens, batch.rows, objective.head) == (2, 2, Head("classes", 3))
 

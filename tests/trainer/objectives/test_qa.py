@@ -23,7 +23,7 @@ def test_an_answer_may_stand_in_the_context_or_at_the_first_token():
     ]  # fmt: skip
     assert batch.labels.tolist() == [[5, 6], [0, 0], [-100, -100]]
     assert batch.token_types.sum(1).tolist() == [5, 3, 0]
-    assert batch.padding.sum(1).tolist() == [9, 6, 0]
+    assert batch.padding.real.sum(1).tolist() == [9, 6, 0]
     assert (batch.label_tokens, batch.rows) == (2, 2)
 
 

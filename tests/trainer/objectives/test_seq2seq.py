@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from tests.trainer.families import built
 from tests.trainer.objectives.rows import CPU, pair, rows
+from trainer.models.padding import rounded
 from trainer.objectives.base import Objective
-from trainer.objectives.examples import rounded
 from trainer.objectives.seq2seq import Seq2Seq
 
 PAIRS = [pair((7, 8, 9), (20, 21)), pair((6,), (30, 31, 32, 33))]
@@ -18,7 +18,7 @@ def test_the_decoder_reads_the_target_shifted_right():
     batch = objective.batch(rows(*PAIRS, []), CPU)
     assert batch.decoder_input_ids is not None and batch.padding is not None
     assert batch.input_ids.tolist() == [[7, 8, 9, 5], [6, 5, 1, 1], [1] * 4]
-    assert batch.padding.sum(1).tolist() == [4, 2, 0]
+    assert batch.padding.real.sum(1).tolist() == [4, 2, 0]
     assert batch.labels.tolist() == [[20, 21, 5, -100, -100], [30, 31, 32, 33, 5], [-100] * 5]
     assert batch.decoder_input_ids.tolist() == [[2, 20, 21, 5, 1], [2, 30, 31, 32, 33], [2] + [1] * 4]
     assert (batch.label_tokens, batch.rows) == (8, 2)

@@ -19,6 +19,7 @@ from data.tokenizer.tokenizer import Tokenizer
 from trainer.adapters.prompt import embedding
 from trainer.attributions import embedded, integrated_gradients
 from trainer.explanation import About, Explanation
+from trainer.generation.passes import writer
 from trainer.models.attention_maps import attention_maps
 from trainer.readings import Reading, read_as_trained
 from trainer.run import Source
@@ -40,7 +41,7 @@ def explain(loaded: Loaded, texts: Sequence[str], target: str | None = None, lay
     Raises:
         UserError: as `read_as_trained`, and where there is no such layer.
     """
-    loaded = replace(loaded, model=getattr(loaded.model, "generator", loaded.model))  # of two nets, the one that writes
+    loaded = replace(loaded, model=writer(loaded.model))
     config, tokenizer = loaded.recipe.model, loaded.inputs.tokenizer
     layers = config.decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
     if layer is not None and not 1 <= layer <= layers:

@@ -138,6 +138,14 @@ class Explanation:
         return cls(about, {name.removeprefix("attention."): maps for name, maps in tensors.items()}, attributions)
 
 
-def written(run: Path) -> list[Path]:
-    """The explanations in a run's folder, the newest first."""
-    return sorted((run / FOLDER).glob("*.safetensors"), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+def newest(run: Path, most: int) -> tuple[list[Explanation], list[str], int]:
+    """Of a run's folder: its newest explanations, `most` at most, what is wrong with those of them that can't be read,
+    and how many there are in all."""
+    paths = sorted((run / FOLDER).glob("*.safetensors"), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    found, unread = [], []
+    for path in paths[:most]:
+        try:
+            found.append(Explanation.read(path))
+        except UserError as error:
+            unread.append(str(error))
+    return found, unread, len(paths)

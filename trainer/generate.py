@@ -13,7 +13,7 @@ from torch import nn
 
 from data.errors import UserError
 from trainer.generation.beams import beam_search
-from trainer.generation.passes import Passes, prefix
+from trainer.generation.passes import Passes, prefix, writer
 from trainer.generation.sampling import sample
 from trainer.generation.settings import Decoding
 
@@ -48,7 +48,7 @@ def generate(
         UserError: a prompt is empty, has ids beyond the vocabulary, or leaves no room in the context for
             `max_new_tokens`.
     """
-    model = getattr(model, "generator", model)  # of two nets, the one that writes
+    model = writer(model)
     start, ends, limits = _checked(model, prompts, decoding, eos_id, start_id)
     together = max(1, TOGETHER // max(decoding.num_beams, decoding.num_return_sequences))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # of like lengths: little padding
@@ -79,7 +79,7 @@ def stream(
         raise UserError("beam search knows its text only at the end: it can't be streamed; set num_beams to 1")
     if decoding.num_return_sequences > 1:
         raise UserError(f"one text can be streamed, not num_return_sequences {decoding.num_return_sequences}")
-    model = getattr(model, "generator", model)
+    model = writer(model)
     start, ends, limits = _checked(model, [prompt], decoding, eos_id, start_id)
     with _still(model):
         for said in sample(Passes(model, [prompt], limits, start), [prompt], decoding, limits, ends, lockstep=False):
@@ -88,7 +88,7 @@ def stream(
 
 def refuse_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
     """Raise UserError, naming each by its number from 1, where `generate` would refuse a prompt."""
-    _checked(getattr(model, "generator", model), prompts, decoding, None, 0)
+    _checked(writer(model), prompts, decoding, None, 0)
 
 
 def _drained(said: Iterator[list[tuple[int, int]]], prompts: int, decoding: Decoding) -> list[list[list[int]]]:

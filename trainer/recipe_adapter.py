@@ -67,6 +67,12 @@ def refuse_other(before: Adapter, now: Adapter, origin: str) -> None:
     if now.kind == "none":
         raise UserError(f"{origin} has learned a prompt, which can't be merged into weights: leave adapter.kind out")
     raise UserError(
-        f"{origin} has an adapter {before.described()}, and this recipe wants {now.described()}: leave the adapter's "
+        f"{origin} has an adapter of {_told(before)}, and this recipe wants one of {_told(now)}: leave the adapter's "
         "settings out to go on with it, or merge it first (adapter.kind=none)"
     )
+
+
+def _told(adapter: Adapter) -> str:
+    """What decides its weights, as the settings are written."""
+    told = {name: list(value) if isinstance(value, tuple) else value for name, value in adapter.described().items()}
+    return ", ".join(f"{name}={value}" for name, value in sorted(told.items()))

@@ -33,13 +33,14 @@ ROW = 15
 def chapter(story: Story) -> Html | None:
     """The inputs that were asked about last, the newest unfolded; None where none was."""
     found = story.explanations
-    if not found:
+    if not found and not story.unread:
         return None
     said = f"{len(found)} of {story.explained} are shown." if story.explained > len(found) else ""
     note = f"What `luban explain` found, the newest first. {said}"
     return section(
         "Single inputs",
         tag("p", note, class_="note"),
+        [tag("p", each, class_="note") for each in story.unread],
         [details(_title(each), *_parts(each), opened=not number) for number, each in enumerate(found)],
     )
 

@@ -12,7 +12,7 @@ from data.remote.origin import is_remote
 from data.remote.remote import known_info
 from trainer import record
 from trainer.console import best_evaluation, state_of
-from trainer.explanation import Explanation, written
+from trainer.explanation import Explanation, newest
 from trainer.goodput import Goodput, measure
 from trainer.meters import Counted, labels_of
 from trainer.recipe import Recipe
@@ -40,6 +40,8 @@ class Story:
     """proof.json."""
     explanations: list[Explanation]
     """Of single inputs, the newest first, `EXPLANATIONS` at most."""
+    unread: list[str]
+    """What is wrong with those of them that can't be read."""
     explained: int
     """How many there are."""
 
@@ -47,7 +49,6 @@ class Story:
     def load(cls, run: Path) -> "Story":
         """Raises UserError where `run` is no run folder, or its record is damaged."""
         recipe, history = read_recipe(run), record.load(run)
-        explained = written(run)
         return cls(
             run,
             recipe,
@@ -56,8 +57,7 @@ class Story:
             history.metrics(),
             {name: _info(place, recipe) for name, place in recipe.data.places.items()},
             _json(run / "proof.json"),
-            [Explanation.read(path) for path in explained[:EXPLANATIONS]],
-            len(explained),
+            *newest(run, EXPLANATIONS),
         )
 
     @property

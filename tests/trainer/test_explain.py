@@ -289,6 +289,17 @@ def test_a_damaged_or_newer_record_is_named(tmp_path: Path) -> None:
         Explanation.read(path)
 
 
+def test_one_that_is_damaged_leaves_the_report_its_others(fake_run: Any) -> None:
+    run = fake_run()
+    run.attempt()
+    path, _ = (example(text).write(run.folder) for text in ("first", "second"))
+    path.write_bytes(path.read_bytes()[:-20])
+    words = " ".join(parsed(write([run.folder], run.folder / "report.html").read_text("utf-8")).text)
+    assert "step 7: second" in words
+    assert f"{path} is no whole explanation" in words
+    assert "1 of 2 are shown" in words
+
+
 def test_the_report_draws_it_and_its_texts_stay_text(fake_run: Any) -> None:
     run = fake_run()
     run.attempt()

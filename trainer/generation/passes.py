@@ -20,6 +20,11 @@ def prefix(model: Any) -> list[int]:
     return getattr(model, "prefix", [])
 
 
+def writer(model: Any) -> Any:
+    """Of two nets, the one that writes; else the model itself."""
+    return getattr(model, "generator", model)
+
+
 class Passes:
     """The forward passes of one batch, and the tokens that it holds."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.doctor import mutual_checks as mutual
 from cluster.doctor import node_checks as node
 from cluster.doctor.verdict import Check, Facts, Needs, Verdict
+from trainer.models.head import LM, Head
 from trainer.models.shapes import parameter_shapes
 from trainer.recipe import Recipe
 from trainer.units import printable
@@ -33,7 +34,11 @@ def needs(recipe: Recipe) -> Needs:
     """Of a recipe; the disk is for the checkpoints that are kept, the best, and the one being written."""
     launch, kept = recipe.launch, recipe.checkpoint.keep_last + recipe.checkpoint.keep_best + 1
     here = recipe.checkpoint.store_role == "mirror"
-    shapes = parameter_shapes(recipe.model, recipe.model.vocab_size or VOCABULARY)
+    head, objective = LM, recipe.objective
+    if objective.kind == "adversarial":
+        longest = objective.prompt_tokens + objective.sample_tokens
+        head = Head("adversarial", discriminator=objective.discriminator.model(recipe.model, longest))
+    shapes = parameter_shapes(recipe.model, recipe.model.vocab_size or VOCABULARY, head)
     parameters = sum(prod(shape) for shape in shapes.values())
     return Needs(
         ranks=launch.ranks,

@@ -258,5 +258,7 @@ def test_a_recipe_needs_room_for_the_checkpoints_that_it_keeps() -> None:
     assert (plain.ranks, plain.gpus_per_rank, plain.memory) == (4, 1, 8e9)
     more = needs(Recipe.model_validate({"checkpoint": {"keep_last": 6}}))
     assert more.disk == pytest.approx(plain.disk * 2)  # 2 kept, the best and a new one, against 6 and those two
+    two = needs(Recipe.model_validate({"objective": {"kind": "adversarial"}}))
+    assert plain.disk < two.disk < 2 * plain.disk  # the discriminator has two layers
     away = {"checkpoint": {"store": "file:///backup", "store_role": "primary"}}
     assert needs(Recipe.model_validate(away)).disk == 0

@@ -42,6 +42,15 @@ def test_every_family_has_the_parameters_that_are_counted(family, variant, kind)
     assert shapes[TABLES[family]] == (VOCABULARY, 72)
 
 
+def test_of_two_nets_both_are_counted():
+    judge = Model.model_validate({"family": "bert"} | SIZES)
+    model, head = Model.model_validate(SIZES), Head("adversarial", discriminator=judge)
+    with torch.device("meta"):
+        real = build(model, VOCABULARY, head)
+    expected = [(name, tuple(each.shape)) for name, each in real.named_parameters()]
+    assert list(parameter_shapes(model, VOCABULARY, head).items()) == expected
+
+
 @pytest.mark.parametrize("family", VARIANTS)
 def test_matrices_decay_and_embeddings_and_vectors_do_not(family):
     model = Model.model_validate({"family": family} | SIZES | VARIANTS[family][0])

@@ -9,14 +9,12 @@ from trainer.models.adversarial import Adversarial
 from trainer.models.bert import Bert
 from trainer.models.decoder import Decoder
 from trainer.models.gpt2 import GPT2
-from trainer.models.head import LM, Head
+from trainer.models.head import JUDGEMENT, LM, Head
 from trainer.models.t5 import T5
 from trainer.models.transformer import Transformer
 from trainer.recipe import Model
 
 CLASSES: dict[str, Any] = {"llama": Decoder, "gpt2": GPT2, "bert": Bert, "t5": T5, "transformer": Transformer}
-JUDGEMENT = Head("classes", 1)
-"""What a discriminator ends in: the logit of a text's being real."""
 
 
 def build(config: Model, vocab_size: int, head: Head = LM, activation_checkpointing: bool = False) -> nn.Module:

@@ -21,3 +21,5 @@ class Head:
 
 
 LM = Head()
+JUDGEMENT = Head("classes", 1)
+"""What a discriminator ends in: the logit of a text's being real."""

@@ -7,7 +7,7 @@ family and head against the real model.
 from collections.abc import Callable, Mapping
 
 from trainer.models.depth import BLOCK
-from trainer.models.head import LM, Head
+from trainer.models.head import JUDGEMENT, LM, Head
 from trainer.recipe_model import Model
 
 Shapes = dict[str, tuple[int, ...]]
@@ -68,6 +68,13 @@ def grouped(learning: Shapes, scale: Callable[[str], float] = lambda _: 1.0) -> 
 
 def parameter_shapes(model: Model, vocab_size: int, head: Head = LM) -> Shapes:
     """Shape of each parameter, in the order of `build(model, vocab_size, head).named_parameters()`."""
+    if head.discriminator is not None:
+        nets = {"generator": (model, LM), "discriminator": (head.discriminator, JUDGEMENT)}
+        return {
+            f"{net}.{name}": shape
+            for net, (config, end) in nets.items()
+            for name, shape in parameter_shapes(config, vocab_size, end).items()
+        }
     return _FAMILIES[model.family](model, vocab_size, head)
 
 

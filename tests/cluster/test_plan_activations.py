@@ -42,7 +42,7 @@ def block_and_inputs(model: Model, decoding: bool, dtype: torch.dtype) -> tuple[
             return bert.Layer(model), [x, None]
         case "t5":
             bias = torch.randn(1, 4, CONTEXT, CONTEXT, dtype=dtype, requires_grad=True)
-            return t5.Block(model, decoding, False), [x, bias, memory if decoding else None]
+            return t5.Block(model, decoding, False), [x, None, bias, memory if decoding else None]
         case _:
             return transformer.Layer(model, decoding), [x, None, memory if decoding else None]
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from cluster.plan.activations import block_activations, buffers
+from tests.trainer.families import padded, real
 from trainer.models import bert, decoder, gpt2, t5, transformer
 from trainer.models.build import build
 from trainer.models.layers import Documents, prefix_mask
+from trainer.models.padding import WORTH, unpad
 from trainer.models.presets import PRESETS
 from trainer.models.rotary import rotary_table
 from trainer.recipe_model import Model
@@ -86,6 +88,21 @@ def test_a_block_keeps_what_the_plan_says(family, decoding, attention, dropout, 
         assert saved < said
     else:
         assert said == saved
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("family", "decoding"),
+    [("bert", False), ("t5", False), ("t5", True), ("transformer", False), ("transformer", True)],
+)
+def test_a_block_without_padding_keeps_no_more_than_the_plan_says(family, decoding, dropout):
+    model = Model.model_validate({"family": family} | SIZES | dropout)
+    block, (x, _, *others) = block_and_inputs(model, decoding, torch.float32)
+    padding = padded(real([CONTEXT, int((2 * WORTH - 1) * CONTEXT)], CONTEXT))
+    others = [unpad(each, padding) if each is not None and each.ndim == 3 else each for each in others]
+    inputs = [unpad(x, padding), padding, *others, *([padding] if decoding else [])]
+    assert padding.places is not None
+    assert saved_bytes(block, inputs) <= block_activations(model, decoding, ROWS * CONTEXT, 4, gpu=False)
 
 
 @pytest.mark.parametrize("family", PRESETS)

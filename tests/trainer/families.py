@@ -1,5 +1,6 @@
 """Tiny models of the encoder families, with weights that are far from special, for several files of tests."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,9 +53,26 @@ def real(lengths: list[int], width: int) -> Tensor:
     return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
-def padded(real: Tensor) -> Padding:
-    """The padding of a batch whose `real` tokens (rows, width) are these."""
-    return Padding.of(real.numpy(), real.device)
+def padded(inside: Tensor) -> Padding:
+    """The padding of a batch whose real tokens are `inside` (rows, width) bool."""
+    return Padding.of(inside.numpy(), inside.device)
+
+
+def in_rows(padding: Padding) -> Padding:
+    """The same, but everything is computed."""
+    return replace(padding, places=None, slots=None)
+
+
+def with_some_of(padding: Padding, count: int) -> Padding:
+    """The same, but `count` tokens of padding are computed, too, as a GPU's round numbers have it."""
+    if padding.places is None:
+        return padding
+    others = torch.arange(padding.real.numel())
+    others = others[~torch.isin(others, padding.places)][:count]
+    places = torch.cat([padding.places, others])
+    slots = torch.full((padding.real.numel(),), len(places))
+    slots[places] = torch.arange(len(places))
+    return replace(padding, places=places, slots=slots)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

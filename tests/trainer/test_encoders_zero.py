@@ -49,9 +49,10 @@ def loss_of(model: Any, family: str, step: int, rows: slice) -> Tensor:
         follows = torch.arange(ROWS) % 2
         return model(source[rows], labels[rows], padded(inside[rows]), None, follows[rows], 2.0)
     target = tokens(ROWS, 12, step + 100)
-    labels = target.masked_fill(~real([12 - row for row in range(ROWS)], 12), -100)
-    labels[-1] = -100
-    return model(source[rows], target.roll(1, 1)[rows], labels[rows], padded(inside[rows]), 0.1)
+    asked = real([12 - row for row in range(ROWS)], 12)
+    asked[-1] = False
+    labels, paddings = target.masked_fill(~asked, -100), [padded(each[rows]) for each in (inside, asked)]
+    return model(source[rows], target.roll(1, 1)[rows], labels[rows], paddings[0], 0.1, paddings[1])
 
 
 def count_of(family: str) -> int:

@@ -1,7 +1,7 @@
 """Prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv:2104.08691): learned vectors before each input, nothing else.
 
 The virtual tokens have ids of their own, those after the vocabulary, and the embedding looks them up in a table of its
-own. So a prompted input is nothing but a longer row of ids: batches, padding, caches and beams need not know, and the
+own. So a prompted input is nothing but a longer row of ids: models, caches and beams need not know, and the
 positions are those that `peft` gives. An input is one example a row; rows of several documents are refused.
 """
 

@@ -60,10 +60,11 @@ class Passes:
     def begin(self) -> Tensor:
         """Reads the prompts: (rows, vocabulary) fp32 logits of each one's next token."""
         if self._model.config.is_encoder_decoder:
-            source, self._padding = self._padded(self._prompts, 0)
+            source, lengths = self._rows()
+            self._padding = Padding.of(np.arange(source.size(1)) < lengths[:, None], self._device)
             self._memory = self._model.encode(source, self._padding)
             return self._scores(self.history)
-        return self._scores(self._padded(self._prompts, 0)[0])
+        return self._scores(self._rows()[0])
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Feeds each row its next token (rows,) int64: (rows, vocabulary) fp32 logits of the one after it."""
@@ -97,12 +98,11 @@ class Passes:
         if self._padding is not None:
             self._padding = self._padding.take(chosen)
 
-    def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Padding]:
-        """(rows, longest) int64, padded on the right, and which tokens are real."""
-        lengths = np.array([len(row) for row in rows])
-        longest = int(lengths.max())
-        padded = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-        return padded.to(self._device), Padding.of(np.arange(longest) < lengths[:, None], self._device)
+    def _rows(self) -> tuple[Tensor, np.ndarray]:
+        """The prompts (rows, longest) int64, padded on the right, and their lengths."""
+        lengths = np.array([len(row) for row in self._prompts])
+        padded = torch.tensor([[*row, *[0] * (int(lengths.max()) - len(row))] for row in self._prompts])
+        return padded.to(self._device), lengths
 
     def _scores(self, tokens: Tensor) -> Tensor:
         if self._memory is not None:

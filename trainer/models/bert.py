@@ -2,10 +2,10 @@
 
 Parameter names and shapes are those of Hugging Face's BertForPreTraining, BertForMaskedLM,
 BertForSequenceClassification, BertForQuestionAnswering and BertModel, one for each head; which has a pooler differs as
-there. Padding is computed in attention only (`padding.py`), and only tokens that have a label meet the vocabulary: with
-15 % of them, forward and backward of 8 rows of 128 tokens take 395 ms instead of 1150 (4 layers of 256 features, 30,592
-words, one thread of a CPU). On a CPU the loss kernel alone would do for that (388 ms); on a GPU it is the head that
-leaves the others out, and the host must know how many have one (`labelled`), or it would wait for the device.
+there. Blocks compute padding in attention only (`padding.py`), and only tokens that have a label meet the vocabulary:
+with 15 % of them, forward and backward of 8 rows of 128 tokens take 395 ms instead of 1150 (4 layers of 256 features,
+30,592 words, one thread of a CPU). On a CPU the loss kernel alone would do for that (388 ms); on a GPU it is the head
+that leaves the others out, and the host must know how many have one (`labelled`), or it would wait for the device.
 """
 
 from typing import ClassVar, cast
@@ -19,7 +19,7 @@ from trainer.models.attention import multi_head
 from trainer.models.head import LM, Head
 from trainer.models.layers import Embedding, Linear, LMHead
 from trainer.models.loss import IGNORED, LOSS_KERNEL
-from trainer.models.padding import Padding, keys_of, pad, unpad
+from trainer.models.padding import Padding, in_heads, keys_of, pad, unpad
 from trainer.recipe import Model
 
 POOLED = ("classes", "pretraining")
@@ -55,8 +55,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
         """`x` without padding."""
-        projected = (project(x) for project in (self.query, self.key, self.value))
-        q, k, v = (pad(each, padding).unflatten(-1, (self.heads, -1)) for each in projected)
+        q, k, v = (in_heads(project(x), padding, self.heads) for project in (self.query, self.key, self.value))
         out = multi_head(q, k, v, keys_of(padding), dropout=self.dropout if self.training else 0.0)
         return unpad(out, padding)
 

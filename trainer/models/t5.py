@@ -22,7 +22,7 @@ from trainer.models.cache import Cache
 from trainer.models.head import LM, Head
 from trainer.models.layers import Embedding, Linear, LMHead, RMSNorm, chosen
 from trainer.models.loss import LOSS_KERNEL
-from trainer.models.padding import Padding, keys_of, pad, unpad
+from trainer.models.padding import Padding, in_heads, keys_of, pad, unpad
 from trainer.recipe import Model
 
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         """`x` looks at itself, with `bias` on its scores, or at `memory` if there is one; both without their
         padding."""
         looked_at = padding if memory is None else memory_padding
-        q = self._rows(self.q(x), padding)
+        q = in_heads(self.q(x), padding, self.heads)
         mask = bias if memory is None else keys_of(looked_at)
         if cache is None:
             k, v = self._keys(x if memory is None else memory, looked_at)
@@ -83,11 +83,8 @@ class Attention(nn.Module):
 
     def _keys(self, source: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
         """Keys and values of what is looked at."""
-        return self._rows(self.k(source), padding), self._rows(self.v(source), padding)
-
-    def _rows(self, x: Tensor, padding: Padding | None) -> Tensor:
-        """(B, T, heads, head size) of what a projection made."""
-        return pad(x, padding).unflatten(-1, (self.heads, -1))
+        k, v = (in_heads(project(source), padding, self.heads) for project in (self.k, self.v))
+        return k, v
 
 
 class GatedGelu(nn.Module):
@@ -237,7 +234,6 @@ class T5(nn.Module):
         padding: Padding | None = None,
         smoothing: float = 0.0,
         decoder_padding: Padding | None = None,
-        cache: Cache | None = None,
     ) -> Tensor:
         """Logits, or the sum of the token losses.
 
@@ -247,13 +243,13 @@ class T5(nn.Module):
             labels: (B, T) int64, the target; -100 is left out.
             padding: of `input_ids`; None: every token is real.
             smoothing: label smoothing.
-            decoder_padding: of `decoder_input_ids`, behind each row's tokens; None: every token is computed.
-            cache: as in `decode`.
+            decoder_padding: of `decoder_input_ids`, at the rows' ends, where nothing but causality hides it; None: all
+                are computed.
         Returns:
             With labels: the sum over all labels, a scalar in fp32. Else the logits of `decode`.
         """
         memory = self.encode(input_ids, padding)
-        x = self._decoded(decoder_input_ids, memory, padding, decoder_padding, cache)
+        x = self._decoded(decoder_input_ids, memory, padding, decoder_padding)
         if labels is None:
             return self.lm_head(pad(x, decoder_padding))
         return self.lm_head(x, unpad(labels, decoder_padding), smoothing)
@@ -270,12 +266,17 @@ class T5(nn.Module):
         With a cache: (B, 1, vocabulary) after each row's last real token. It is first fed what the targets begin
         with, padded on the right, then one token a row.
         """
-        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, None, cache))
+        return self.lm_head(self._decoded(decoder_input_ids, memory, padding, cache=cache))
 
     def _decoded(
-        self, ids: Tensor, memory: Tensor, padding: Padding | None, own: Padding | None, cache: Cache | None
+        self,
+        ids: Tensor,
+        memory: Tensor,
+        memory_padding: Padding | None,
+        padding: Padding | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        x = chosen(self.decoder(ids, own, memory, padding, cache), cache)
+        x = chosen(self.decoder(ids, padding, memory, memory_padding, cache), cache)
         return x * self.config.hidden_size**-0.5 if self.config.tie_word_embeddings else x
 
     def initial_std(self, name: str, shape: tuple[int, ...]) -> float:

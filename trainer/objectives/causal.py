@@ -4,8 +4,8 @@ Text: a row is context + 1 tokens and overlaps the next one by a token, so each 
 document's first token, predicted from the end of the one before, which teaches what documents begin with.
 Packed text: a document's first token is no label, since what stands before it is any other document's end.
 Examples: one a row or packed, and only the tokens marked at build time are labels. Rows are cut to the longest of the
-micro-batch rounded up to 8 tokens, so that few widths occur: a batch of 60-token examples in a context of 256 costs a
-quarter of padding to the context.
+micro-batch, on a GPU rounded up to 8 tokens, so that few widths occur: a batch of 60-token examples in a context of 256
+costs a quarter of padding to the context.
 """
 
 import math

@@ -61,5 +61,5 @@ def encoder_decoder_batch(
         rows=int(whole.sum()),
         padding=None if real[whole].all() else Padding.of(real, device),
         decoder_input_ids=sent(np.where(shifted == IGNORED, pad, shifted), device),
-        decoder_padding=None if asked[whole].all() else Padding.of(asked, device),
+        decoder_padding=Padding.of(asked, device),
     )

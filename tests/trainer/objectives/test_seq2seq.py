@@ -19,6 +19,7 @@ def test_the_decoder_reads_the_target_shifted_right():
     assert batch.decoder_input_ids is not None and batch.padding is not None
     assert batch.input_ids.tolist() == [[7, 8, 9, 5], [6, 5, 1, 1], [1] * 4]
     assert batch.padding.real.sum(1).tolist() == [4, 2, 0]
+    assert batch.decoder_padding is not None and batch.decoder_padding.real.sum(1).tolist() == [3, 5, 0]
     assert batch.labels.tolist() == [[20, 21, 5, -100, -100], [30, 31, 32, 33, 5], [-100] * 5]
     assert batch.decoder_input_ids.tolist() == [[2, 20, 21, 5, 1], [2, 30, 31, 32, 33], [2] + [1] * 4]
     assert (batch.label_tokens, batch.rows) == (8, 2)

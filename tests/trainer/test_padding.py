@@ -88,9 +88,11 @@ def test_tokens_before_each_row_are_as_if_they_had_been_there(lengths, count):
     assert longer.keys[filler].all()
     assert (longer.places is None) == (padded(inside).places is None)
     x = torch.randn(*whole.shape, 3)
-    assert torch.equal(pad(unpad(x, longer), longer)[whole], x[whole])
+    found = pad(unpad(x, longer), longer)
+    assert torch.equal(found[whole], x[whole])
     if longer.places is not None and sum(lengths):
         assert len(longer.places) == int(whole.sum())
+        assert not found[~whole].any()
 
 
 def test_chosen_rows_keep_their_keys():

@@ -167,6 +167,7 @@ class Meter:
         steps: int,
         ranks: int,
         counts: Counted = "tokens",
+        mixed: bool = False,
         tokens_per_byte: float | None = None,
         epoch_tokens: int | None = None,
         flops: Flops | None = None,
@@ -180,6 +181,7 @@ class Meter:
             steps: Updates of the whole run.
             ranks: Processes that train together.
             counts: What the labels are. A loss an example has no perplexity.
+            mixed: The loss is a sum of several objectives', which has no perplexity either.
             tokens_per_byte: Of the corpus, for bits per byte; None: not shown.
             epoch_tokens: Tokens of one pass over the corpus; None: no epoch shown.
             flops: Of one token; None: no MFU.
@@ -192,6 +194,7 @@ class Meter:
         """Things that a person should hear once; the loop takes them away when it has said them."""
         self._steps, self._ranks, self._flops, self._device, self._counts = steps, ranks, flops, device, counts
         self._tokens_per_byte, self._epoch_tokens, self._clock = tokens_per_byte, epoch_tokens, clock
+        self._has_perplexity = counts == "tokens" and not mixed
         self._began: float | None = None
         self._at = (0.0, 0.0)  # seconds of training, and those of them that waited for data, at the last step
         self._last = self._waited = self._seconds = 0.0
@@ -233,7 +236,7 @@ class Meter:
         if self._epoch_tokens:
             values["train/epoch"] = labels / self._epoch_tokens
         values["train/loss"] = loss
-        if self._counts == "tokens":
+        if self._has_perplexity:
             values["train/perplexity"] = perplexity(loss)
         if self._tokens_per_byte:
             values["train/bits_per_byte"] = bits_per_byte(loss, self._tokens_per_byte)

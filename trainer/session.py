@@ -272,15 +272,17 @@ def _meter(
     clock: Clock,
 ) -> Meter:
     share = text_figures(recipe)[1] if inputs.dataset.kind == "text" else 1.0
-    mixed = recipe.objective.kind == "adversarial"  # its loss is of several things, its work not that of one reading
+    adversarial = objective.head.kind == "adversarial"  # its work isn't that of one reading
+    mixed = adversarial or objective.head.kind == "pretraining"
     return Meter(
         clock=clock,
         steps=recipe.train.steps,
         ranks=world.size,
         counts="tokens" if objective.token_labels else "examples",
+        mixed=mixed,
         tokens_per_byte=inputs.tokens_per_byte if inputs.causal_text and not mixed else None,
         epoch_tokens=inputs.epoch_tokens,
-        flops=None if mixed else flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
+        flops=None if adversarial else flops_per_token(recipe.model, counted[0], inputs.vocab_size, counted[1], share),
         device=world.device.type,
         device_name=_device_name(world),
         precision="bf16" if bf16 else "fp32",

@@ -194,6 +194,7 @@ def test_only_a_loss_of_tokens_has_a_perplexity_and_counts_tokens():
     values = line(meter(Time(), counts="examples", tokens_per_byte=None, epoch_tokens=None), 5)
     assert values["train/examples"] == 500
     assert not {"train/tokens", "train/perplexity", "train/bits_per_byte"} & set(values)
+    assert "train/perplexity" not in line(meter(Time(), mixed=True), 5)
 
 
 def test_each_line_measures_its_own_interval():

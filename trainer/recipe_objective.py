@@ -143,6 +143,10 @@ class Objective(Section):
         """Rows that must share a micro-batch."""
         return self.group if self.kind == "contrastive" else 1
 
+    def judge_of(self, generator: Model) -> Model:
+        """adversarial: the discriminator of what `generator` writes."""
+        return self.discriminator.model(generator, self.prompt_tokens + self.sample_tokens)
+
     def refuse_unused(self, kind: str) -> None:
         """Raise UserError where a setting is given that the objective `kind` has no use for."""
         for setting, kinds in _ONLY.items():

@@ -34,10 +34,9 @@ def needs(recipe: Recipe) -> Needs:
     """Of a recipe; the disk is for the checkpoints that are kept, the best, and the one being written."""
     launch, kept = recipe.launch, recipe.checkpoint.keep_last + recipe.checkpoint.keep_best + 1
     here = recipe.checkpoint.store_role == "mirror"
-    head, objective = LM, recipe.objective
-    if objective.kind == "adversarial":
-        longest = objective.prompt_tokens + objective.sample_tokens
-        head = Head("adversarial", discriminator=objective.discriminator.model(recipe.model, longest))
+    head = LM
+    if recipe.objective.kind == "adversarial":
+        head = Head("adversarial", discriminator=recipe.objective.judge_of(recipe.model))
     shapes = parameter_shapes(recipe.model, recipe.model.vocab_size or VOCABULARY, head)
     parameters = sum(prod(shape) for shape in shapes.values())
     return Needs(

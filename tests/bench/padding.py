@@ -13,6 +13,7 @@ import torch
 
 from tests.bench.rounds import median, ratio, turns
 from tests.bench.tasks import TASKS, place
+from tests.trainer.families import in_rows
 from trainer.feed import read_batch
 from trainer.objectives.base import Batch
 from trainer.scores import Loaded, load_model
@@ -20,10 +21,10 @@ from trainer.scores import Loaded, load_model
 BATCHES, ROUNDS = 4, 5
 
 
-def in_rows(batch: Batch) -> Batch:
+def padded(batch: Batch) -> Batch:
     """The batch whose padding is computed, too."""
     paddings = {"padding": batch.padding, "decoder_padding": batch.decoder_padding}
-    return replace(batch, **{name: each and replace(each, places=None, slots=None) for name, each in paddings.items()})
+    return replace(batch, **{name: each and in_rows(each) for name, each in paddings.items()})
 
 
 def update(loaded: Loaded, batches: list[Batch]) -> None:
@@ -52,8 +53,8 @@ def main(runs: list[str]) -> None:
         if all(batch.padding is None for batch in batches):
             print(f"{run}: its model reads no padding", flush=True)
             continue
-        padded = [in_rows(batch) for batch in batches]
-        contenders = {"without": partial(update, loaded, batches), "padded": partial(update, loaded, padded)}
+        with_it = [padded(batch) for batch in batches]
+        contenders = {"without": partial(update, loaded, batches), "padded": partial(update, loaded, with_it)}
         seconds = turns(contenders, ROUNDS)
         per_batch = {name: 1000 * median(each) / BATCHES for name, each in seconds.items()}
         print(

@@ -1,7 +1,6 @@
 """Attention of encoders and encoder-decoders: over padded sentences, from one sequence to another, with dropout.
 
-Everything goes through torch's scaled_dot_product_attention. A key that a mask hides has a weight of exactly 0, so what
-stands in padding reaches no real token, not even in the last bit (`tests/trainer/test_encoders.py`).
+Everything goes through torch's scaled_dot_product_attention; what its masks hide: `padding.py`.
 """
 
 import torch.nn.functional as F

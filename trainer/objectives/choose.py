@@ -53,10 +53,9 @@ def _made(kind: str, recipe: Recipe, dataset: Dataset, piece_bytes: np.ndarray) 
             return Prefix(recipe.seed, tokenizer.pad_id, _start(recipe, tokenizer), piece_bytes, smoothing)
         case "adversarial":
             told, (length, _) = recipe.objective, text_row(recipe, recipe.model.context)
-            discriminator = told.discriminator.model(recipe.model, told.prompt_tokens + told.sample_tokens)
             return Adversarial(
-                recipe.seed, discriminator, length - 1, told.prompt_tokens, told.sample_tokens, told.samples,
-                told.mle_weight, piece_bytes,
+                recipe.seed, told.judge_of(recipe.model), length - 1, told.prompt_tokens, told.sample_tokens,
+                told.samples, told.mle_weight, piece_bytes,
             )  # fmt: skip
         case "causal":
             return Causal(recipe.model.attention, piece_bytes, recipe.objective.label_smoothing)

@@ -36,8 +36,7 @@ class EncoderDecoder:
 
     def _read(self, model: nn.Module, batch: Batch, labels: Tensor | None) -> Tensor:
         ids = batch.input_ids, batch.decoder_input_ids
-        more = {"smoothing": self.smoothing, "decoder_padding": batch.decoder_padding}
-        return model(*ids, labels, batch.padding, **more)
+        return model(*ids, labels, batch.padding, smoothing=self.smoothing, decoder_padding=batch.decoder_padding)
 
 
 def encoder_decoder_batch(
